@@ -1,0 +1,63 @@
+"""Text in, token embeddings out. The second of the two doors for heavy imports.
+
+In: query and passage texts. Out: float32 arrays of L2-normalised token embeddings. Leaves to others:
+cutting rows into passages, compressing, storing, searching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+DEFAULT_MODEL = "minilm"
+
+
+class Encoder(Protocol):
+    """Turns text into token embeddings. Implementations live beside this file."""
+
+    @property
+    def name(self) -> str:
+        """What the user called the model; written into the index."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of everything that decides the embeddings; opening an index with another raises ModelMismatch."""
+        ...
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def query_length(self) -> int:
+        """Longest query in tokens, special tokens included."""
+        ...
+
+    @property
+    def document_length(self) -> int:
+        """Longest passage in tokens, special tokens included. Longer ones are truncated."""
+        ...
+
+    @property
+    def n_special_tokens(self) -> int:
+        """Tokens of :attr:`document_length` that are not text: [CLS], the document marker, [SEP]."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's own tokenizer, truncation and padding off, to count tokens and find their characters."""
+        ...
+
+    def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """One array [n_tokens, dim] per query, rows L2-normalised, in the order of *texts*."""
+        ...
+
+    def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """One array [n_tokens, dim] per passage, rows L2-normalised, skiplist tokens left out."""
+        ...

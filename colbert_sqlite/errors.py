@@ -1,0 +1,69 @@
+"""Every exception this package raises on purpose.
+
+::
+
+    Exception
+    └── ColbertError             something about the world is wrong: one sentence, with the way out
+        ├── IndexNotFound        no index of that name in this database
+        ├── IndexExists          an index of that name is already there
+        ├── IndexCorrupt         stored data contradicts itself; verify tells more
+        ├── SchemaVersionError   the index was written by another version of the format
+        ├── SourceError          the table, view or column to index is missing or cannot be indexed
+        ├── BuildInterrupted     another process took over building this index
+        ├── ModelNotFound        no such model on this machine, and no hub to ask
+        ├── ModelMismatch        the index was built with another model
+        ├── ModelError           the model's files are damaged, unsafe or not a ColBERT model
+        ├── ShapeError           arrays that do not fit together
+        └── MissingDependency    an optional package is not installed
+
+Wrong *arguments* (``k=0``, an unknown ``nbits``) raise :class:`ValueError`. Command lines turn every
+:class:`ColbertError` and :class:`ValueError` of ours into one line and exit code 1.
+"""
+
+
+class ColbertError(Exception):
+    """Base of every error that is about the world and not about an argument."""
+
+
+class IndexNotFound(ColbertError):
+    """No index of that name in this database."""
+
+
+class IndexExists(ColbertError):
+    """An index of that name is already there."""
+
+
+class IndexCorrupt(ColbertError):
+    """Stored data contradicts itself."""
+
+
+class SchemaVersionError(ColbertError):
+    """The index was written by another version of the format."""
+
+
+class SourceError(ColbertError):
+    """The table, view or column to index is missing or cannot be indexed."""
+
+
+class BuildInterrupted(ColbertError):
+    """Another process took over building this index."""
+
+
+class ModelNotFound(ColbertError):
+    """No such model on this machine, and no hub to ask."""
+
+
+class ModelMismatch(ColbertError):
+    """The index was built with another model."""
+
+
+class ModelError(ColbertError):
+    """The model's files are damaged, unsafe or not a ColBERT model."""
+
+
+class ShapeError(ColbertError):
+    """Arrays that do not fit together."""
+
+
+class MissingDependency(ColbertError):
+    """An optional package is not installed."""
