@@ -1,0 +1,282 @@
+"""Builds an index: sample, codec, encoded rows, inverted lists, and the moment it goes into use.
+
+In: a source table, settings, an encoder. Out: the tables of an index. Leaves to others: how embeddings are
+compressed (``engine``), how tables look (``storage``), what a user calls (``index.py``).
+
+A build writes tables of its own, one short transaction per chunk of rows, and replaces the index in use in
+the last one. Killed at any moment, it leaves that index as it was, and the next run goes on from its tables.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .encoders import Encoder
+from .engine.codec import ResidualCodec, from_directions, n_centroids_for, to_directions
+from .passages import PassageSplitter, PassageText, content_hash, extract
+from .settings import IndexSettings
+from .storage.connection import atomic
+from .storage.source import Key, Source, SourceRow
+from .storage.store import EncodedPassage, EncodedRow, Store, StoredCodec
+
+# Text of one write transaction: some seconds of encoding on two CPU cores, which is what a kill can cost.
+_CHUNK_BYTES = 200_000
+_CHUNK_ROWS = 4096
+# Passages encoded at once: at most 65,536 tokens, 32 MB of float32 at 128 dimensions.
+_BATCH_PASSAGES = 256
+# Sampled tokens per centroid, and in all; the cap keeps the sample at 256 MB of float16 at 128 dimensions.
+_SAMPLE_PER_CENTROID = 32
+_SAMPLE_TOKENS = 1 << 20
+_SAMPLE_ROWS = 1 << 17
+# Pairs of centroid and passage sorted at once, 8 bytes each.
+_PAIRS_IN_MEMORY = 1 << 23
+_PASSAGE_BITS = 40
+
+
+class Progress(NamedTuple):
+    """Where a build is. ``stage`` is "encode" (counted in rows), "train" or "write" (one step each)."""
+
+    stage: str
+    done: int
+    total: int
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class _SplitRow(NamedTuple):
+    key: Key
+    content_hash: bytes
+    passages: list[PassageText]
+
+
+def codec_from(stored: StoredCodec) -> ResidualCodec:
+    """Return the codec whose parts a store has read."""
+    return ResidualCodec(
+        nbits=stored.nbits,
+        centroids=from_directions(stored.centroids),
+        bucket_cutoffs=stored.bucket_cutoffs,
+        bucket_weights=stored.bucket_weights,
+        avg_residual=stored.avg_residual,
+    )
+
+
+def row_hash(row: SourceRow) -> bytes:
+    """Return the content hash of everything that decides a row's passages."""
+    return content_hash([*row.values, *([] if row.heading is None else [row.heading])])
+
+
+def build(
+    conn: sqlite3.Connection,
+    name: str,
+    source: Source,
+    settings: IndexSettings,
+    encoder: Encoder,
+    progress: ProgressCallback,
+) -> Store:
+    """Build index *name*, or finish an interrupted build of equal settings, and put it in use.
+
+    :raises BuildInterrupted: if another process takes over the build meanwhile
+    """
+    build_id = secrets.token_hex(8)
+    store = Store.start_build(conn, name, source, settings, encoder.fingerprint, encoder.dim, build_id)
+    build = _Build(store, source, encoder, build_id, progress)
+    build.train()
+    build.encode_rows()
+    build.invert()
+    with atomic(conn):
+        store.check_build(build_id)
+        return store.publish()
+
+
+class _Build:
+    """One build in progress: its tables, and what it needs to fill them."""
+
+    def __init__(
+        self, store: Store, source: Source, encoder: Encoder, build_id: str, progress: ProgressCallback
+    ) -> None:
+        self.store = store
+        self.source = source
+        self.encoder = encoder
+        self.build_id = build_id
+        self.progress = progress
+        self.settings = store.entry.settings
+        assert self.settings.max_tokens is not None
+        self.max_tokens = self.settings.max_tokens
+        self.splitter = PassageSplitter(encoder.tokenizer, self.max_tokens, encoder.n_special_tokens)
+        self.n_rows = source.count(store.conn)
+        self.n_done = 0
+
+    def train(self) -> None:
+        """Train the codec on sampled rows, and keep those rows encoded: nothing is encoded twice."""
+        if self.store.read_codec() is not None:
+            return
+        rows, embeddings = self._sample()
+        self.progress(Progress("train", 0, 1))
+        # A table without a word of text is an index too; any direction serves it as a centroid.
+        sample = np.concatenate(embeddings) if embeddings else np.eye(1, self.encoder.dim, dtype=np.float16)
+        codec = ResidualCodec.train(
+            sample,
+            nbits=self.settings.nbits,
+            n_centroids=n_centroids_for(len(sample) * self.n_rows // max(1, len(rows))),
+            seed=self.settings.seed,
+        )
+        encoded = _assemble(rows, [len(e) for e in embeddings], *codec.compress(sample))
+        with atomic(self.store.conn):
+            self.store.check_build(self.build_id)
+            self.store.write_codec(
+                nbits=codec.nbits,
+                centroids=to_directions(codec.centroids),
+                bucket_cutoffs=codec.bucket_cutoffs,
+                bucket_weights=codec.bucket_weights,
+                avg_residual=codec.avg_residual,
+            )
+            self.store.append(encoded)
+        self.progress(Progress("train", 1, 1))
+
+    def encode_rows(self) -> None:
+        """Encode every row that is not in the tables as it is now, and remove those that are gone."""
+        stored = self.store.read_codec()
+        assert stored is not None
+        codec = codec_from(stored)
+        conn = self.store.conn
+        after: Key | None = None
+        self.n_done = self.store.counts()["rows"]
+        while chunk := next(_chunks(self.source.iter_rows(conn, after)), None):
+            after = chunk[-1].key
+            self._bring_up(chunk, codec)
+        # Rows may have gone meanwhile, or come behind the last key read.
+        with atomic(conn):
+            self.store.check_build(self.build_id)
+            self.store.delete(self.store.vanished_keys(self.source))
+        while keys := self.store.missing_keys(self.source, _CHUNK_ROWS):
+            self._bring_up([row for key in keys if (row := self.source.read_row(conn, key))], codec)
+
+    def invert(self) -> None:
+        """Write the inverted lists, some centroids at a time where there are too many pairs for memory."""
+        self.progress(Progress("write", 0, 1))
+        codec = self.store.read_codec()
+        assert codec is not None
+        n_centroids = len(codec.centroids)
+        step = -(-n_centroids // -(-max(1, codec.stream_tokens) // _PAIRS_IN_MEMORY))
+        for first in range(0, n_centroids, step):
+            lists = _invert(self.store.iter_codes(codec), first, first + step)
+            with atomic(self.store.conn):
+                self.store.check_build(self.build_id)
+                if first == 0:
+                    self.store.clear_inverted_lists()
+                self.store.write_inverted_lists(lists)
+        self.progress(Progress("write", 1, 1))
+
+    def _bring_up(self, rows: list[SourceRow], codec: ResidualCodec) -> None:
+        hashes = [row_hash(row) for row in rows]
+        stale = [row for row, hash_ in zip(rows, hashes, strict=True) if self.store.content_hash(row.key) != hash_]
+        if not stale:
+            return
+        split = [self._split(row) for row in stale]
+        doclens: list[int] = []
+        codes = [np.empty(0, np.uint32)]
+        residuals = [np.empty((0, codec.bytes_per_token), np.uint8)]
+        for batch in self._embed(split):
+            doclens += map(len, batch)
+            batch_codes, batch_residuals = codec.compress(np.concatenate(batch))
+            codes.append(batch_codes)
+            residuals.append(batch_residuals)
+        encoded = _assemble(split, doclens, np.concatenate(codes), np.concatenate(residuals))
+        with atomic(self.store.conn):
+            self.store.check_build(self.build_id)
+            self.store.delete(row.key for row in encoded)
+            self.store.append(encoded)
+        self.n_done += len(stale)
+        self.progress(Progress("encode", self.n_done, max(self.n_done, self.n_rows)))
+
+    def _sample(self) -> tuple[list[_SplitRow], list[NDArray[np.float16]]]:
+        """Encode rows in random order until there are enough tokens to train on."""
+        rows: list[_SplitRow] = []
+        embeddings: list[NDArray[np.float16]] = []
+        n_tokens = 0
+        keys = self._random_keys()
+        self.progress(Progress("encode", 0, self.n_rows))
+        for chunk in _chunks(row for key in keys if (row := self.source.read_row(self.store.conn, key))):
+            split = [self._split(row) for row in chunk]
+            for batch in self._embed(split):
+                embeddings += [e.astype(np.float16) for e in batch]
+                n_tokens += sum(map(len, batch))
+            rows += split
+            self.progress(Progress("encode", len(rows), max(len(rows), self.n_rows)))
+            n_centroids = n_centroids_for(max(1, n_tokens * self.n_rows // len(rows)))
+            if n_tokens >= min(_SAMPLE_TOKENS, _SAMPLE_PER_CENTROID * n_centroids):
+                break
+        return rows, embeddings
+
+    def _random_keys(self) -> list[Key]:
+        n = min(self.n_rows, _SAMPLE_ROWS)
+        rank = np.full(self.n_rows, -1, np.int64)
+        rank[np.random.default_rng(self.settings.seed).permutation(self.n_rows)[:n]] = np.arange(n)
+        keys: list[Key] = [()] * n
+        for position, key in zip(rank.tolist(), self.source.iter_keys(self.store.conn), strict=False):
+            if position >= 0:
+                keys[position] = key
+        return [key for key in keys if key]
+
+    def _split(self, row: SourceRow) -> _SplitRow:
+        extracted = extract(row.values, row.heading, html=self.settings.html, max_tokens=self.max_tokens)
+        return _SplitRow(row.key, row_hash(row), self.splitter.split(extracted))
+
+    def _embed(self, rows: Sequence[_SplitRow]) -> Iterator[list[NDArray[np.float32]]]:
+        """Yield the embeddings of all passages in order, a bounded number of them at a time."""
+        texts = [passage.text for row in rows for passage in row.passages]
+        for first in range(0, len(texts), _BATCH_PASSAGES):
+            yield self.encoder.encode_passages(texts[first : first + _BATCH_PASSAGES])
+
+
+def _chunks(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
+    """Yield consecutive rows in lists of about as much text each."""
+    chunk: list[SourceRow] = []
+    size = 0
+    for row in rows:
+        chunk.append(row)
+        size += sum(len(value.raw or b"") for value in row.values)
+        if size >= _CHUNK_BYTES or len(chunk) == _CHUNK_ROWS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _assemble(
+    rows: Sequence[_SplitRow], doclens: Sequence[int], codes: NDArray[np.uint32], residuals: NDArray[np.uint8]
+) -> list[EncodedRow]:
+    """Give the tokens of all passages, in order, back to the rows they come from."""
+    end = 0
+    remaining = iter(doclens)
+    encoded = []
+    for row in rows:
+        passages = []
+        for passage in row.passages:
+            start, end = end, end + next(remaining)
+            passages.append(EncodedPassage(passage.start, passage.end, codes[start:end], residuals[start:end]))
+        encoded.append(EncodedRow(row.key, row.content_hash, passages))
+    return encoded
+
+
+def _invert(
+    batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]], first: int, end: int
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Return each centroid of [first, end) that has passages, with their ascending, distinct ids."""
+    pairs = [np.empty(0, np.int64)]
+    for passage_ids, doclens, codes in batches:
+        inside = (codes >= first) & (codes < end)
+        owners = np.repeat(passage_ids, doclens)[inside]
+        pairs.append(np.unique((codes[inside].astype(np.int64) << _PASSAGE_BITS) | owners))
+    joined = np.sort(np.concatenate(pairs))
+    centroids = joined >> _PASSAGE_BITS
+    starts = np.flatnonzero(np.diff(centroids, prepend=-1))
+    lists = np.split(joined & ((1 << _PASSAGE_BITS) - 1), starts[1:])
+    return zip(centroids[starts].tolist(), lists[: len(starts)], strict=True)

@@ -1,0 +1,44 @@
+"""What a search gives back.
+
+In: ranked passages joined to their rows. Out: hits. Leaves to others: ranking, reading rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A span of one row's extracted text.
+
+    ``text`` is ``extracted[start:end]``, in characters; ``ordinal`` counts the passages of the row from 0.
+    """
+
+    text: str
+    start: int
+    end: int
+    ordinal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One row that a search found.
+
+    ``rank`` counts from 1. ``score`` is the MaxSim of the row's best passage, higher is better. ``pk`` is the value of
+    a single-column primary key, or the tuple of a compound one. ``row`` has every column of the source row as it
+    is now. ``stale`` says that the row was changed after it was indexed: its score is that of its earlier text.
+    """
+
+    rank: int
+    score: float
+    pk: Any
+    row: dict[str, Any]
+    passage: Passage
+    index: str
+    stale: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the hit as nested dicts."""
+        return asdict(self)

@@ -1,0 +1,100 @@
+"""Connections and transactions.
+
+In: a path, a ``sqlite3.Connection`` or a ``sqlite_utils.Database``. Out: a connection, and context managers that
+join whatever transaction the caller already has. Leaves to others: every statement about data.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..errors import SourceError
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database as SqliteUtilsDatabase
+
+Database: TypeAlias = "str | os.PathLike[str] | sqlite3.Connection | SqliteUtilsDatabase"
+
+MINIMUM_SQLITE = (3, 37, 0)
+
+
+def connect(db: Database) -> tuple[sqlite3.Connection, bool]:
+    """Return a connection, and whether it is ours to close.
+
+    A missing file is never created, and a write-protected one opens for reading.
+
+    :raises SourceError: if there is no such file, it is not a SQLite database, or SQLite itself is too old
+    """
+    if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
+        raise SourceError(f"SQLite {sqlite3.sqlite_version} is too old: 3.37 or newer is needed")
+    if isinstance(db, sqlite3.Connection):
+        return db, False
+    if not isinstance(db, (str, os.PathLike)):
+        return db.conn, False
+    path = os.fspath(db)
+    if path == ":memory:":
+        raise SourceError("a path of ':memory:' is a new, empty database: pass the connection that holds your tables")
+    uri = path if path.startswith("file:") else f"{Path(path).absolute().as_uri()}?mode=rw"
+    if not path.startswith("file:") and not Path(path).is_file():
+        raise SourceError(f"no database file {path}")
+    try:
+        conn = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
+    except sqlite3.OperationalError as error:
+        raise SourceError(f"{path} can't be opened: {error}") from None
+    try:
+        conn.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.DatabaseError as error:
+        conn.close()
+        raise SourceError(f"{path} can't be read as a SQLite database: {error}") from None
+    return conn, True
+
+
+@contextmanager
+def atomic(conn: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing: begin a write transaction, or nest as a savepoint in the caller's."""
+    nested = conn.in_transaction
+    conn.execute("SAVEPOINT colbert" if nested else "BEGIN IMMEDIATE")
+    try:
+        yield
+        conn.execute("RELEASE colbert" if nested else "COMMIT")
+    except BaseException:
+        # SQLite itself rolls the transaction back on a full disk, among others.
+        if conn.in_transaction:
+            conn.execute("ROLLBACK TO colbert" if nested else "ROLLBACK")
+            if nested:
+                conn.execute("RELEASE colbert")
+        raise
+
+
+@contextmanager
+def reading(conn: sqlite3.Connection) -> Iterator[None]:
+    """One consistent view for several SELECTs, whatever other connections commit meanwhile."""
+    if conn.in_transaction:
+        yield
+        return
+    conn.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if conn.in_transaction:
+            conn.execute("ROLLBACK")
+
+
+def _decode(raw: bytes) -> str:
+    return raw.decode(errors="replace")
+
+
+@contextmanager
+def lenient_text(conn: sqlite3.Connection) -> Iterator[None]:
+    """Read TEXT that is not valid UTF-8 with replacement characters instead of an error."""
+    before: Any = conn.text_factory
+    conn.text_factory = _decode
+    try:
+        yield
+    finally:
+        conn.text_factory = before

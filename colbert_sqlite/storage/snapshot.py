@@ -1,0 +1,112 @@
+"""A read view of one index at one generation: token data by passage id, read when a query needs it.
+
+In: passage and centroid ids. Out: arrays (the ``Postings`` of ``engine/plaid.py``). Leaves to others: the read
+transaction around a whole search (``connection.reading``), scoring.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import IndexCorrupt
+from .blobs import CODES, from_blob, unpack_ids
+from .store import Store, StoredCodec
+
+
+class Snapshot:
+    """Codes, inverted lists and residuals of one index, straight from its tables."""
+
+    def __init__(self, store: Store, codec: StoredCodec) -> None:
+        self._conn: sqlite3.Connection = store.conn
+        self._name = store.entry.name
+        self._codec = codec
+        self._passages = store.table("passages")
+        self._codes = store.table("codes")
+        self._residuals = store.table("residuals")
+        self._ivf = store.table("ivf")
+
+    @property
+    def n_passages(self) -> int:
+        """Passages with at least one token."""
+        n: int = self._conn.execute(f"SELECT count(*) FROM {self._codes}").fetchone()[0]
+        return n
+
+    def all_passage_ids(self) -> NDArray[np.int64]:
+        """Return the sorted ids of the passages with at least one token."""
+        cursor = self._conn.execute(f"SELECT passage_id FROM {self._codes} ORDER BY passage_id")
+        return np.fromiter((row[0] for row in cursor), np.int64)
+
+    def inverted_lists(self, centroid_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the sorted, distinct ids of the passages that have a token in any of these centroids."""
+        rows = self._conn.execute(
+            f"SELECT passage_ids FROM {self._ivf} WHERE centroid IN (SELECT value FROM json_each(?))",
+            (json.dumps(centroid_ids.tolist()),),
+        ).fetchall()
+        lists = unpack_ids([row[0] for row in rows])
+        return np.unique(np.concatenate(lists)) if lists else np.empty(0, np.int64)
+
+    def codes(self, passage_ids: NDArray[np.int64]) -> tuple[NDArray[np.uint16 | np.uint32], NDArray[np.int64]]:
+        """Return the codes of these passages, concatenated in this order, and offsets [n + 1].
+
+        :raises IndexCorrupt: if a passage has no codes, or a list of codes has a broken length
+        """
+        # CROSS JOIN keeps the order of the list: SQLite never swaps its sides.
+        rows = self._conn.execute(
+            f"SELECT c.codes FROM json_each(?) AS ids CROSS JOIN {self._codes} AS c ON c.passage_id = ids.value",
+            (json.dumps(passage_ids.tolist()),),
+        ).fetchall()
+        if len(rows) != len(passage_ids):
+            raise IndexCorrupt(f"index {self._name!r} has passages without codes: run verify, then rebuild")
+        dtype = CODES[self._codec.codes_dtype]
+        blobs = [row[0] for row in rows]
+        offsets = np.zeros(len(blobs) + 1, np.int64)
+        np.cumsum([len(blob) // dtype.itemsize for blob in blobs], out=offsets[1:])
+        codes = from_blob(b"".join(blobs), dtype, f"the codes of index {self._name!r}")
+        if len(codes) != offsets[-1]:
+            raise IndexCorrupt(f"codes of index {self._name!r} have a broken length: run verify, then rebuild")
+        return codes.astype(dtype.newbyteorder("="), copy=False), offsets
+
+    def residuals(self, passage_ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return rows of packed residuals [n, bytes_per_token] and where in them each passage starts.
+
+        The rows are the blocks of the token stream that these passages touch, whole.
+
+        :raises IndexCorrupt: if blocks are missing or have a broken length
+        """
+        places = self._conn.execute(
+            "SELECT p.residual_start, p.doclen FROM json_each(?) AS ids"
+            f" CROSS JOIN {self._passages} AS p ON p.passage_id = ids.value",
+            (json.dumps(passage_ids.tolist()),),
+        ).fetchall()
+        damaged = IndexCorrupt(f"the residuals of index {self._name!r} are damaged: run verify, then rebuild")
+        if len(places) != len(passage_ids):
+            raise damaged
+        width, per_block = self._codec.bytes_per_token, self._codec.block_tokens
+        if not places:
+            return np.empty((0, width), np.uint8), np.empty(0, np.int64)
+        first, doclens = np.array(places, np.int64).T
+        if (first < 0).any() or (doclens < 0).any() or (first + doclens > self._codec.stream_tokens).any():
+            raise damaged
+        n_blocks = np.where(doclens, (first + doclens - 1) // per_block - first // per_block + 1, 0)
+        within = np.arange(n_blocks.sum()) - np.repeat(np.cumsum(n_blocks) - n_blocks, n_blocks)
+        blocks = np.unique(np.repeat(first // per_block, n_blocks) + within)
+        rows = self._conn.execute(
+            f"SELECT r.block, r.residuals FROM json_each(?) AS ids CROSS JOIN {self._residuals} AS r"
+            " ON r.block = ids.value",
+            (json.dumps(blocks.tolist()),),
+        ).fetchall()
+        # Only the last block of the stream may be shorter, and it is the last of the sorted blocks.
+        last = self._codec.stream_tokens // per_block
+        sound = len(rows) == len(blocks) and all(
+            len(blob) == width * (per_block if block != last else self._codec.stream_tokens % per_block)
+            for block, blob in rows
+        )
+        if not sound:
+            raise damaged
+        tokens = np.frombuffer(b"".join(blob for _, blob in rows), np.uint8).reshape(-1, width)
+        starts = np.searchsorted(blocks, first // per_block) * per_block + first % per_block
+        return tokens, starts

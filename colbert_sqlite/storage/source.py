@@ -1,0 +1,225 @@
+"""The user's own table, as we read it. Nothing here writes.
+
+In: the name of a table, its columns and an optional condition. Out: its keys, and rows as raw values. Leaves to
+others: making text and passages of them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..errors import SourceError
+from ..passages import RawValue
+from .connection import lenient_text
+from .schema import quote_identifier
+
+Key = tuple[Any, ...]
+
+
+class SourceRow(NamedTuple):
+    key: Key
+    values: list[RawValue]
+    heading: RawValue | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A table to index: where its text is and how its rows are told apart."""
+
+    table: str
+    keys: tuple[str, ...]
+    key_types: tuple[str, ...]
+    columns: tuple[str, ...]
+    heading: str | None
+    where: str | None
+    params: Mapping[str, Any]
+    encoding: str = "UTF-8"
+
+    @classmethod
+    def inspect(
+        cls,
+        conn: sqlite3.Connection,
+        table: str,
+        columns: Sequence[str],
+        *,
+        heading: str | None = None,
+        where: str | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> Source:
+        """Return what the schema says of *table*, names spelled as they are there.
+
+        :raises SourceError: if the table cannot be indexed: missing, no table, no primary key, no such column
+        """
+        kind = conn.execute(
+            "SELECT name, type, strict FROM pragma_table_list WHERE schema = 'main' AND name = ? COLLATE NOCASE",
+            (table,),
+        ).fetchone()
+        if kind is None:
+            tables = [
+                row[0]
+                for row in conn.execute(
+                    "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table'"
+                    " AND name NOT LIKE 'sqlite_%' AND name NOT LIKE '\\_colbert\\_%' ESCAPE '\\' ORDER BY name"
+                )
+            ]
+            raise SourceError(f"no table {table!r} in this database; it has {_some(tables)}")
+        table, type_, strict = kind
+        if type_ != "table":
+            raise SourceError(f"{table!r} is a {type_}, whose rows have no key to refer to: index an ordinary table")
+        found = conn.execute(
+            "SELECT name, type, pk, hidden FROM pragma_table_xinfo(?) WHERE hidden != 1", (table,)
+        ).fetchall()
+        by_name = {row[0].lower(): row[0] for row in found}
+
+        def resolve(column: str) -> str:
+            if column.lower() not in by_name:
+                raise SourceError(f"no column {column!r} in table {table!r}; it has {_some(list(by_name.values()))}")
+            return by_name[column.lower()]
+
+        names = tuple(resolve(column) for column in columns)
+        head = None if heading is None else resolve(heading)
+        keys = sorted((pk, name, declared) for name, declared, pk, _ in found if pk)
+        if not keys:
+            raise SourceError(
+                f"table {table!r} has no primary key, and VACUUM may renumber its rowids: add one first, for example "
+                f"with: sqlite-utils transform DATABASE {table!r} --rename rowid id --pk id"
+            )
+        source = cls(
+            table=table,
+            keys=tuple(name for _, name, _ in keys),
+            key_types=tuple("" if strict and declared == "ANY" else affinity(declared) for _, _, declared in keys),
+            columns=tuple(name for name in names if name != head or len(names) == 1),
+            heading=head if names != (head,) else None,
+            where=where,
+            params=dict(params or {}),
+            encoding=conn.execute("PRAGMA encoding").fetchone()[0],
+        )
+        source._check(conn)
+        return source
+
+    def _check(self, conn: sqlite3.Connection) -> None:
+        null_keys = " OR ".join(f"{quote_identifier(key)} IS NULL" for key in self.keys)
+        try:
+            (n,) = conn.execute(f"SELECT count(*) FROM {self.from_where(null_keys)}", dict(self.params)).fetchone()
+        except sqlite3.Error as error:
+            raise SourceError(f"the condition {self.where!r} can't be used: {error}") from None
+        if n:
+            raise SourceError(
+                f"{n} rows of {self.table!r} have NULL in their primary key {', '.join(self.keys)} and can't be "
+                "referred to: give them keys, or leave them out with a condition"
+            )
+
+    def count(self, conn: sqlite3.Connection) -> int:
+        """Return how many rows meet the condition."""
+        n: int = conn.execute(f"SELECT count(*) FROM {self.from_where()}", dict(self.params)).fetchone()[0]
+        return n
+
+    def iter_keys(self, conn: sqlite3.Connection) -> Iterator[Key]:
+        """Yield the keys of all rows that meet the condition, in key order."""
+        sql = f"SELECT {self._key_list} FROM {self.from_where()} ORDER BY {self._key_list}"
+        return self._strict_keys(conn.execute(sql, dict(self.params)))
+
+    def iter_rows(self, conn: sqlite3.Connection, after: Key | None = None) -> Iterator[SourceRow]:
+        """Yield rows that meet the condition, in key order, beginning behind *after*."""
+        params = dict(self.params)
+        beyond = None
+        if after is not None:
+            params.update(self._key_params(after))
+            beyond = f"({self._key_list}) > ({', '.join(f':{name}' for name in self._key_params(after))})"
+        sql = f"SELECT {self._key_list}, {self._raw_list} FROM {self.from_where(beyond)} ORDER BY {self._key_list}"
+        for row in self._strict_keys(conn.execute(sql, params)):
+            yield self._source_row(row)
+
+    def read_row(self, conn: sqlite3.Connection, key: Key) -> SourceRow | None:
+        """Return the row of this key if it is there and meets the condition."""
+        sql = f"SELECT {self._key_list}, {self._raw_list} FROM {self.from_where(self._key_equals)}"
+        row = conn.execute(sql, {**self.params, **self._key_params(key)}).fetchone()
+        return None if row is None else self._source_row(row)
+
+    def read_whole_row(self, conn: sqlite3.Connection, key: Key) -> tuple[dict[str, Any], SourceRow] | None:
+        """Return every column of a row, and its raw values; None when the row is gone.
+
+        The index's own condition is not looked at: a row that left it still is a row.
+        """
+        table = quote_identifier(self.table)
+        sql = f"SELECT {self._raw_list}, {table}.* FROM {table} WHERE {self._key_equals}"
+        with lenient_text(conn):
+            cursor = conn.execute(sql, self._key_params(key))
+            row = cursor.fetchone()
+        if row is None:
+            return None
+        n_raw = 2 * self._n_raw
+        names = [column[0] for column in cursor.description[n_raw:]]
+        return dict(zip(names, row[n_raw:], strict=True)), self._source_row((*key, *row[:n_raw]))
+
+    @property
+    def _key_list(self) -> str:
+        return ", ".join(quote_identifier(key) for key in self.keys)
+
+    @property
+    def _n_raw(self) -> int:
+        return len(self.columns) + (self.heading is not None)
+
+    @property
+    def _raw_list(self) -> str:
+        names = [*self.columns, *([self.heading] if self.heading is not None else [])]
+        return ", ".join(f"typeof({q}), CAST({q} AS BLOB)" for q in map(quote_identifier, names))
+
+    @property
+    def _key_equals(self) -> str:
+        return " AND ".join(f"{quote_identifier(key)} = :_colbert_key{i}" for i, key in enumerate(self.keys))
+
+    def _key_params(self, key: Key) -> dict[str, Any]:
+        return {f"_colbert_key{i}": value for i, value in enumerate(key)}
+
+    def from_where(self, also: str | None = None) -> str:
+        """Return what follows FROM: the table, its condition and one more."""
+        # The line feed ends a comment that a condition may end with.
+        conditions = [f"({text}\n)" for text in (self.where, also) if text]
+        return quote_identifier(self.table) + (f" WHERE {' AND '.join(conditions)}" if conditions else "")
+
+    def _strict_keys(self, cursor: sqlite3.Cursor) -> Iterator[Any]:
+        try:
+            yield from cursor
+        except sqlite3.OperationalError as error:
+            if "decode" not in str(error):
+                raise
+            raise SourceError(f"a key of table {self.table!r} is no valid UTF-8: {error}") from None
+        finally:
+            cursor.close()
+
+    def _source_row(self, row: Sequence[Any]) -> SourceRow:
+        n = len(self.keys)
+        values = [RawValue(type_, raw) for type_, raw in zip(row[n::2], row[n + 1 :: 2], strict=True)]
+        if self.encoding != "UTF-8":
+            values = [_as_utf8(value, self.encoding) for value in values]
+        heading = values.pop() if self.heading is not None else None
+        return SourceRow(tuple(row[:n]), values, heading)
+
+
+def _as_utf8(value: RawValue, encoding: str) -> RawValue:
+    if value.raw is None or value.type == "blob":
+        return value
+    return RawValue(value.type, value.raw.decode(encoding, "replace").encode(errors="replace"))
+
+
+def affinity(declared: str) -> str:
+    """Return the affinity SQLite gives a declared type, as a type of its own (https://sqlite.org/datatype3.html)."""
+    upper = declared.upper()
+    if "INT" in upper:
+        return "INTEGER"
+    if any(word in upper for word in ("CHAR", "CLOB", "TEXT")):
+        return "TEXT"
+    if "BLOB" in upper or not upper:
+        return ""
+    if any(word in upper for word in ("REAL", "FLOA", "DOUB")):
+        return "REAL"
+    return "NUMERIC"
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:12])
+    return shown + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "none"
