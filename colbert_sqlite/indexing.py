@@ -87,9 +87,14 @@ def build(
     build_id = secrets.token_hex(8)
     store = Store.start_build(conn, name, source, settings, encoder.fingerprint, encoder.dim, build_id)
     build = _Build(store, source, encoder, build_id, progress)
-    build.train()
-    build.encode_rows()
-    build.invert()
+    try:
+        build.train()
+        build.encode_rows()
+        build.invert()
+    except sqlite3.OperationalError:
+        # Whoever took the build over may have published it, and its tables are gone.
+        store.check_build(build_id)
+        raise
     with atomic(conn):
         store.check_build(build_id)
         return store.publish()
@@ -117,17 +122,20 @@ class _Build:
         """Train the codec on sampled rows, and keep those rows encoded: nothing is encoded twice."""
         if self.store.read_codec() is not None:
             return
-        rows, embeddings = self._sample()
+        keys = self._random_keys()
+        rows, embeddings = self._sample(keys)
         self.progress(Progress("train", 0, 1))
         # A table without a word of text is an index too; any direction serves it as a centroid.
         sample = np.concatenate(embeddings) if embeddings else np.eye(1, self.encoder.dim, dtype=np.float16)
         codec = ResidualCodec.train(
             sample,
             nbits=self.settings.nbits,
-            n_centroids=n_centroids_for(len(sample) * self.n_rows // max(1, len(rows))),
+            n_centroids=n_centroids_for(max(1, len(sample) * self.n_rows // max(1, len(rows)))),
             seed=self.settings.seed,
         )
         encoded = _assemble(rows, [len(e) for e in embeddings], *codec.compress(sample))
+        # Ties are broken by passage id: in the order of the table, as far as that can be had.
+        encoded.sort(key=lambda row: keys[row.key])
         with atomic(self.store.conn):
             self.store.check_build(self.build_id)
             self.store.write_codec(
@@ -196,12 +204,11 @@ class _Build:
         self.n_done += len(stale)
         self.progress(Progress("encode", self.n_done, max(self.n_done, self.n_rows)))
 
-    def _sample(self) -> tuple[list[_SplitRow], list[NDArray[np.float16]]]:
+    def _sample(self, keys: Iterable[Key]) -> tuple[list[_SplitRow], list[NDArray[np.float16]]]:
         """Encode rows in random order until there are enough tokens to train on."""
         rows: list[_SplitRow] = []
         embeddings: list[NDArray[np.float16]] = []
         n_tokens = 0
-        keys = self._random_keys()
         self.progress(Progress("encode", 0, self.n_rows))
         for chunk in _chunks(row for key in keys if (row := self.source.read_row(self.store.conn, key))):
             split = [self._split(row) for row in chunk]
@@ -215,15 +222,16 @@ class _Build:
                 break
         return rows, embeddings
 
-    def _random_keys(self) -> list[Key]:
+    def _random_keys(self) -> dict[Key, int]:
+        """Return keys in random order, as many as could be needed, and their places in the order of the table."""
         n = min(self.n_rows, _SAMPLE_ROWS)
         rank = np.full(self.n_rows, -1, np.int64)
         rank[np.random.default_rng(self.settings.seed).permutation(self.n_rows)[:n]] = np.arange(n)
-        keys: list[Key] = [()] * n
-        for position, key in zip(rank.tolist(), self.source.iter_keys(self.store.conn), strict=False):
-            if position >= 0:
-                keys[position] = key
-        return [key for key in keys if key]
+        drawn: list[tuple[Key, int]] = [((), 0)] * n
+        for place, key in enumerate(self.source.iter_keys(self.store.conn)):
+            if place < self.n_rows and rank[place] >= 0:
+                drawn[rank[place]] = key, place
+        return {key: place for key, place in drawn if key}
 
     def _split(self, row: SourceRow) -> _SplitRow:
         extracted = extract(row.values, row.heading, html=self.settings.html, max_tokens=self.max_tokens)

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from colbert_sqlite.encoders import Encoder, load_encoder
+from colbert_sqlite.index import Index
+
 ROOT = Path(__file__).resolve().parent.parent
+
+POSTS = [
+    (1, "Bread", "Knead the dough well. Let it rise overnight in a cold kitchen."),
+    (2, "Comets", "A comet is ice and dust. Its tail points away from the sun."),
+    (3, "Backups", "Copy the database every night. Try to restore the copy every month."),
+    (4, "Empty", None),
+    (5, "Compost", "Green waste and brown waste rot into dark soil when the heap stays damp."),
+]
+
+
+def pytest_report_header() -> str:
+    import numba
+    import numpy
+
+    return f"SQLite {sqlite3.sqlite_version}, numpy {numpy.__version__}, numba {numba.__version__}"
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +37,28 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}: set COLBERT_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Encoder:
+    """The encoder without a model."""
+    return load_encoder("hashing")
+
+
+@pytest.fixture
+def db_path(tmp_path: Path) -> Path:
+    """A database file with a table of five posts, one of them without text."""
+    path = tmp_path / "blog.db"
+    conn = sqlite3.connect(path)
+    conn.execute("CREATE TABLE posts (id INTEGER PRIMARY KEY, title TEXT, body TEXT)")
+    conn.executemany("INSERT INTO posts VALUES (?, ?, ?)", POSTS)
+    conn.commit()
+    conn.close()
+    return path
+
+
+@pytest.fixture
+def small_index(db_path: Path, encoder: Encoder) -> Iterator[Index]:
+    """An index of the five posts."""
+    with Index.create(db_path, "posts", ["body"], model=encoder) as index:
+        yield index

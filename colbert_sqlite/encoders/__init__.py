@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from colbert_sqlite.encoders.models import DEFAULT_MODEL, KnownModel, known_models, load_encoder
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-DEFAULT_MODEL = "minilm"
+__all__ = ["DEFAULT_MODEL", "Encoder", "KnownModel", "known_models", "load_encoder"]
 
 
 class Encoder(Protocol):

@@ -24,7 +24,7 @@ def codes_dtype(n_centroids: int) -> str:
     return "<u2" if 2 * n_centroids <= 0x10000 else "<u4"
 
 
-def from_blob(blob: bytes, dtype: np.dtype[np.generic], what: str) -> NDArray[np.generic]:
+def from_blob(blob: object, dtype: np.dtype[np.generic], what: str) -> NDArray[np.generic]:
     """Return a read-only array over *blob*.
 
     :raises IndexCorrupt: if the length is no multiple of the item size

@@ -68,7 +68,10 @@ class Source:
             raise SourceError(f"no table {table!r} in this database; it has {_some(tables)}")
         table, type_, strict = kind
         if type_ != "table":
-            raise SourceError(f"{table!r} is a {type_}, whose rows have no key to refer to: index an ordinary table")
+            kind_name = {"virtual": "virtual table", "shadow": "shadow table"}.get(type_, type_)
+            raise SourceError(
+                f"{table!r} is a {kind_name}, whose rows have no key to refer to: index an ordinary table"
+            )
         found = conn.execute(
             "SELECT name, type, pk, hidden FROM pragma_table_xinfo(?) WHERE hidden != 1", (table,)
         ).fetchall()
@@ -77,7 +80,7 @@ class Source:
         def resolve(column: str) -> str:
             if column.lower() not in by_name:
                 raise SourceError(f"no column {column!r} in table {table!r}; it has {_some(list(by_name.values()))}")
-            return by_name[column.lower()]
+            return str(by_name[column.lower()])
 
         names = tuple(resolve(column) for column in columns)
         head = None if heading is None else resolve(heading)

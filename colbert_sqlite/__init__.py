@@ -1,0 +1,79 @@
+"""ColBERT late-interaction search inside a SQLite database. The first of the two doors for heavy imports.
+
+In: nothing. Out: the public names, each loaded when it is first used, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .encoders import load_encoder
+    from .errors import (
+        BuildInterrupted,
+        ColbertError,
+        IndexCorrupt,
+        IndexExists,
+        IndexNotFound,
+        MissingDependency,
+        ModelError,
+        ModelMismatch,
+        ModelNotFound,
+        SchemaVersionError,
+        ShapeError,
+        SourceError,
+    )
+    from .index import Index, list_indexes
+    from .indexing import Progress
+    from .results import Hit, Passage
+    from .settings import IndexSettings, SearchSettings
+
+__version__ = "0.1a0"
+
+__all__ = [
+    "BuildInterrupted",
+    "ColbertError",
+    "Hit",
+    "Index",
+    "IndexCorrupt",
+    "IndexExists",
+    "IndexNotFound",
+    "IndexSettings",
+    "MissingDependency",
+    "ModelError",
+    "ModelMismatch",
+    "ModelNotFound",
+    "Passage",
+    "Progress",
+    "SchemaVersionError",
+    "SearchSettings",
+    "ShapeError",
+    "SourceError",
+    "list_indexes",
+    "load_encoder",
+]
+
+_HOMES = {
+    "Hit": "results:Hit",
+    "Index": "index:Index",
+    "IndexSettings": "settings:IndexSettings",
+    "Passage": "results:Passage",
+    "Progress": "indexing:Progress",
+    "SearchSettings": "settings:SearchSettings",
+    "list_indexes": "index:list_indexes",
+    "load_encoder": "encoders:load_encoder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _HOMES.get(name, f"errors:{name}").partition(":")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,93 @@
+"""An encoder without a model: every word is a fixed random direction. For tests, documentation and plumbing.
+
+In: texts. Out: embeddings that agree where words, or parts of words, agree. Leaves to others: meaning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+DEFAULT_DIM = 128
+TRIGRAM_WEIGHT = 0.5
+NEIGHBOUR_WEIGHT = 0.15
+START = "[CLS]"
+
+
+class HashingEncoder:
+    """Embeddings from hashes of words and of their trigrams, mixed with a little of the neighbouring words.
+
+    The same text gives the same numbers on every machine. A text without words gives one embedding, that of the start.
+
+    :raises ValueError: if *dim* is not a multiple of 8 from 16 to 1024
+    """
+
+    query_length = 128
+    document_length = 256
+    n_special_tokens = 1
+
+    def __init__(self, dim: int = DEFAULT_DIM) -> None:
+        if dim % 8 or not 16 <= dim <= 1024:
+            raise ValueError(f"the hashing model has dimensions that are a multiple of 8 from 16 to 1024, not {dim}")
+        self.dim = dim
+        self.name = "hashing" if dim == DEFAULT_DIM else f"hashing-{dim}"
+        self.fingerprint = hashlib.sha256(f"hashing 1, dim {dim}".encode()).hexdigest()
+        self.tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+        self._normalizer = BertNormalizer(lowercase=True, strip_accents=True)
+        self.tokenizer.normalizer = self._normalizer
+        self.tokenizer.pre_tokenizer = BertPreTokenizer()
+
+    def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """One array [n_tokens, dim] per query, rows L2-normalised, in the order of *texts*."""
+        return [self._embed(words[: self.query_length - 1]) for words in self._words(texts)]
+
+    def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """One array [n_tokens, dim] per passage, rows L2-normalised, punctuation left out."""
+        passages = []
+        for words in self._words(texts):
+            words = words[: self.document_length - 1]
+            keep = [True] + [word not in string.punctuation for word in words]
+            passages.append(self._embed(words)[keep])
+        return passages
+
+    def _words(self, texts: Sequence[str]) -> list[list[str]]:
+        encodings = self.tokenizer.encode_batch(list(texts))
+        return [
+            [self._normalizer.normalize_str(text[start:end]) for start, end in encoding.offsets]
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+    def _embed(self, words: list[str]) -> NDArray[np.float32]:
+        alone = np.stack([_word_direction(word, self.dim) for word in (START, *words)])
+        mixed = alone.copy()
+        mixed[1:] += NEIGHBOUR_WEIGHT * alone[:-1]
+        mixed[:-1] += NEIGHBOUR_WEIGHT * alone[1:]
+        return _normalise(mixed)
+
+
+@lru_cache(maxsize=65536)
+def _word_direction(word: str, dim: int) -> NDArray[np.float32]:
+    padded = f"^{word}$"
+    trigrams = [padded[i : i + 3] for i in range(len(padded) - 2)]
+    parts = sum(_direction(trigram, dim) for trigram in trigrams) / len(trigrams) ** 0.5 if trigrams else 0
+    return _normalise(_direction(padded, dim) + TRIGRAM_WEIGHT * parts)
+
+
+def _direction(key: str, dim: int) -> NDArray[np.float32]:
+    """A unit vector that depends on *key* alone: digest bytes, since a random generator may change between releases."""
+    digest = hashlib.shake_256(key.encode("utf-8", "surrogatepass")).digest(2 * dim)
+    return _normalise(np.frombuffer(digest, "<i2").astype(np.float32))
+
+
+def _normalise(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    normalised: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    return normalised

@@ -1,0 +1,352 @@
+"""Token embeddings from a network that sentence-transformers loads and torch runs.
+
+In: texts. Out: float32 arrays, L2-normalised. Leaves to others: which folder to load (models.py), what its files say
+(checkpoint.py), tokens (tokens.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import string
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file
+from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.base.modules import Dense, Transformer
+from tokenizers import Tokenizer
+from transformers.utils import logging as transformers_logging
+
+from colbert_sqlite.encoders.checkpoint import Checkpoint, TextSettings, weight_files
+from colbert_sqlite.encoders.tokens import Side, batches, first_pieces, tokenize
+from colbert_sqlite.errors import ModelError
+
+# Of one batch, padding included. On two cores 4,096 was the fastest of 1,024 to 16,384 (blog paragraphs, bfloat16);
+# elsewhere 128 passages of 256 tokens.
+CPU_BATCH_TOKENS = 4096
+GPU_BATCH_TOKENS = 32768
+# For a network that sets no limit of its own.
+DEFAULT_LENGTH = 512
+
+
+class SentenceTransformersEncoder:
+    """A network of sentence-transformers modules, fed with our tokens.
+
+    :param network: Transformer, then Dense modules on token embeddings
+    :param batch_size: texts in one batch; None: as many as fill the device
+    """
+
+    def __init__(
+        self,
+        network: MultiVectorEncoder,
+        *,
+        name: str,
+        fingerprint: str,
+        queries: Side,
+        passages: Side,
+        tokenizer: Tokenizer,
+        batch_size: int | None = None,
+    ) -> None:
+        self.name = name
+        self.fingerprint = fingerprint
+        self.tokenizer = tokenizer
+        self.dim = _dim(network)
+        self.query_length = queries.length
+        self.document_length = passages.length
+        self.n_special_tokens = len(tokenize(tokenizer, [""], passages)[0].ids)
+        self._network = network.eval()
+        self._queries = queries
+        self._passages = passages
+        self._batch_size = batch_size
+
+    def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """One array [n_tokens, dim] per query, rows L2-normalised, in the order of *texts*."""
+        return self._encode(texts, self._queries)
+
+    def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """One array [n_tokens, dim] per passage, rows L2-normalised, skiplist tokens left out."""
+        return self._encode(texts, self._passages)
+
+    def _encode(self, texts: Sequence[str], side: Side) -> list[NDArray[np.float32]]:
+        tokens = tokenize(self.tokenizer, texts, side)
+        embeddings: list[NDArray[np.float32]] = [np.empty((0, self.dim), np.float32)] * len(tokens)
+        lengths = [len(t.ids) for t in tokens]
+        max_tokens = CPU_BATCH_TOKENS if self._network.device.type == "cpu" else GPU_BATCH_TOKENS
+        for batch in batches(lengths, max_tokens=max_tokens, max_count=self._batch_size):
+            shape = (len(batch), lengths[batch[0]])
+            ids = np.zeros(shape, np.int64)
+            attention = np.zeros(shape, np.int64)
+            for row, position in enumerate(batch):
+                ids[row, : lengths[position]] = tokens[position].ids
+                attention[row, : lengths[position]] = tokens[position].attention
+            for position, rows in zip(batch, self._run(ids, attention), strict=True):
+                embeddings[position] = rows[: lengths[position]][tokens[position].keep]
+        return embeddings
+
+    def _run(self, ids: NDArray[np.int64], attention: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[n_texts, n_tokens, dim], padding included."""
+        device = self._network.device
+        features = {
+            "input_ids": torch.from_numpy(ids).to(device),
+            "attention_mask": torch.from_numpy(attention).to(device),
+        }
+        with torch.inference_mode():
+            embeddings = self._network(features)["token_embeddings"].float()
+            normalised: NDArray[np.float32] = torch.nn.functional.normalize(embeddings, dim=-1).cpu().numpy()
+        return normalised
+
+
+def from_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    name: str,
+    device: str | None,
+    dtype: str,
+    batch_size: int | None,
+    trust_remote_code: bool,
+) -> SentenceTransformersEncoder:
+    """The encoder of a ColBERT checkpoint in any layout.
+
+    :raises ModelError: if a weight is missing or has another shape than the settings say
+    """
+    place = choose_device(device)
+    kwargs = _loading_kwargs(place, dtype, trust_remote_code)
+    with _reading(checkpoint.folder):
+        if checkpoint.layout == "stanford":
+            backbone = Transformer(str(checkpoint.folder), **kwargs)
+            modules = [backbone, _stanford_projection(checkpoint)]
+            network = MultiVectorEncoder(modules=modules, device=place, local_files_only=True)
+        else:
+            network = MultiVectorEncoder(
+                str(checkpoint.folder),
+                device=place,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                model_kwargs=kwargs["model_kwargs"],
+            )
+        _check_complete(network, checkpoint.module_folders[0])
+    dim = _dim(network)
+    if checkpoint.dim not in (None, dim):
+        raise ModelError(f"the settings in {checkpoint.folder} say {checkpoint.dim} dimensions, the weights have {dim}")
+    tokenizer = _tokenizer(network)
+    return SentenceTransformersEncoder(
+        network,
+        name=name,
+        fingerprint=checkpoint.fingerprint,
+        queries=_side(checkpoint, checkpoint.queries, network, tokenizer),
+        passages=_side(checkpoint, checkpoint.passages, network, tokenizer),
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+    )
+
+
+def from_single_vector_model(
+    folder: Path,
+    projection: Path,
+    *,
+    name: str,
+    fingerprint: str,
+    query_length: int,
+    document_length: int,
+    device: str | None,
+    dtype: str,
+    batch_size: int | None,
+) -> SentenceTransformersEncoder:
+    """The token embeddings of a model that was trained for one vector per text, projected by *projection*.
+
+    :param projection: safetensors file with ``weight`` [dim, hidden size] and ``bias`` [dim]
+    """
+    place = choose_device(device)
+    linear = load_file(projection)
+    dim, hidden_size = linear["weight"].shape
+    with _reading(folder):
+        backbone = Transformer(str(folder), **_loading_kwargs(place, dtype, False))
+        dense = Dense(
+            hidden_size,
+            dim,
+            activation_function=None,
+            init_weight=linear["weight"].float(),
+            init_bias=linear["bias"].float(),
+            module_input_name="token_embeddings",
+        )
+        network = MultiVectorEncoder(modules=[backbone, dense], device=place, local_files_only=True)
+        _check_complete(network, folder)
+    tokenizer = _tokenizer(network)
+    skip = frozenset(i for mark in string.punctuation if (i := tokenizer.token_to_id(mark)) is not None)
+    return SentenceTransformersEncoder(
+        network,
+        name=name,
+        fingerprint=fingerprint,
+        queries=Side(length=query_length),
+        passages=Side(length=document_length, skip=skip),
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+    )
+
+
+def choose_device(device: str | None) -> str:
+    """The device to run on: the one asked for, else CUDA, else MPS, else the processor.
+
+    :raises ValueError: if torch does not know it or this machine does not have it
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"no device {device!r} on this machine: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def choose_dtype(dtype: str, device: str) -> torch.dtype:
+    """The type of the weights: the one asked for; "auto" is bfloat16 where the hardware multiplies it, else float32.
+
+    :raises ValueError: if *dtype* is another word
+    """
+    if dtype == "auto":
+        if device.startswith("cuda"):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        elif device == "cpu":
+            capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+            native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+        else:
+            native = False
+        return torch.bfloat16 if native else torch.float32
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, not {dtype!r}")
+    chosen: torch.dtype = getattr(torch, dtype)
+    return chosen
+
+
+def _loading_kwargs(device: str, dtype: str, trust_remote_code: bool) -> dict[str, dict[str, Any]]:
+    shared = {"trust_remote_code": trust_remote_code}
+    weights = {"dtype": choose_dtype(dtype, device), "use_safetensors": True}
+    return {"model_kwargs": shared | weights, "processor_kwargs": dict(shared), "config_kwargs": dict(shared)}
+
+
+def _stanford_projection(checkpoint: Checkpoint) -> Dense:
+    for path in weight_files(checkpoint.folder):
+        with safe_open(path, framework="pt") as tensors:
+            if "linear.weight" in tensors.keys():
+                weight = tensors.get_tensor("linear.weight").float()
+                break
+    else:
+        raise ModelError(f"{checkpoint.folder} has no linear.weight, the projection of a ColBERT model")
+    dim, hidden_size = weight.shape
+    return Dense(
+        hidden_size,
+        dim,
+        bias=False,
+        activation_function=None,
+        init_weight=weight,
+        module_input_name="token_embeddings",
+    )
+
+
+def _dim(network: MultiVectorEncoder) -> int:
+    dim = network.get_embedding_dimension()
+    assert dim is not None, "a Transformer module knows its width"
+    return dim
+
+
+def _check_complete(network: MultiVectorEncoder, folder: Path) -> None:
+    """Weights that the files lack would be filled with random numbers, without an error.
+
+    transformers also renames weights of some architectures while loading, so names are compared by count: a network is
+    incomplete if more of its weights are not found than the files have to offer under other names.
+    """
+    backbone = network.transformers_model
+    assert backbone is not None, "the first module is a Transformer"
+    prefix = f"{backbone.base_model_prefix}."
+    stored: set[str] = set()
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as tensors:
+            stored.update(tensors.keys())
+    if any(key.startswith(prefix) for key in stored):
+        stored = {key.removeprefix(prefix) for key in stored if key.startswith(prefix)}
+    needed = {key for key, _ in backbone.named_parameters()}
+    stored, needed = ({key for key in keys if not key.startswith("pooler.")} for keys in (stored, needed))
+    missing = needed - stored
+    if len(missing) > len(stored - needed):
+        raise ModelError(f"the weights in {folder} are incomplete: {min(missing)} is missing")
+
+
+def _tokenizer(network: MultiVectorEncoder) -> Tokenizer:
+    fast = getattr(network.tokenizer, "backend_tokenizer", None)
+    if not isinstance(fast, Tokenizer):
+        raise ModelError("the model has no fast tokenizer: save it with a tokenizer.json")
+    tokenizer = Tokenizer.from_str(fast.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _side(checkpoint: Checkpoint, text: TextSettings, network: MultiVectorEncoder, tokenizer: Tokenizer) -> Side:
+    of_network = network.tokenizer
+    marker = None
+    skip = frozenset[int]()
+    if checkpoint.layout == "stanford":
+        # Stanford looks the marker up, and an unknown one becomes [UNK]; padding is recognised by its id.
+        if text.marker:
+            marker = of_network.convert_tokens_to_ids(text.marker)
+        if text.skiplist:
+            skip = first_pieces(tokenizer, text.skiplist)
+        if not text.expand_to:
+            skip |= {of_network.pad_token_id}
+    else:
+        if text.marker:
+            marker = tokenizer.token_to_id(text.marker)
+            if marker is None:
+                raise ModelError(f"the tokenizer in {checkpoint.folder} lacks the model's marker {text.marker!r}")
+        found = [tokenizer.token_to_id(word) for word in text.skiplist]
+        # PyLate drops unknown tokens when its skiplist has an unknown word; sentence-transformers does not.
+        if checkpoint.layout == "pylate":
+            found = [of_network.unk_token_id if token is None else token for token in found]
+        skip = frozenset(token for token in found if token is not None)
+    expand_with = of_network.mask_token_id
+    if text.expand_token:
+        expand_with = tokenizer.token_to_id(text.expand_token)
+    elif expand_with is None:
+        expand_with = of_network.eos_token_id
+    length = min((n for n in (text.length, network.max_seq_length) if n), default=DEFAULT_LENGTH)
+    return Side(
+        length=length,
+        prompt=text.prompt,
+        strip=checkpoint.layout == "pylate",
+        marker=marker,
+        expand_to=min(text.expand_to, length),
+        mask=expand_with,
+        attend=text.attend,
+        skip=skip,
+    )
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Keeps the libraries' bars, logs and warnings to themselves and turns what they raise into ModelError."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
+    levels = [logger.level for logger in loggers]
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"the model in {folder} can't be loaded: {str(error).splitlines()[0]}") from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

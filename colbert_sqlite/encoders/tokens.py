@@ -1,0 +1,93 @@
+"""Texts to token ids: markers, query augmentation, skiplist.
+
+In: texts, a ``tokenizers.Tokenizer`` and the :class:`Side` of a model that they go through. Out: for each text the ids
+to feed, which of them are attended to, and which give an embedding. Leaves to others: the network, and reading a
+model's files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """How a model reads one kind of text. Every ColBERT has two: queries and passages."""
+
+    length: int  # longest sequence, special tokens and marker included
+    prompt: str = ""  # put before the text
+    strip: bool = False  # drop surrounding whitespace first
+    marker: int | None = None  # id inserted after the first token
+    expand_to: int = 0  # query augmentation: filled up to this length with mask tokens
+    mask: int = 0  # id of the mask token
+    attend: bool = False  # whether the other tokens see the mask tokens
+    skip: frozenset[int] = frozenset()  # ids that are read and give no embedding
+
+
+class Tokens(NamedTuple):
+    """One text as the network reads it, three lists of one length."""
+
+    ids: list[int]
+    attention: list[bool]
+    keep: list[bool]
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], side: Side) -> list[Tokens]:
+    """The tokens of each text.
+
+    The marker is inserted into a sequence cut one token shorter, so that the closing [SEP] survives. Mask tokens give
+    embeddings whether or not the other tokens attend to them.
+
+    :param tokenizer: truncation and padding off
+
+    ColBERT §3.2 (query augmentation, punctuation filter).
+    """
+    n_added = tokenizer.num_special_tokens_to_add(False)
+    room = max(side.length - n_added - (side.marker is not None), 0)
+    prepared = [side.prompt + (text.strip() if side.strip else text) for text in texts]
+    tokens = []
+    for encoding in tokenizer.encode_batch(prepared, add_special_tokens=False):
+        encoding.truncate(room)
+        ids = tokenizer.post_process(encoding).ids
+        if side.marker is not None:
+            ids.insert(1, side.marker)
+        n_masks = max(side.expand_to - len(ids), 0)
+        keep = [token not in side.skip for token in ids] + [True] * n_masks
+        attention = [True] * len(ids) + [side.attend] * n_masks
+        tokens.append(Tokens(ids + [side.mask] * n_masks, attention, keep))
+    return tokens
+
+
+def first_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> frozenset[int]:
+    """The first token id of each word: the skiplist of Stanford's checkpoints.
+
+    With WordPiece these are the punctuation ids. With SentencePiece a mark that has no piece of its own after a space
+    gives the bare word boundary, which is then skipped everywhere, and a mark outside the vocabulary gives [UNK].
+    The models were trained like that.
+    """
+    return frozenset(e.ids[0] for e in tokenizer.encode_batch(list(words), add_special_tokens=False) if e.ids)
+
+
+def batches(lengths: Sequence[int], *, max_tokens: int, max_count: int | None = None) -> Iterator[list[int]]:
+    """Positions grouped into batches of similar length, longest first, so that little is padding.
+
+    :param lengths: tokens of each text
+    :param max_tokens: of one batch, padding included; a longer text is a batch of its own
+    :param max_count: texts in one batch
+    """
+    batch: list[int] = []
+    for position in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+        full = batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens
+        if full or len(batch) == max_count:
+            yield batch
+            batch = []
+        batch.append(position)
+    if batch:
+        yield batch

@@ -1,0 +1,71 @@
+"""Late interaction in plain numpy: the definition that every faster path must agree with.
+
+In: embeddings of a query and of documents. Out: scores, and which document token each query token met. Leaves to
+others: making embeddings, compressing them, and choosing which documents are worth scoring.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ShapeError
+
+
+def maxsim(query: NDArray[np.float32], document: NDArray[np.float32]) -> float:
+    """Score of one document: each query token's best similarity in the document, summed.
+
+    :param query: float32 [n_query_tokens, dim], L2-normalised rows
+    :param document: float32 [n_tokens, dim], L2-normalised rows
+    :return: cosines summed, higher is better; ``-inf`` for a document without tokens
+    :raises ShapeError: if the two do not have the same ``dim``
+
+    ColBERT §3.3. A negative best similarity counts as it is.
+    """
+    return float(maxsim_scores(query, document, np.array([0, len(document)]))[0])
+
+
+def maxsim_scores(
+    query: NDArray[np.float32], embeddings: NDArray[np.float32], offsets: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Score of each of several documents, as :func:`maxsim` defines it.
+
+    :param query: float32 [n_query_tokens, dim]
+    :param embeddings: float32 [n_tokens, dim], all documents one after another
+    :param offsets: int64 [n_documents + 1], document i owns ``embeddings[offsets[i]:offsets[i + 1]]``
+    :return: float32 [n_documents]; ``-inf`` for a document without tokens
+    :raises ShapeError: if the arrays do not fit together
+    """
+    similarities = _similarities(query, embeddings)
+    if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(embeddings) or np.any(np.diff(offsets) < 0):
+        raise ShapeError(f"offsets must rise from 0 to the {len(embeddings)} embeddings given")
+    scores = np.full(len(offsets) - 1, -np.inf, np.float32)
+    filled = np.diff(offsets) > 0
+    if filled.any():
+        # Documents without tokens own no rows, so the starts of the others cut the rows exactly.
+        scores[filled] = np.maximum.reduceat(similarities, offsets[:-1][filled], axis=0).sum(axis=1)
+    return scores
+
+
+def alignments(
+    query: NDArray[np.float32], document: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Best document token of each query token, and how similar the two are.
+
+    :param query: float32 [n_query_tokens, dim]
+    :param document: float32 [n_tokens, dim], at least one token
+    :return: int64 [n_query_tokens] positions in the document, the earlier one on ties, and float32
+        [n_query_tokens] similarities, whose sum is the score
+    :raises ShapeError: if the two do not have the same ``dim``, or the document has no tokens
+    """
+    similarities = _similarities(query, document)
+    if len(document) == 0:
+        raise ShapeError("a document without tokens has nothing to align with")
+    best = similarities.argmax(axis=0)
+    return best, similarities[best, np.arange(len(best))]
+
+
+def _similarities(query: NDArray[np.float32], embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    if query.ndim != 2 or embeddings.ndim != 2 or query.shape[1] != embeddings.shape[1]:
+        raise ShapeError(f"a query of shape {query.shape} does not fit embeddings of shape {embeddings.shape}")
+    return np.asarray(embeddings, np.float32) @ np.asarray(query, np.float32).T

@@ -1,0 +1,431 @@
+"""The commands: ``sqlite-utils colbert …``, the same as ``colbert-sqlite …``.
+
+In: words of a shell. Out: data on stdout, everything else on stderr, exit code 1 and one line for an error. Leaves to
+others: the work; each command is one method of :class:`colbert_sqlite.Index`, imported when the command runs, since
+sqlite-utils imports this file on every command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+import click
+
+from colbert_sqlite import ColbertError, IndexNotFound, IndexSettings, SearchSettings, __version__
+from colbert_sqlite.settings import NBITS, Html
+from sqlite_utils_colbert.output import (
+    fit,
+    output_options,
+    print_facts,
+    print_rows,
+    print_table,
+    size,
+)
+from sqlite_utils_colbert.progress import ProgressDisplay
+
+if TYPE_CHECKING:
+    from colbert_sqlite import Hit, Index
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+EXIT_INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
+TITLE_COLUMNS = ("title", "name")  # what Datasette takes for the label of a row
+
+
+class ColbertCommand(click.Command):
+    """Says what went wrong in one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except sqlite3.Error as error:
+            raise click.ClickException(f"{ctx.params['db']}: {error}") from error
+        except (ColbertError, ValueError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+class ColbertGroup(click.Group):
+    command_class = ColbertCommand
+
+
+def setting_option(settings: type[Any], field: str, *flags: str, **attributes: Any) -> Callable[[Function], Function]:
+    """An option for a field of *settings*, described in that field's own words."""
+    [help_] = [f.metadata["help"] for f in dataclasses.fields(settings) if f.name == field]
+    return click.option(
+        *(flags or (f"--{field.replace('_', '-')}",)), field, help=help_[0].upper() + help_[1:], **attributes
+    )
+
+
+def where_options(help_: str) -> Callable[[Function], Function]:
+    def decorate(function: Function) -> Function:
+        return click.option("--where", metavar="SQL", help=help_)(
+            click.option(
+                "-p",
+                "--param",
+                "params",
+                multiple=True,
+                nargs=2,
+                metavar="NAME VALUE",
+                help="Value of a :name in --where",
+            )(function)
+        )
+
+    return decorate
+
+
+def model_options(function: Function) -> Function:
+    for option in (
+        click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model"),
+        click.option("--batch-size", type=click.IntRange(min=1), help="Passages encoded at once"),
+        click.option(
+            "--dtype",
+            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+            default="auto",
+            show_default=True,
+            help="What the model computes in",
+        ),
+        click.option("--device", help="Where the model runs: cpu, cuda, mps; default: the best there is"),
+    ):
+        function = option(function)
+    return function
+
+
+db_argument = click.argument("db", type=click.Path())
+index_argument = click.argument("index")
+json_option = click.option("--json", "as_json", is_flag=True, help="Output JSON")
+silent_option = click.option("--silent", is_flag=True, help="Show no progress and no summary")
+
+
+@click.group(cls=ColbertGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="colbert-sqlite")
+def colbert() -> None:
+    """Search the rows of a table by meaning, with a ColBERT index in the same database
+
+    Make an index, then ask it something:
+
+    \b
+        sqlite-utils colbert index blog.db posts body --heading title
+        sqlite-utils colbert search blog.db posts 'bread that stays flat' -t
+
+    colbert-sqlite is a shorter way to write sqlite-utils colbert.
+    """
+
+
+@colbert.command()
+@db_argument
+@click.argument("table")
+@click.argument("columns", nargs=-1, required=True, metavar="COLUMN...")
+@click.option("--name", help="Name of the index; default: the table's")
+@click.option("--model", help="Short name (see colbert models), folder or hub id of a model; default: minilm")
+@setting_option(IndexSettings, "nbits", type=click.Choice([str(n) for n in NBITS]), default="4", show_default=True)
+@where_options("Index only the rows that meet this condition")
+@setting_option(IndexSettings, "heading", metavar="COLUMN")
+@setting_option(IndexSettings, "html", type=click.Choice(get_args(Html)), default="auto", show_default=True)
+@setting_option(IndexSettings, "max_tokens", type=int)
+@model_options
+@click.option("--replace", is_flag=True, help="Replace the index of this name, which is in use until then")
+@silent_option
+@click.pass_context
+def index(
+    ctx: click.Context,
+    /,
+    db: str,
+    table: str,
+    columns: tuple[str, ...],
+    nbits: str,
+    params: tuple[tuple[str, str], ...],
+    silent: bool,
+    **options: Any,
+) -> None:
+    """Create an index of one or more columns of a table
+
+    Interrupted, it goes on where it stopped when the same command is run again.
+
+    Example:
+
+    \b
+        sqlite-utils colbert index blog.db posts body --heading title
+    """
+    from colbert_sqlite import Index
+
+    started = time.perf_counter()
+    with interruptible(ctx, db, options["name"] or table, ProgressDisplay(silent=silent)) as progress:
+        made = Index.create(db, table, columns, nbits=int(nbits), params=dict(params), progress=progress, **options)
+    with made:
+        if not silent:
+            summarise(made, seconds=time.perf_counter() - started)
+            search = [*ctx.command_path.split()[:-1], "search", db, made.name]
+            click.echo(f"Search it: {shlex.join(search)} 'your question' -t", err=True)
+
+
+@colbert.command()
+@db_argument
+@index_argument
+@click.argument("query")
+@click.option("-k", "--limit", "k", type=int, default=10, show_default=True, help="Number of rows")
+@where_options("Search only the rows that meet this condition")
+@click.option("-c", "--column", "columns", multiple=True, help="Column to output; default: the row's title")
+@click.option("--passages", is_flag=True, help="Output passages whole, and where they stand in their rows")
+@setting_option(SearchSettings, "nprobe", type=int)
+@setting_option(SearchSettings, "ndocs", type=int)
+@setting_option(SearchSettings, "centroid_score_threshold", "--threshold", type=float)
+@output_options
+def search(
+    db: str,
+    index: str,
+    query: str,
+    k: int,
+    params: tuple[tuple[str, str], ...],
+    columns: tuple[str, ...],
+    passages: bool,
+    output: str | None,
+    fmt: str | None,
+    **options: Any,
+) -> None:
+    """Find the rows that answer a query best
+
+    Each comes with its score (higher is better), primary key, title and best passage.
+
+    Examples:
+
+    \b
+        sqlite-utils colbert search blog.db posts 'bread that stays flat' -t
+        sqlite-utils colbert search blog.db posts 'bread that stays flat' \\
+          --where 'created >= :since' -p since 2021 -c title -c created
+    """
+    from colbert_sqlite import Index
+
+    with Index.open(db, index) as opened:
+        hits = opened.search(query, k, params=dict(params), **options)
+        shown = columns_to_show(hits[0], opened.settings, columns) if hits else []
+    if not hits:
+        click.echo("Nothing matches.", err=True)
+    if stale := sum(hit.stale for hit in hits):
+        click.echo(f"{stale} of these rows changed after they were indexed: rebuild to score them anew.", err=True)
+    if fmt or output == "table":
+        rows = [row_of_table(hit, shown) for hit in hits]
+        # Not every other format can have several lines in a cell.
+        print_table(fit(rows, whole=passages, wrap=fmt is None), fmt)
+    else:
+        print_rows([row_of_hit(hit, shown, with_place=passages) for hit in hits], output)
+
+
+@colbert.command()
+@db_argument
+@index_argument
+@json_option
+def info(db: str, index: str, as_json: bool) -> None:
+    """Show what an index is made of and how big it is
+
+    Example:
+
+    \b
+        sqlite-utils colbert info blog.db posts
+    """
+    from colbert_sqlite import Index
+
+    with Index.open(db, index) as opened:
+        facts = opened.info()
+    if as_json:
+        click.echo(json.dumps(facts, ensure_ascii=False, indent=2))
+    else:
+        print_facts(facts)
+
+
+@colbert.command(name="list")
+@db_argument
+@json_option
+def list_(db: str, as_json: bool) -> None:
+    """List the indexes of a database
+
+    Example:
+
+    \b
+        sqlite-utils colbert list blog.db
+    """
+    from colbert_sqlite import list_indexes
+
+    known = list_indexes(db)
+    if as_json:
+        print_rows(known, None)
+    elif known:
+        print_table([row_of_list(facts) for facts in known])
+    else:
+        click.echo(f"{db} has no index.", err=True)
+
+
+@colbert.command()
+@db_argument
+@index_argument
+@click.pass_context
+def verify(ctx: click.Context, /, db: str, index: str) -> None:
+    """Check an index: print its problems, one a line
+
+    The exit code is 1 if there are any.
+
+    Example:
+
+    \b
+        sqlite-utils colbert verify blog.db posts
+    """
+    from colbert_sqlite import Index
+
+    with Index.open(db, index) as opened:
+        problems = opened.verify()
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        ctx.exit(1)
+    click.echo(f"{index} is sound.", err=True)
+
+
+@colbert.command()
+@db_argument
+@index_argument
+@click.option("--ignore", is_flag=True, help="No error if there is no such index")
+def drop(db: str, index: str, ignore: bool) -> None:
+    """Delete an index; its table stays as it is
+
+    Example:
+
+    \b
+        sqlite-utils colbert drop blog.db posts
+    """
+    from colbert_sqlite.index import drop as drop_index
+
+    try:
+        drop_index(db, index)
+    except IndexNotFound:
+        if not ignore:
+            raise
+
+
+@colbert.command()
+@db_argument
+@index_argument
+@model_options
+@silent_option
+@click.pass_context
+def rebuild(ctx: click.Context, /, db: str, index: str, silent: bool, **options: Any) -> None:
+    """Build an index anew from its table as it is now
+
+    Its settings stay the same, and it is in use until the new one is complete. Interrupted, it goes on where it stopped
+    when the same command is run again.
+
+    Example:
+
+    \b
+        sqlite-utils colbert rebuild blog.db posts
+    """
+    from colbert_sqlite import Index
+
+    started = time.perf_counter()
+    with Index.open(db, index, **options) as opened:
+        with interruptible(ctx, db, index, ProgressDisplay(silent=silent)) as progress:
+            opened.rebuild(progress=progress)
+        if not silent:
+            summarise(opened, seconds=time.perf_counter() - started)
+
+
+@colbert.command()
+@json_option
+def models(as_json: bool) -> None:
+    """List the models that have a short name
+
+    The --model of an index may also be any folder, or any repository on the hub, that holds a ColBERT model.
+
+    Example:
+
+    \b
+        sqlite-utils colbert models
+    """
+    from colbert_sqlite.encoders import known_models
+
+    known = known_models()
+    if as_json:
+        print_rows([dataclasses.asdict(model) for model in known], None)
+        return
+    print_table(
+        [
+            {
+                "model": model.alias,
+                "dim": model.dim,
+                "parameters": f"{model.parameters / 1e6:.1f} M" if model.parameters else "",
+                "size": f"{model.megabytes} MB" if model.megabytes else "",
+                "on this machine": "yes" if model.on_this_machine else "no",
+                "from": model.source,
+            }
+            for model in known
+        ]
+    )
+
+
+@contextmanager
+def interruptible(ctx: click.Context, db: str, index: str, display: ProgressDisplay) -> Iterator[ProgressDisplay]:
+    """Show the progress of a build; after Ctrl-C, say what is done and need not be done again."""
+    try:
+        with display:
+            yield display
+    except KeyboardInterrupt:
+        from colbert_sqlite import list_indexes
+
+        unfinished = [facts for facts in list_indexes(db) if facts["state"] == "building"]
+        done = sum(facts["rows"] for facts in unfinished if facts["name"].lower() == index.lower())
+        rows = f"{done:,} of {display.n_rows:,} rows are done" if display.n_rows else "no row is done yet"
+        click.echo(f"Interrupted: {rows}. Run the same command again to go on.", err=True)
+        ctx.exit(EXIT_INTERRUPTED)
+
+
+def summarise(index: Index, *, seconds: float) -> None:
+    """Say what is in an index that was just built."""
+    facts = index.info()
+    without = f" ({facts['rows_without_text']:,} without text)" if facts["rows_without_text"] else ""
+    click.echo(
+        f"Index {index.name}: {facts['rows']:,} rows{without}, {facts['passages']:,} passages, "
+        f"{facts['tokens']:,} tokens, {size(facts['bytes'])}, {seconds:.1f} s",
+        err=True,
+    )
+
+
+def row_of_list(facts: dict[str, Any]) -> dict[str, Any]:
+    shown = {"name": facts["name"], "table": facts["table"], "columns": ", ".join(facts["columns"])}
+    shown |= {name: facts[name] for name in ("model", "nbits", "rows", "passages", "tokens", "state")}
+    return {**shown, "size": size(facts["bytes"])}
+
+
+def columns_to_show(hit: Hit, settings: IndexSettings, asked: tuple[str, ...]) -> list[str]:
+    """Columns of the source table: those asked for, or else the one most like a title, if there is one."""
+    names = {name.lower(): name for name in hit.row}
+    for column in asked:
+        if column.lower() not in names:
+            raise ValueError(f"no column {column!r} in table {settings.table!r}; it has {', '.join(hit.row)}")
+    if asked:
+        return [names[column.lower()] for column in asked]
+    first_of_several = settings.columns[:1] if len(settings.columns) > 1 else ()
+    titles = [*([settings.heading] if settings.heading else []), *TITLE_COLUMNS, *first_of_several]
+    return [names[title.lower()] for title in titles if title.lower() in names][:1]
+
+
+def row_of_hit(hit: Hit, columns: list[str], *, with_place: bool) -> dict[str, Any]:
+    passage: dict[str, Any] = {"passage": hit.passage.text}
+    if with_place:
+        passage |= {"ordinal": hit.passage.ordinal, "start": hit.passage.start, "end": hit.passage.end}
+    ours = {"rank": hit.rank, "score": round(hit.score, 4), "pk": hit.pk}
+    # A column of the table may be called rank, score, pk or passage too.
+    theirs = {f"row.{name}" if name.lower() in {*ours, *passage} else name: hit.row[name] for name in columns}
+    return {**ours, **theirs, **passage}
+
+
+def row_of_table(hit: Hit, columns: list[str]) -> dict[str, Any]:
+    row = row_of_hit(hit, columns, with_place=False)
+    del row["rank"]  # the rows are in order
+    return {**row, "pk": ", ".join(map(str, hit.pk)) if isinstance(hit.pk, tuple) else hit.pk}

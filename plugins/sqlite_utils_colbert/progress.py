@@ -1,0 +1,73 @@
+"""How far a build is, on stderr.
+
+In: the Progress events of a build. Out: a bar with rate and time left on a terminal, a line per stage elsewhere,
+nothing when silent. Leaves to others: what to say once the work is over.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sqlite_utils_colbert.output import terminal_width
+
+if TYPE_CHECKING:
+    from colbert_sqlite import Progress
+
+# The stages that are one step each; "encode" counts rows.
+LABELS = {"train": "Training the codec", "write": "Writing the inverted lists"}
+
+
+class ProgressDisplay:
+    """Shows each event it is called with. ``n_rows`` is how many rows there are, 0 before the first event."""
+
+    def __init__(self, *, silent: bool) -> None:
+        self.silent = silent
+        self.n_rows = 0
+        self._stage: str | None = None
+        self._bar: Any = None
+
+    def __enter__(self) -> ProgressDisplay:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._close()
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.stage == "encode":
+            self.n_rows = progress.total
+        if progress.stage != self._stage:
+            self._close()
+            self._open(progress)
+            self._stage = progress.stage
+        if self._bar is not None:
+            self._bar.update(progress.done - self._bar.n)
+
+    def _open(self, progress: Progress) -> None:
+        if self.silent:
+            return
+        if progress.stage in LABELS:
+            click.echo(LABELS[progress.stage], err=True)
+        elif not sys.stderr.isatty():
+            if progress.done < progress.total:
+                click.echo(f"Encoding {progress.total - progress.done:,} rows", err=True)
+        else:
+            from tqdm import tqdm
+
+            # What an interrupted build had done before must not count in the rate.
+            self._bar = tqdm(
+                desc="Encoding",
+                total=progress.total,
+                initial=progress.done,
+                unit=" rows",
+                # tqdm itself shows nothing on a terminal that does not know its size.
+                ncols=terminal_width(),
+                nrows=24,
+            )
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

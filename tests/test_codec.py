@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from colbert_sqlite.engine.codec import (
+    ResidualCodec,
+    from_directions,
+    least_squares_buckets,
+    n_centroids_for,
+    quantile_buckets,
+    to_directions,
+)
+from colbert_sqlite.errors import IndexCorrupt, ShapeError
+
+DIMS = [1, 5, 16, 48, 64, 96, 128, 256]
+NBITS = [1, 2, 4, 8]
+
+
+def directions(n, dim, seed=0):
+    rng = np.random.default_rng(seed)
+    groups = rng.standard_normal((10, dim))
+    points = groups[rng.integers(0, 10, n)] + 0.5 * rng.standard_normal((n, dim))
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("nbits", NBITS)
+@pytest.mark.parametrize("dim", DIMS)
+def test_compress_and_decompress_agree_with_the_slow_twin(nbits, dim):
+    points = directions(300, dim)
+    codec = ResidualCodec.train(points, nbits=nbits, n_centroids=20)
+    codes, residuals = codec.compress(points)
+    buckets = reference.buckets(points, codes, codec.centroids, codec.bucket_cutoffs)
+    assert (codes.dtype, residuals.dtype, residuals.shape) == (np.uint32, np.uint8, (300, codec.bytes_per_token))
+    assert codes.tolist() == reference.nearest(points, codec.centroids).tolist()
+    assert residuals.tolist() == reference.pack(buckets, nbits).tolist()
+    decompressed = codec.decompress(codes, residuals)
+    assert decompressed.dtype == np.float32
+    np.testing.assert_allclose(
+        decompressed, reference.decompress(codes, buckets, codec.centroids, codec.bucket_weights), atol=1e-6
+    )
+
+
+def test_more_bits_lose_less():
+    points = directions(2000, 64)
+    losses = []
+    for nbits in NBITS:
+        codec = ResidualCodec.train(points, nbits=nbits, n_centroids=32)
+        losses.append(1 - float((codec.decompress(*codec.compress(points)) * points).sum(axis=1).mean()))
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 1e-4
+
+
+def test_float16_compresses_like_its_float32_value():
+    points = directions(100, 32).astype(np.float16)
+    codec = ResidualCodec.train(points, nbits=2, n_centroids=16)
+    for half, single in zip(codec.compress(points), codec.compress(points.astype(np.float32)), strict=True):
+        assert half.tolist() == single.tolist()
+
+
+def test_same_seed_same_codec():
+    points = directions(900, 16)
+    first, again = (ResidualCodec.train(points, nbits=4, n_centroids=64, seed=5) for _ in range(2))
+    for name in ("centroids", "bucket_cutoffs", "bucket_weights", "avg_residual"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+
+
+@pytest.mark.parametrize("nbits", NBITS)
+@pytest.mark.parametrize("n_tokens", [1, 2, 3, 19, 20, 399, 400])
+def test_codec_can_be_trained_on_any_number_of_tokens(nbits, n_tokens):
+    points = directions(n_tokens, 16)
+    codec = ResidualCodec.train(points, nbits=nbits, n_centroids=n_centroids_for(n_tokens))
+    decompressed = codec.decompress(*codec.compress(points))
+    assert decompressed.shape == points.shape and np.isfinite(decompressed).all()
+    assert 1 <= codec.n_centroids <= n_centroids_for(n_tokens)
+
+
+@pytest.mark.parametrize("token", [[0, 0, 0, 0], [0.5, 0.5, 0.5, 0.5]])
+def test_equal_tokens_have_one_centroid_and_come_back(token):
+    points = np.tile(np.array(token, np.float16), (50, 1))
+    codec = ResidualCodec.train(points, nbits=2, n_centroids=10)
+    assert codec.n_centroids == 1
+    np.testing.assert_allclose(codec.decompress(*codec.compress(points)), points, atol=1e-6)
+
+
+def test_no_two_centroids_are_equal():
+    points = np.repeat(directions(5, 8), 20, axis=0)
+    codec = ResidualCodec.train(points, nbits=2, n_centroids=30)
+    assert len(np.unique(codec.centroids, axis=0)) == codec.n_centroids <= 5
+
+
+def test_storing_the_centroids_of_a_codec_loses_nothing():
+    codec = ResidualCodec.train(directions(500, 48), nbits=2, n_centroids=64)
+    np.testing.assert_array_equal(from_directions(to_directions(codec.centroids)), codec.centroids)
+
+
+finite = st.floats(-1e6, 1e6, width=32)
+
+
+@given(arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=finite))
+def test_snapped_centroids_survive_storage_exactly(centroids):
+    snapped = from_directions(to_directions(centroids))
+    np.testing.assert_array_equal(from_directions(to_directions(snapped)), snapped)
+
+
+@given(arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=finite))
+def test_snapped_centroids_have_unit_length_or_none(centroids):
+    norms = np.linalg.norm(from_directions(to_directions(centroids)), axis=1)
+    np.testing.assert_allclose(norms, np.where(centroids.any(axis=1), 1, 0), atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_embeddings_round_trip_without_nan(data):
+    nbits, dim = data.draw(st.sampled_from(NBITS)), data.draw(st.integers(1, 12))
+    shape = (data.draw(st.integers(1, 30)), dim)
+    points = data.draw(arrays(np.float32, shape, elements=st.floats(-2, 2, width=16)))
+    codec = ResidualCodec.train(points, nbits=nbits, n_centroids=data.draw(st.integers(1, 40)))
+    codes, residuals = codec.compress(points)
+    assert codes.max() < codec.n_centroids and residuals.shape == (len(points), codec.bytes_per_token)
+    norms = np.linalg.norm(codec.decompress(codes, residuals).astype(np.float64), axis=1)
+    assert np.all((np.abs(norms - 1) < 1e-5) | (norms == 0))
+
+
+@pytest.mark.parametrize("nbits", NBITS)
+def test_least_squares_buckets_round_closer_than_quantiles(nbits):
+    values = np.random.default_rng(0).standard_t(5, (2000, 8)).astype(np.float32)
+    errors = []
+    for cutoffs, weights in (least_squares_buckets(values, nbits), quantile_buckets(values, nbits)):
+        assert (cutoffs.dtype, weights.dtype) == (np.float32, np.float32)
+        assert np.all(np.diff(cutoffs) >= 0) and np.all(np.diff(weights) >= 0)
+        errors.append(np.mean((weights[np.searchsorted(cutoffs, values)] - values) ** 2))
+    assert errors[0] < 0.95 * errors[1]
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "expected"),
+    [(1, 1), (7, 1), (8, 2), (400, 100), (2156, 512), (1_231_699, 16_384), (70_000_000, 131_072)],
+)
+def test_number_of_centroids_for_an_index(n_tokens, expected):
+    assert n_centroids_for(n_tokens) == expected
+
+
+def test_number_of_centroids_needs_a_token():
+    with pytest.raises(ValueError, match="at least 1 token"):
+        n_centroids_for(0)
+
+
+def small_codec(**changes):
+    arguments = {
+        "nbits": 2,
+        "centroids": np.eye(4, dtype=np.float32),
+        "bucket_cutoffs": np.zeros(3, np.float32),
+        "bucket_weights": np.zeros(4, np.float32),
+        "avg_residual": 0.1,
+    }
+    return ResidualCodec(**arguments | changes)
+
+
+def test_codec_tells_its_measures():
+    codec = small_codec(centroids=np.zeros((7, 5), np.float32))
+    assert (codec.dim, codec.n_centroids, codec.bytes_per_token) == (5, 7, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "sentence"),
+    [
+        ({"nbits": 3}, ValueError, "1, 2, 4 or 8, not 3"),
+        ({"centroids": np.zeros(4, np.float32)}, ShapeError, r"n_centroids, dim"),
+        ({"centroids": np.zeros((0, 4), np.float32)}, ShapeError, r"n_centroids, dim"),
+        ({"bucket_cutoffs": np.zeros(4, np.float32)}, ShapeError, "3 cutoffs"),
+        ({"bucket_weights": np.zeros(3, np.float32)}, ShapeError, "4 weights"),
+    ],
+)
+def test_codec_refuses_arrays_that_do_not_fit(changes, error, sentence):
+    with pytest.raises(error, match=sentence):
+        small_codec(**changes)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "arguments", "error"),
+    [
+        (np.zeros((0, 4)), {"nbits": 2, "n_centroids": 1}, ShapeError),
+        (np.zeros(4), {"nbits": 2, "n_centroids": 1}, ShapeError),
+        (np.zeros((3, 4)), {"nbits": 5, "n_centroids": 1}, ValueError),
+        (np.zeros((3, 4)), {"nbits": 2, "n_centroids": 0}, ValueError),
+    ],
+)
+def test_training_refuses_wrong_arguments(embeddings, arguments, error):
+    with pytest.raises(error):
+        ResidualCodec.train(embeddings, **arguments)
+
+
+def test_compress_refuses_another_dim():
+    with pytest.raises(ShapeError, match="dim 4"):
+        small_codec().compress(np.zeros((2, 5), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("codes", "residuals"),
+    [
+        (np.array([4], np.uint32), np.zeros((1, 1), np.uint8)),
+        (np.array([-1]), np.zeros((1, 1), np.uint8)),
+        (np.array([0], np.uint16), np.zeros((2, 1), np.uint8)),
+        (np.array([0], np.uint16), np.zeros((1, 2), np.uint8)),
+        (np.array([0], np.uint16), np.zeros((1, 1), np.int64)),
+    ],
+)
+def test_decompress_refuses_what_does_not_belong_to_the_codec(codes, residuals):
+    with pytest.raises(IndexCorrupt):
+        small_codec().decompress(codes, residuals)
+
+
+def test_nothing_compresses_to_nothing():
+    codec = small_codec()
+    codes, residuals = codec.compress(np.zeros((0, 4), np.float32))
+    assert codec.decompress(codes, residuals).shape == (0, 4)
+
+
+def test_arrays_from_a_file_need_not_be_writable_or_aligned():
+    codec = small_codec(bucket_weights=np.array([-1, 0, 1, 2], np.float32))
+    blob = b"?" + np.array([3, 1], "<u2").tobytes()
+    codes = np.frombuffer(blob, "<u2", offset=1)
+    residuals = np.frombuffer(b"\x1b\xff", np.uint8).reshape(2, 1)
+    expected = reference.decompress(codes, [[3, 2, 1, 0], [3, 3, 3, 3]], codec.centroids, codec.bucket_weights)
+    np.testing.assert_allclose(codec.decompress(codes, residuals), expected, atol=1e-6)

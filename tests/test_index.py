@@ -1,0 +1,252 @@
+"""Create, open, search, rebuild, drop: what a user sees, on real files."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlite_utils
+
+from colbert_sqlite.encoders import Encoder, load_encoder
+from colbert_sqlite.engine.maxsim import maxsim
+from colbert_sqlite.errors import IndexExists, IndexNotFound, ModelMismatch, SourceError
+from colbert_sqlite.index import Index, drop, list_indexes
+from colbert_sqlite.indexing import Progress
+from colbert_sqlite.results import Passage
+
+
+def test_the_row_with_the_words_comes_first(small_index: Index) -> None:
+    hits = small_index.search("restore the database copy", k=3)
+    assert [hit.rank for hit in hits] == [1, 2, 3]
+    assert hits[0].pk == 3
+    assert hits[0].row["title"] == "Backups"
+    assert hits[0].passage == Passage(
+        text="Copy the database every night. Try to restore the copy every month.", start=0, end=67, ordinal=0
+    )
+    assert (hits[0].index, hits[0].stale) == ("posts", False)
+    assert hits[0].score > hits[1].score >= hits[2].score
+
+
+def test_a_row_without_text_is_counted_and_never_found(small_index: Index) -> None:
+    assert small_index.counts["rows"] == 5
+    assert small_index.counts["rows_without_text"] == 1
+    assert sorted(hit.pk for hit in small_index.search("bread", k=100)) == [1, 2, 3, 5]
+
+
+def test_scores_of_a_small_index_are_exact_maxsim(small_index: Index, encoder: Encoder) -> None:
+    (query,) = encoder.encode_queries(["dark soil"])
+    for hit in small_index.search("dark soil", k=10):
+        (document,) = encoder.encode_passages([hit.passage.text])
+        assert hit.score == pytest.approx(maxsim(query, document), abs=0.05 * len(query))
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 2, 5, 50])
+@pytest.mark.parametrize("nbits", [1, 2, 4, 8])
+def test_any_number_of_rows_works(tmp_path: Path, encoder: Encoder, n_rows: int, nbits: int) -> None:
+    db = sqlite3.connect(tmp_path / "t.db")
+    db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT)")
+    db.executemany("INSERT INTO t VALUES (?, ?)", [(i, f"Row {i} talks of topic{i} alone.") for i in range(n_rows)])
+    index = Index.create(db, "t", ["body"], model=encoder, nbits=nbits)
+    assert index.verify() == []
+    assert len(index.search("topic3", k=10)) == min(10, n_rows)
+    if n_rows > 3:
+        assert index.search("topic3", k=1)[0].pk == 3
+
+
+def test_a_table_where_all_rows_are_equal_or_empty_works(tmp_path: Path, encoder: Encoder) -> None:
+    db = sqlite3.connect(tmp_path / "t.db")
+    db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, same TEXT, blank TEXT)")
+    db.executemany("INSERT INTO t VALUES (?, 'the same words', ?)", [(i, (None, "", " \n")[i % 3]) for i in range(30)])
+    same = Index.create(db, "t", ["same"], model=encoder)
+    assert [hit.pk for hit in same.search("same", k=5)] == [0, 1, 2, 3, 4]
+    blank = Index.create(db, "t", ["blank"], name="blank", model=encoder)
+    assert blank.search("same") == []
+    assert blank.counts == {"rows": 30, "rows_without_text": 30, "passages": 0, "tokens": 0}
+
+
+def test_a_long_row_is_one_hit_with_its_best_passage(tmp_path: Path, encoder: Encoder) -> None:
+    db = sqlite3.connect(tmp_path / "t.db")
+    db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, title TEXT, body TEXT)")
+    filler = " ".join(f"Sentence {i} is about nothing." for i in range(200))
+    body = f"{filler} A walrus appears late. {filler}"
+    db.executemany("INSERT INTO t VALUES (?, ?, ?)", [(1, "Long", body), (2, "Short", "A short row.")])
+    index = Index.create(db, "t", ["body"], heading="title", model=encoder, max_tokens=40)
+    hits = index.search("walrus", k=10)
+    assert [hit.pk for hit in hits] == [1, 2]
+    assert "walrus" in hits[0].passage.text
+    assert body[hits[0].passage.start : hits[0].passage.end] == hits[0].passage.text
+    assert hits[0].passage.ordinal > 0
+
+
+def test_where_and_pks_narrow_the_rows(small_index: Index) -> None:
+    assert {hit.pk for hit in small_index.search("the", k=10, where="id < :n", params={"n": 3})} == {1, 2}
+    assert {hit.pk for hit in small_index.search("the", k=10, pks=[5, 2, 4, 77])} == {2, 5}
+    assert {hit.pk for hit in small_index.search("the", k=10, pks=[5, 2], where="title != 'Comets'")} == {5}
+    assert small_index.search("the", k=10, pks=[]) == []
+    assert {h.pk for h in small_index.search("x", where="posts.id IN (SELECT id FROM posts WHERE id > 2)")} == {3, 5}
+
+
+def test_a_broken_condition_is_one_sentence(small_index: Index) -> None:
+    with pytest.raises(SourceError, match="the condition 'nope' can't be used: no such column: nope"):
+        small_index.search("x", where="nope")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"query": " "}, "the query is empty"),
+        ({"query": "x", "k": 0}, "k must be at least 1, not 0"),
+        ({"query": "x", "nprobe": 0}, "nprobe must be at least 1, not 0"),
+        ({"query": "x", "pks": [(1, 2)]}, r"a key of 'posts' has 1 values \(id\): \(1, 2\)"),
+    ],
+)
+def test_wrong_arguments_are_value_errors(small_index: Index, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_index.search(**arguments)
+
+
+def test_rows_deleted_since_are_not_found_and_changed_ones_are_marked(small_index: Index, db_path: Path) -> None:
+    conn = sqlite3.connect(db_path)
+    conn.execute("DELETE FROM posts WHERE id = 1")
+    conn.execute("UPDATE posts SET body = 'Nothing.' WHERE id = 2")
+    conn.commit()
+    hits = {hit.pk: hit for hit in small_index.search("comet dough", k=10)}
+    assert sorted(hits) == [2, 3, 5]
+    assert hits[2].stale and hits[2].passage.text == "Nothing."
+    assert not hits[3].stale
+    assert small_index.verify() == ["indexed rows that are gone: 1"]
+
+
+def test_the_database_may_be_a_path_a_connection_or_a_sqlite_utils_database(db_path: Path, encoder: Encoder) -> None:
+    Index.create(str(db_path), "posts", ["body"], model=encoder).close()
+    for db in (db_path, sqlite3.connect(db_path), sqlite_utils.Database(db_path)):
+        assert Index.open(db, "posts").search("comet", k=1)[0].pk == 2
+
+
+def test_creating_joins_the_callers_transaction(db_path: Path, encoder: Encoder) -> None:
+    conn = sqlite3.connect(db_path)
+    conn.execute("INSERT INTO posts VALUES (9, 'Uncommitted', 'A walrus.')")
+    index = Index.create(conn, "posts", ["body"], model=encoder)
+    assert index.search("walrus", k=1)[0].pk == 9
+    conn.rollback()
+    assert list_indexes(conn) == []
+
+
+def test_searching_never_writes(db_path: Path, small_index: Index, encoder: Encoder) -> None:
+    small_index.close()
+    before = db_path.read_bytes()
+    conn = sqlite3.connect(f"{db_path.as_uri()}?mode=ro", uri=True)
+    index = Index.open(conn, "posts", model=encoder)
+    assert index.search("comet", k=1)[0].pk == 2
+    assert index.info()["tokens"] > 0 and index.verify() == []
+    assert db_path.read_bytes() == before
+    immutable = Index.open(f"{db_path.as_uri()}?immutable=1", "posts", model=encoder)
+    assert immutable.search("comet", k=1)[0].pk == 2
+
+
+def test_two_searches_give_the_same_numbers(small_index: Index) -> None:
+    first, second = (small_index.search("the night", k=10) for _ in range(2))
+    assert first == second
+
+
+def test_an_index_of_the_same_name_is_not_overwritten(db_path: Path, small_index: Index, encoder: Encoder) -> None:
+    with pytest.raises(IndexExists, match="there is an index 'POSTS' already"):
+        Index.create(db_path, "posts", ["title"], name="POSTS", model=encoder)
+    replaced = Index.create(db_path, "posts", ["title"], model=encoder, replace=True)
+    assert replaced.search("comets", k=1)[0].passage.text == "Comets"
+    assert small_index.search("comets", k=1)[0].passage.text == "Comets"
+
+
+def test_several_indexes_live_in_one_database(db_path: Path, small_index: Index, encoder: Encoder) -> None:
+    Index.create(db_path, "posts", ["title"], name="titles", model=encoder, nbits=2).close()
+    assert [(i["name"], i["nbits"], i["rows"]) for i in list_indexes(db_path)] == [("posts", 4, 5), ("titles", 2, 5)]
+    drop(db_path, "posts")
+    assert [i["name"] for i in list_indexes(db_path)] == ["titles"]
+    with pytest.raises(IndexNotFound, match="no index 'posts' in this database; it has titles"):
+        small_index.search("x")
+
+
+def test_a_rebuild_follows_the_table_under_new_passage_ids(small_index: Index, db_path: Path) -> None:
+    conn = sqlite3.connect(db_path)
+    conn.execute("INSERT INTO posts VALUES (6, 'Walrus', 'A walrus on the beach.')")
+    conn.commit()
+    before = {row[0] for row in conn.execute("SELECT passage_id FROM _colbert_posts_passages")}
+    assert small_index.rebuild()["rows"] == 6
+    assert small_index.search("walrus", k=1)[0].pk == 6
+    assert before.isdisjoint(row[0] for row in conn.execute("SELECT passage_id FROM _colbert_posts_passages"))
+
+
+def test_another_model_is_refused(db_path: Path, small_index: Index) -> None:
+    other = Index.open(db_path, "posts", model=load_encoder("hashing-64"))
+    with pytest.raises(ModelMismatch, match=r"index 'posts' was built with 'hashing' \(dim 128"):
+        other.search("x")
+
+
+def test_progress_counts_rows(db_path: Path, encoder: Encoder) -> None:
+    seen: list[Progress] = []
+    Index.create(db_path, "posts", ["body"], model=encoder, progress=seen.append)
+    assert [p.stage for p in seen if p.done == p.total] == ["encode", "train", "write"]
+    assert {p.total for p in seen if p.stage == "encode"} == {5}
+
+
+@pytest.mark.parametrize("missing", ["nowhere.db", "folder/nowhere.db"])
+def test_a_missing_database_is_not_created(tmp_path: Path, missing: str) -> None:
+    with pytest.raises(SourceError, match="no database file"):
+        Index.open(tmp_path / missing, "posts")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not a database, but long enough to look at" * 50)
+    with pytest.raises(SourceError, match="notes.txt can't be read as a SQLite database: file is not a database"):
+        Index.open(tmp_path / "notes.txt", "posts")
+
+
+def test_the_index_survives_dump_and_vacuum_into(db_path: Path, small_index: Index, encoder: Encoder) -> None:
+    expected = [(hit.pk, hit.score) for hit in small_index.search("night", k=10)]
+    small_index.close()
+    conn = sqlite3.connect(db_path)
+    copy = db_path.with_name("copy.db")
+    conn.execute("VACUUM INTO ?", (str(copy),))
+    dumped = sqlite3.connect(db_path.with_name("dump.db"))
+    dumped.executescript("\n".join(conn.iterdump()))
+    for db in (copy, dumped):
+        index = Index.open(db, "posts", model=encoder)
+        assert index.verify() == []
+        assert [(hit.pk, hit.score) for hit in index.search("night", k=10)] == expected
+
+
+def test_info_adds_up(small_index: Index) -> None:
+    info = small_index.info()
+    assert info["bytes"] == sum(info["bytes_by_part"].values())
+    assert info["bytes_per_token"] == round(info["bytes"] / info["tokens"], 2)
+    assert (info["columns"], info["key_columns"], info["generation"]) == (["body"], ["id"], 1)
+
+
+def test_only_rows_that_meet_the_condition_are_indexed(db_path: Path, encoder: Encoder) -> None:
+    index = Index.create(db_path, "posts", ["body"], model=encoder, where="id > :n", params={"n": 2})
+    assert index.counts["rows"] == 3
+    assert index.verify() == []
+    assert Index.open(db_path, "posts", model=encoder).rebuild()["rows"] == 3
+
+
+def test_the_four_stages_agree_with_scoring_everything(tmp_path: Path, encoder: Encoder) -> None:
+    """Over random words most rows are near ties; the best ones, and every score, must still be the same."""
+    generator = np.random.default_rng(7)
+    vocabulary = [f"word{i}" for i in range(400)]
+    db = sqlite3.connect(tmp_path / "t.db")
+    db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT)")
+    db.executemany(
+        "INSERT INTO t VALUES (?, ?)", [(i, " ".join(generator.choice(vocabulary, 12))) for i in range(3000)]
+    )
+    index = Index.create(db, "t", ["body"], model=encoder)
+    for query in ("word1 word2 word3", "word399 word17"):
+        exhaustive = index.search(query, k=3000, ndocs=1_000_000)
+        scores = {hit.pk: hit.score for hit in exhaustive}
+        hits = index.search(query, k=10)
+        assert [hit.pk for hit in hits[:3]] == [hit.pk for hit in exhaustive[:3]]
+        assert [hit.score for hit in hits] == pytest.approx([scores[hit.pk] for hit in hits], abs=1e-5)
+    assert len(index.search("word5", k=5000)) == 3000

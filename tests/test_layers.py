@@ -1,0 +1,94 @@
+"""The one import policy: a room imports only rooms to its left, and importing the package is light."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOW = (
+    "errors settings passages encoders engine storage indexing explain rerank results index multi sql_functions".split()
+)
+APART = {"encoders", "engine", "storage"}
+NEIGHBOURS = {"evaluation", "integrations", "training"}
+HOSTS = {"click", "tqdm", "tabulate", "datasette", "llm", "sqlite_utils_colbert", "datasette_colbert", "llm_colbert"}
+HEAVY = {"torch", "transformers", "sentence_transformers", "numba", "onnxruntime"}
+
+
+def core_modules() -> list[str]:
+    core = ROOT / "colbert_sqlite"
+    paths = sorted(path.relative_to(ROOT) for path in core.rglob("*.py") if path != core / "__init__.py")
+    return [path.as_posix() for path in paths if room_of(path) not in NEIGHBOURS]
+
+
+def room_of(path: str | Path) -> str:
+    return Path(path).parts[1].removesuffix(".py")
+
+
+def imported_names(path: str) -> Iterator[str]:
+    """Absolute dotted names of everything a file imports, wherever in it."""
+    package = list(Path(path).parts[:-1])
+    for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def rooms_imported_by(path: str) -> set[str]:
+    return {name.split(".")[1] for name in imported_names(path) if name.startswith("colbert_sqlite.")}
+
+
+@pytest.mark.parametrize("path", core_modules())
+def test_rooms_import_only_from_earlier_rooms(path: str) -> None:
+    room = room_of(path)
+    earlier = FLOW[: FLOW.index(room)]
+    allowed = {room, *earlier} - (APART - {room} if room in APART else set())
+    assert rooms_imported_by(path) - allowed == set()
+
+
+@pytest.mark.parametrize("path", core_modules())
+def test_the_core_imports_no_host_and_no_plugin(path: str) -> None:
+    assert {name.split(".")[0] for name in imported_names(path)} & HOSTS == set()
+
+
+@pytest.mark.parametrize("path", core_modules())
+def test_numba_enters_through_the_kernels_alone(path: str) -> None:
+    imports_numba = any(name.split(".")[0] == "numba" for name in imported_names(path))
+    assert not imports_numba or path == "colbert_sqlite/engine/kernels.py"
+
+
+def loaded_by(*code: str) -> set[str]:
+    """Top-level names of the modules a fresh interpreter has loaded after running *code*."""
+    script = ["import sys", f"sys.path[:0] = {[str(ROOT), str(ROOT / 'plugins')]}", *code]
+    script.append("print(*{name.partition('.')[0] for name in sys.modules})")
+    run = subprocess.run([sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, check=True)
+    return set(run.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("name", ["colbert_sqlite", "sqlite_utils_colbert"])
+def test_import_is_light(name: str) -> None:
+    assert loaded_by(f"import {name}") & HEAVY == set()
+
+
+@pytest.mark.parametrize("words", [[], ["search"], ["index"]], ids=" ".join)
+def test_help_is_light(words: list[str]) -> None:
+    loaded = loaded_by(
+        "from sqlite_utils_colbert.cli import colbert",
+        f"colbert.main({[*words, '--help']}, standalone_mode=False)",
+        "print()",
+    )
+    assert loaded & HEAVY == set()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
+def test_the_check_for_light_imports_would_notice_numba() -> None:
+    assert "numba" in loaded_by("import numba") & HEAVY

@@ -1,0 +1,194 @@
+"""Codec and search against what colbert-ai 0.2.22 and fast-plaid 1.4.6 computed, stored in the shared folder."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import reference
+
+from colbert_sqlite.engine import plaid
+from colbert_sqlite.engine.codec import ResidualCodec, quantile_buckets
+from colbert_sqlite.engine.maxsim import maxsim_scores
+from colbert_sqlite.engine.plaid import ArrayPostings
+from colbert_sqlite.settings import SearchSettings
+
+CODECS = ["nbits1_dim16", "nbits2_dim16", "nbits2_dim128", "nbits4_dim32", "nbits8_dim64"]
+
+
+def load_codec(case, nbits):
+    average = float(np.mean(case["avg_residual"]))
+    return ResidualCodec(nbits, case["centroids"], case["bucket_cutoffs"], case["bucket_weights"], average)
+
+
+def our_packing(residuals, nbits, dim):
+    return reference.pack(reference.stanford_unpack(residuals, nbits, dim), nbits)
+
+
+@pytest.fixture(params=CODECS)
+def codec_case(shared, request):
+    return np.load(shared / "reference" / "parity" / f"codec_{request.param}" / "expected.npz")
+
+
+def test_codes_and_buckets_equal_stanfords(codec_case):
+    nbits = int(codec_case["nbits"])
+    codec = load_codec(codec_case, nbits)
+    # The reference rounds embeddings to float16 before it compresses them.
+    codes, residuals = codec.compress(codec_case["embeddings"].astype(np.float16))
+    assert codes.tolist() == codec_case["codes"].tolist()
+    assert residuals.tolist() == our_packing(codec_case["residuals"], nbits, codec.dim).tolist()
+
+
+def test_decompressed_embeddings_equal_stanfords(codec_case):
+    nbits = int(codec_case["nbits"])
+    codec = load_codec(codec_case, nbits)
+    decompressed = codec.decompress(codec_case["codes"], our_packing(codec_case["residuals"], nbits, codec.dim))
+    np.testing.assert_allclose(decompressed, codec_case["decompressed"], atol=1e-6)
+
+
+def test_quantile_buckets_equal_stanfords(codec_case):
+    heldout, centroids = codec_case["heldout"].astype(np.float32), codec_case["centroids"].astype(np.float32)
+    residuals = heldout - centroids[reference.nearest(heldout, centroids)]
+    cutoffs, weights = quantile_buckets(residuals, int(codec_case["nbits"]))
+    np.testing.assert_allclose(cutoffs, codec_case["bucket_cutoffs"], atol=1e-6)
+    np.testing.assert_allclose(weights, codec_case["bucket_weights"], atol=1e-6)
+    np.testing.assert_allclose(np.abs(residuals).mean(), codec_case["avg_residual"], atol=1e-6)
+
+
+class Index:
+    """An index of the reference implementations, behind our postings."""
+
+    def __init__(self, path, nbits):
+        self.arrays = dict(np.load(path))
+        self.codec = load_codec(self.arrays, nbits)
+        self.codes = self.arrays["codes"].astype(np.uint16)
+        self.residuals = our_packing(self.arrays["residuals"], nbits, self.codec.dim)
+        self.offsets = np.concatenate([[0], np.cumsum(self.arrays["doclens"])])
+        self.ids = np.arange(len(self.arrays["doclens"]))
+        self.postings = ArrayPostings(self.ids, self.codes, self.offsets, self.residuals)
+        self.embeddings = self.codec.decompress(self.codes, self.residuals)
+
+    def floored(self, query, ids):
+        """MaxSim where no query token's best counts less than 0, as the reference scores on a CPU."""
+        passages = [self.embeddings[self.offsets[i] : self.offsets[i + 1]] for i in ids]
+        return np.array([reference.maxsim(query, passage, floor=0) for passage in passages])
+
+
+@pytest.fixture(scope="module")
+def stanford(shared):
+    return Index(shared / "reference" / "parity" / "plaid_index" / "index.npz", 2)
+
+
+@pytest.fixture(scope="module")
+def stanford_searches(shared):
+    searches = json.loads((shared / "reference" / "parity" / "plaid_index" / "search.json").read_text())["searches"]
+    return {search["label"]: search for search in searches}
+
+
+PLAIN = ["defaults k=10", "defaults k=100", "defaults k=1000", "small ndocs", "hard pruning", "everything pruned"]
+
+
+def settings_of(search):
+    effective = search["effective"]
+    return SearchSettings(
+        nprobe=effective["ncells"],
+        ndocs=effective["ndocs"],
+        centroid_score_threshold=effective["centroid_score_threshold"],
+    )
+
+
+def test_index_decompresses_as_stanfords(stanford):
+    np.testing.assert_allclose(stanford.embeddings, stanford.arrays["decompressed"], atol=1e-6)
+
+
+def test_inverted_lists_equal_stanfords(stanford):
+    bounds = np.concatenate([[0], np.cumsum(stanford.arrays["ivf_lengths"])])
+    for centroid in range(stanford.codec.n_centroids):
+        expected = stanford.arrays["ivf"][bounds[centroid] : bounds[centroid + 1]]
+        assert stanford.postings.inverted_lists(np.array([centroid])).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("label", PLAIN)
+def test_candidates_equal_stanfords(stanford, stanford_searches, label):
+    search = stanford_searches[label]
+    for query, expected in zip(stanford.arrays["Q"], search["results"], strict=True):
+        centroid_scores = stanford.codec.centroids @ query.T
+        probed = plaid.probe_centroids(centroid_scores, search["effective"]["ncells"])
+        assert stanford.postings.inverted_lists(probed).tolist() == expected["candidates"]
+
+
+def assert_same_ranking(stanford, query, found, scores, expected):
+    """Our set, scored with the reference's floor, ranks as theirs; ours differ from it only by that floor."""
+    floored = stanford.floored(query, found)
+    best = np.lexsort((found, -floored))[: len(expected["pids"])]
+    np.testing.assert_allclose(floored[best], expected["scores"], atol=1e-5)
+    assert found[best].tolist() == expected["pids"]
+    unfloored = maxsim_scores(query, stanford.embeddings, stanford.offsets)[found]
+    np.testing.assert_allclose(scores, unfloored, atol=1e-5)
+    no_maximum_is_negative = np.isclose(unfloored, floored, atol=1e-5)
+    assert no_maximum_is_negative.any()
+
+
+@pytest.mark.parametrize("label", PLAIN)
+def test_reranked_passages_and_their_ranking_equal_stanfords(stanford, stanford_searches, label):
+    search = stanford_searches[label]
+    for query, expected in zip(stanford.arrays["Q"], search["results"], strict=True):
+        found, scores = plaid.search(query, stanford.codec, stanford.postings, settings_of(search))
+        if stanford.postings.n_passages <= search["effective"]["ndocs"] // 4:  # where we score the whole index
+            assert np.sort(found).tolist() == stanford.ids.tolist()
+            theirs = np.isin(found, expected["reranked"])
+            found, scores = found[theirs], scores[theirs]
+        assert np.sort(found).tolist() == expected["reranked"]
+        assert_same_ranking(stanford, query, found, scores, expected)
+
+
+def test_passages_named_are_scored_as_stanford_scores_them(stanford, stanford_searches):
+    search = stanford_searches["pid subset"]
+    named = np.array(search["pids"])
+    for query, expected in zip(stanford.arrays["Q"], search["results"], strict=True):
+        found, scores = plaid.search(query, stanford.codec, stanford.postings, settings_of(search), allowed=named)
+        assert np.sort(found).tolist() == named.tolist()
+        assert_same_ranking(stanford, query, found, scores, expected)
+
+
+def test_allowed_passages_filter_as_stanfords_filter_function(stanford, stanford_searches):
+    search = stanford_searches["filter even pids"]
+    even = stanford.ids[::2]
+    for query, expected in zip(stanford.arrays["Q"], search["results"], strict=True):
+        found, scores = plaid.search(query, stanford.codec, stanford.postings, settings_of(search), allowed=even)
+        assert_same_ranking(stanford, query, found, scores, expected)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def fastplaid(shared, request):
+    return Index(shared / "reference" / "parity" / "fastplaid_index" / f"index_nbits{request.param}.npz", request.param)
+
+
+def test_reconstruction_equals_fastplaids(fastplaid):
+    expected = fastplaid.arrays["reconstructed_first3"]
+    np.testing.assert_allclose(fastplaid.embeddings[: len(expected)], expected, atol=1e-3)
+
+
+def test_scores_equal_fastplaids(shared, fastplaid):
+    text = (shared / "reference" / "parity" / "fastplaid_index" / "search.json").read_text()
+    case = next(c for c in json.loads(text)["cases"] if c["nbits"] == fastplaid.codec.nbits)
+    results = next(s for s in case["searches"] if s["label"] == "defaults")["results"]
+    everything = SearchSettings(nprobe=8, ndocs=4096, centroid_score_threshold=0)
+    for query, expected in zip(fastplaid.arrays["queries"], results, strict=True):
+        found, scores = plaid.search(query, fastplaid.codec, fastplaid.postings, everything)
+        of_id = dict(zip(found.tolist(), scores.tolist(), strict=True))
+        np.testing.assert_allclose([of_id[pid] for pid, _ in expected], [score for _, score in expected], atol=2e-3)
+        np.testing.assert_allclose(scores[: len(expected)], [score for _, score in expected], atol=2e-3)
+
+
+def test_decompressed_embeddings_define_the_scores(fastplaid):
+    query = fastplaid.arrays["queries"][0]
+    ids, scores = plaid.search(
+        query,
+        fastplaid.codec,
+        fastplaid.postings,
+        SearchSettings(nprobe=1, ndocs=4, centroid_score_threshold=0),
+        exhaustive=True,
+    )
+    np.testing.assert_allclose(scores, maxsim_scores(query, fastplaid.embeddings, fastplaid.offsets)[ids], rtol=1e-5)
