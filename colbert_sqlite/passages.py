@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +37,7 @@ _LINE_TAGS = frozenset({"dd", "dt", "li", "tr", "caption", "option"})
 _CELL_TAGS = frozenset({"td", "th"})
 # Inside these a line break is a space. Elsewhere it may be Markdown's, between blocks of HTML.
 _FLOWING_TAGS = frozenset("p li td th dd dt h1 h2 h3 h4 h5 h6 caption figcaption".split())
+_SEGMENT_CHARACTERS = 50_000
 _SPACES = re.compile(r"\s+")
 _BLANKS = re.compile(r"[^\S\n]+")
 _LINE_ENDS = re.compile(r"[^\S\n]*\n(?: (?! ))?")
@@ -103,6 +104,8 @@ def _plain(value: RawValue, html: Html) -> str:
             return ""
     else:
         text = value.raw.decode(errors="replace")
+    # Tokenizers drop NUL and join the words on both sides of it.
+    text = text.replace("\0", " ")
     if html == "yes" or (html == "auto" and looks_like_html(text)):
         return strip_html(text)
     return text
@@ -193,4 +196,20 @@ class PassageSplitter:
         if len(stripped) <= 8 * capacity and self.count(stripped) <= capacity:
             return [(len(text) - len(text.lstrip()), stripped)]
         splitter = TextSplitter.from_huggingface_tokenizer(self._tokenizer, capacity)
-        return splitter.chunk_indices(text)
+        return [
+            (first + start, chunk)
+            for first, end in _segments(text)
+            for start, chunk in splitter.chunk_indices(text[first:end])
+        ]
+
+
+def _segments(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the ends of pieces of *text* that are not too long for the splitter, whose time is quadratic."""
+    start = 0
+    while start < len(text):
+        end = start + _SEGMENT_CHARACTERS
+        if end < len(text):
+            cuts = (text.rfind(mark, start + _SEGMENT_CHARACTERS // 2, end) for mark in ("\n\n", "\n", ". ", " "))
+            end = next((cut + 1 for cut in cuts if cut >= 0), end)
+        yield start, min(end, len(text))
+        start = end

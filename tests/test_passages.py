@@ -43,9 +43,9 @@ def test_numbers_are_text_and_binary_values_are_not() -> None:
     assert extract(values, None, html="auto", max_tokens=256).text == "42\n\nbytes of text"
 
 
-def test_invalid_utf8_is_read_with_replacement_characters() -> None:
+def test_invalid_utf8_is_read_with_replacement_characters_and_nul_as_a_space() -> None:
     assert (
-        extract([RawValue("text", b"caf\xe9 \x00 bar")], None, html="auto", max_tokens=256).text == "caf\ufffd \0 bar"
+        extract([RawValue("text", b"caf\xe9 \x00 bar")], None, html="auto", max_tokens=256).text == "caf\ufffd   bar"
     )
 
 
