@@ -184,13 +184,13 @@ def test_fitting_finds_the_directions_of_largest_variance() -> None:
     np.testing.assert_allclose(variances[0], np.linalg.eigvalsh(np.cov(rows.T))[-1], rtol=1e-2)
 
 
-def test_pieces_are_a_tenth_of_the_text(tmp_path: Path) -> None:
+def test_pieces_are_a_quarter_of_the_text(tmp_path: Path) -> None:
     pytest.importorskip("sentence_transformers")
     from colbert_sqlite.encoders.fit_projection import pieces
 
     with sqlite3.connect(tmp_path / "a:b.db") as db:
         db.execute("CREATE TABLE notes (body TEXT)")
-        db.executemany("INSERT INTO notes VALUES (?)", [("x" * 9_998,), (None,), ("<p>y</p>" + "<p>z</p>" * 400,)])
+        db.executemany("INSERT INTO notes VALUES (?)", [("x" * 3_998,), (None,), ("<p>y</p>" + "<p>z</p>" * 400,)])
     db.close()
     first, second = pieces(f"{tmp_path / 'a:b.db'}:notes:body")
     assert (first, second[:4]) == ("x" * 1000, "y\n\nz")

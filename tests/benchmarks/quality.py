@@ -1,0 +1,169 @@
+"""What compression and pruning cost: nDCG@10 and recall of an index against exhaustive MaxSim, beside BM25.
+
+    python -m tests.benchmarks.quality [--data ../shared/data] [--model minilm] [COLLECTION …]
+
+A collection is a folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/test.tsv, any of them gzipped. Each is
+put in a fresh database, indexed at every nbits, and searched through ``Index.search`` with default settings. The
+embeddings are made once and shared by all, so the columns differ in nothing but the index. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import bm25s
+import ir_measures
+import numpy as np
+import Stemmer
+from ir_measures import nDCG
+from numpy.typing import NDArray
+
+from colbert_sqlite.encoders import Encoder, load_encoder
+from colbert_sqlite.engine.maxsim import maxsim_scores
+from colbert_sqlite.index import Index
+
+Run = dict[str, list[tuple[str, float]]]
+
+NBITS = (4, 2)
+K = 100
+
+
+class RememberingEncoder:
+    """An encoder that encodes each passage once."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.passages: dict[str, NDArray[np.float32]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        new = [text for text in dict.fromkeys(texts) if text not in self.passages]
+        self.passages.update(zip(new, self._encoder.encode_passages(new), strict=True))
+        return [self.passages[text] for text in texts]
+
+
+def read_lines(path: Path) -> list[str]:
+    zipped = path.with_name(path.name + ".gz")
+    text = gzip.decompress(zipped.read_bytes()).decode() if zipped.exists() else path.read_text(encoding="utf-8")
+    return text.splitlines()
+
+
+def make_database(path: Path, corpus: Iterable[dict[str, str]]) -> None:
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE documents (id TEXT PRIMARY KEY, title TEXT, text TEXT)")
+    db.executemany("INSERT INTO documents VALUES (?, ?, ?)", ((d["_id"], d["title"], d["text"]) for d in corpus))
+    db.commit()
+    db.close()
+
+
+def search_all(index: Index, queries: dict[str, str], k: int) -> Run:
+    return {qid: [(hit.pk, hit.score) for hit in index.search(text, k=k)] for qid, text in queries.items()}
+
+
+def exhaustive(path: Path, encoder: RememberingEncoder, queries: dict[str, str]) -> Run:
+    """Rank every row by the best MaxSim of its passages, over embeddings that were never compressed."""
+    keys = [row[0] for row in sqlite3.connect(path).execute("SELECT pk_id FROM _colbert_documents_passages WHERE doclen")]
+    texts = passage_texts(path, encoder)
+    embeddings = encoder.encode_passages(texts)
+    offsets = np.concatenate([[0], np.cumsum([len(e) for e in embeddings])])
+    flat = np.concatenate(embeddings)
+    run: Run = {}
+    for qid, embedding in zip(queries, encoder.encode_queries(list(queries.values())), strict=True):
+        best: dict[str, float] = {}
+        for key, score in zip(keys, maxsim_scores(embedding, flat, offsets).tolist(), strict=True):
+            best[key] = max(score, best.get(key, -np.inf))
+        run[qid] = sorted(best.items(), key=lambda item: -item[1])[:K]
+    return run
+
+
+def passage_texts(path: Path, encoder: RememberingEncoder) -> list[str]:
+    """The text of every passage, in the order of passage ids: a title above its span of the row."""
+    rows = sqlite3.connect(path).execute(
+        'SELECT d.title, d.text, p.start, p."end" FROM _colbert_documents_passages AS p'
+        " JOIN documents AS d ON d.id = p.pk_id WHERE p.doclen ORDER BY p.passage_id"
+    )
+    texts = []
+    for title, text, start, end in rows:
+        repeated = " ".join(title.split())
+        if not text.strip() or len(repeated.encode()) > 128:
+            text, repeated = "\n\n".join(filter(None, [repeated, text if text.strip() else ""])), ""
+        texts.append((f"{repeated}\n" if repeated else "") + text[start:end])
+    return texts
+
+
+def bm25(corpus: list[dict[str, str]], queries: dict[str, str]) -> Run:
+    stemmer = Stemmer.Stemmer("english")
+
+    def tokens(texts: list[str]) -> Any:
+        return bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, show_progress=False)
+
+    index = bm25s.BM25(k1=0.9, b=0.4)
+    index.index(tokens([f"{d['title']} {d['text']}" for d in corpus]), show_progress=False)
+    found, scores = index.retrieve(tokens(list(queries.values())), k=K, show_progress=False)
+    return {
+        qid: [(corpus[i]["_id"], float(score)) for i, score in zip(ids, row, strict=True)]
+        for qid, ids, row in zip(queries, found.tolist(), scores.tolist(), strict=True)
+    }
+
+
+def ndcg(qrels: dict[str, dict[str, int]], run: Run) -> float:
+    value = ir_measures.calc_aggregate([nDCG @ 10], qrels, {qid: dict(hits) for qid, hits in run.items()})[nDCG @ 10]
+    return float(value)
+
+
+def overlap(run: Run, truth: Run, k: int) -> float:
+    """Mean share of the exhaustive top k that the index returned in its own top k."""
+    shares = [len({pk for pk, _ in run[q][:k]} & {pk for pk, _ in truth[q][:k]}) / k for q in truth]
+    return float(np.mean(shares))
+
+
+def measure(folder: Path, encoder: RememberingEncoder) -> str:
+    corpus = [json.loads(line) for line in read_lines(folder / "corpus.jsonl")]
+    qrels: dict[str, dict[str, int]] = {}
+    for line in read_lines(folder / "qrels" / "test.tsv")[1:]:
+        qid, doc, grade = line.split("\t")
+        qrels.setdefault(qid, {})[doc] = int(grade)
+    queries = {q["_id"]: q["text"] for q in map(json.loads, read_lines(folder / "queries.jsonl")) if q["_id"] in qrels}
+    cells = [folder.name, f"{len(corpus):,}", str(len(queries)), f"{ndcg(qrels, bm25(corpus, queries)):.3f}"]
+    truth: Run = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for nbits in NBITS:
+            path = Path(temporary) / f"{nbits}.db"
+            make_database(path, corpus)
+            model: Any = encoder
+            with Index.create(path, "documents", ["text"], heading="title", model=model, nbits=nbits) as index:
+                if not truth:
+                    truth = exhaustive(path, encoder, queries)
+                    cells.append(f"{ndcg(qrels, truth):.3f}")
+                run = search_all(index, queries, 10)
+                cells += [f"{ndcg(qrels, run):.3f}", f"{overlap(run, truth, 10):.3f}"]
+                cells.append(f"{overlap(search_all(index, queries, K), truth, K):.3f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("collections", nargs="*", default=["cranfield", "med", "cacm", "npl"])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--model", default="minilm")
+    arguments = parser.parse_args()
+    columns = ["collection", "documents", "queries", "BM25", "exhaustive"]
+    columns += [f"{what}, {nbits} bits" for nbits in NBITS for what in ("index", "recall@10", f"recall@{K}")]
+    print("| " + " | ".join(columns) + " |")
+    print("|" + " --- |" * 3 + " ---: |" * (len(columns) - 3))
+    for collection in arguments.collections:
+        encoder = RememberingEncoder(load_encoder(arguments.model))
+        print(measure(arguments.data / collection, encoder), flush=True)
+
+
+if __name__ == "__main__":
+    main()
