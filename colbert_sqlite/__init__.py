@@ -9,8 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .encoders import load_encoder
-    from .errors import (
+    from colbert_sqlite.encoders import load_encoder
+    from colbert_sqlite.errors import (
         BuildInterrupted,
         ColbertError,
         IndexCorrupt,
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
         ShapeError,
         SourceError,
     )
-    from .index import Index, list_indexes
-    from .indexing import Progress
-    from .results import Hit, Passage
-    from .settings import IndexSettings, SearchSettings
+    from colbert_sqlite.index import Index, list_indexes
+    from colbert_sqlite.indexing import Progress
+    from colbert_sqlite.results import Hit, Passage
+    from colbert_sqlite.settings import IndexSettings, SearchSettings
 
 __version__ = "0.1a0"
 

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .encoders import Encoder, load_encoder
-from .engine import plaid
-from .engine.codec import ResidualCodec
-from .errors import IndexCorrupt, IndexExists, ModelMismatch
-from .indexing import ProgressCallback, build, codec_from, row_hash
-from .passages import DEFAULT_MAX_TOKENS, extract
-from .results import Hit, Passage
-from .settings import Html, IndexSettings, SearchSettings
-from .storage.check import check
-from .storage.connection import Database, atomic, connect, reading
-from .storage.snapshot import Snapshot
-from .storage.source import Key, Source
-from .storage.store import Store, StoredCodec, read_entries, read_entry
+from colbert_sqlite.encoders import Encoder, load_encoder
+from colbert_sqlite.engine import plaid
+from colbert_sqlite.engine.codec import ResidualCodec
+from colbert_sqlite.errors import IndexCorrupt, IndexExists, ModelMismatch
+from colbert_sqlite.indexing import ProgressCallback, build, codec_from, row_hash
+from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, extract
+from colbert_sqlite.results import Hit, Passage
+from colbert_sqlite.settings import Html, IndexSettings, SearchSettings
+from colbert_sqlite.storage.check import check
+from colbert_sqlite.storage.connection import Database, atomic, connect, reading
+from colbert_sqlite.storage.snapshot import Snapshot
+from colbert_sqlite.storage.source import Key, Source
+from colbert_sqlite.storage.store import Store, StoredCodec, read_entries, read_entry
 
 _WIDER = 4
 

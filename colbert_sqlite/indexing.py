@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .encoders import Encoder
-from .engine.codec import ResidualCodec, from_directions, n_centroids_for, to_directions
-from .passages import PassageSplitter, PassageText, content_hash, extract
-from .settings import IndexSettings
-from .storage.connection import atomic
-from .storage.source import Key, Source, SourceRow
-from .storage.store import EncodedPassage, EncodedRow, Store, StoredCodec
+from colbert_sqlite.encoders import Encoder
+from colbert_sqlite.engine.codec import ResidualCodec, from_directions, n_centroids_for, to_directions
+from colbert_sqlite.passages import PassageSplitter, PassageText, content_hash, extract
+from colbert_sqlite.settings import IndexSettings
+from colbert_sqlite.storage.connection import atomic
+from colbert_sqlite.storage.source import Key, Source, SourceRow
+from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Store, StoredCodec
 
 # Text of one write transaction: some seconds of encoding on two CPU cores, which is what a kill can cost.
 _CHUNK_BYTES = 200_000

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 from semantic_text_splitter import TextSplitter
 
-from .settings import Html
+from colbert_sqlite.settings import Html
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

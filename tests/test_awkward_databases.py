@@ -18,7 +18,15 @@ def conn(tmp_path: Path) -> sqlite3.Connection:
     return sqlite3.connect(tmp_path / "t.db")
 
 
-NAMES = ['a "b" [c] d', "naïve 日本 😀", "select", "x'; DROP TABLE t; --", "with\nnewline", "_colbert_x", "%s {0} ?1 :a"]
+NAMES = [
+    'a "b" [c] d',
+    "naïve 日本 😀",
+    "select",
+    "x'; DROP TABLE t; --",
+    "with\nnewline",
+    "_colbert_x",
+    "%s {0} ?1 :a",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,9 +71,7 @@ def test_key_columns_may_be_called_like_ours(conn: sqlite3.Connection, encoder: 
     ],
 )
 @pytest.mark.parametrize("options", ["", "WITHOUT ROWID"])
-def test_any_key_works(
-    conn: sqlite3.Connection, encoder: Encoder, ddl: str, keys: list[Any], options: str
-) -> None:
+def test_any_key_works(conn: sqlite3.Connection, encoder: Encoder, ddl: str, keys: list[Any], options: str) -> None:
     conn.execute(f"CREATE TABLE t ({ddl}, body TEXT) {options}")
     conn.executemany("INSERT INTO t VALUES (?, ?)", [(key, f"animal{i}") for i, key in enumerate(keys)])
     index = Index.create(conn, "t", ["body"], model=encoder)

@@ -44,9 +44,7 @@ def test_numbers_are_text_and_binary_values_are_not() -> None:
 
 
 def test_invalid_utf8_is_read_with_replacement_characters_and_nul_as_a_space() -> None:
-    assert (
-        extract([RawValue("text", b"caf\xe9 \x00 bar")], None, html="auto", max_tokens=256).text == "caf\ufffd   bar"
-    )
+    assert extract([RawValue("text", b"caf\xe9 \x00 bar")], None, html="auto", max_tokens=256).text == "caf\ufffd   bar"
 
 
 def test_html_becomes_readable_paragraphs() -> None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import IndexCorrupt, ShapeError
-from ..settings import NBITS
-from . import kernels, kmeans
+from colbert_sqlite.engine import kernels, kmeans
+from colbert_sqlite.errors import IndexCorrupt, ShapeError
+from colbert_sqlite.settings import NBITS
 
 HELDOUT_SHARE = 20
 HELDOUT_MOST = 50_000

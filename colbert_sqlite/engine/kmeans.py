@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from . import kernels
+from colbert_sqlite.engine import kernels
 
 N_ROUNDS = 8
 SAMPLES_PER_CENTROID = 128

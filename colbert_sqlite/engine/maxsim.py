@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ShapeError
+from colbert_sqlite.errors import ShapeError
 
 
 def maxsim(query: NDArray[np.float32], document: NDArray[np.float32]) -> float:

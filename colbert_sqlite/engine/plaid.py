@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import IndexCorrupt, ShapeError
-from ..settings import SearchSettings
-from . import kernels
-from .codec import ResidualCodec
+from colbert_sqlite.engine import kernels
+from colbert_sqlite.engine.codec import ResidualCodec
+from colbert_sqlite.errors import IndexCorrupt, ShapeError
+from colbert_sqlite.settings import SearchSettings
 
 # Passages whose codes, or residuals, are in memory at once: a few megabytes of either.
 CODES_AT_ONCE = 16_384

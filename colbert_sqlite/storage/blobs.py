@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import IndexCorrupt
+from colbert_sqlite.errors import IndexCorrupt
 
 FLOATS = np.dtype("<f4")
 GAPS = np.dtype("<u2")

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ColbertError
-from .blobs import CODES, unpack_ids
-from .connection import lenient_text
-from .schema import key_columns, quote_identifier
-from .source import Source
-from .store import Store, StoredCodec
+from colbert_sqlite.errors import ColbertError
+from colbert_sqlite.storage.blobs import CODES, unpack_ids
+from colbert_sqlite.storage.connection import lenient_text
+from colbert_sqlite.storage.schema import key_columns, quote_identifier
+from colbert_sqlite.storage.source import Source
+from colbert_sqlite.storage.store import Store, StoredCodec
 
 _SHOWN = 5
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..errors import SourceError
+from colbert_sqlite.errors import SourceError
 
 if TYPE_CHECKING:
     from sqlite_utils import Database as SqliteUtilsDatabase

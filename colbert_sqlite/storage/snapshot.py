@@ -12,9 +12,9 @@ import sqlite3
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import IndexCorrupt
-from .blobs import CODES, from_blob, unpack_ids
-from .store import Store, StoredCodec
+from colbert_sqlite.errors import IndexCorrupt
+from colbert_sqlite.storage.blobs import CODES, from_blob, unpack_ids
+from colbert_sqlite.storage.store import Store, StoredCodec
 
 
 class Snapshot:

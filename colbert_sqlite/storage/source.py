@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..errors import SourceError
-from ..passages import RawValue
-from .connection import lenient_text
-from .schema import quote_identifier
+from colbert_sqlite.errors import SourceError
+from colbert_sqlite.passages import RawValue
+from colbert_sqlite.storage.connection import lenient_text
+from colbert_sqlite.storage.schema import quote_identifier
 
 Key = tuple[Any, ...]
 

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BuildInterrupted, IndexCorrupt, IndexNotFound, SchemaVersionError
-from ..settings import IndexSettings
-from .blobs import CENTROIDS, CODES, FLOATS, codes_dtype, from_blob, pack_ids
-from .connection import atomic
-from .schema import (
+from colbert_sqlite.errors import BuildInterrupted, IndexCorrupt, IndexNotFound, SchemaVersionError
+from colbert_sqlite.settings import IndexSettings
+from colbert_sqlite.storage.blobs import CENTROIDS, CODES, FLOATS, codes_dtype, from_blob, pack_ids
+from colbert_sqlite.storage.connection import atomic
+from colbert_sqlite.storage.schema import (
     CREATE_REGISTRY,
     PARTS,
     REGISTRY,
@@ -30,7 +30,7 @@ from .schema import (
     quote_identifier,
     table_name,
 )
-from .source import Key, Source
+from colbert_sqlite.storage.source import Key, Source
 
 CENTROIDS_PER_BLOCK = 1024
 

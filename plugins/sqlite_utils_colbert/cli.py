@@ -99,6 +99,7 @@ def model_options(function: Function) -> Function:
     return function
 
 
+moved_model_option = click.option("--model", help="Where the model is now, if not where it was when the index was made")
 db_argument = click.argument("db", type=click.Path())
 index_argument = click.argument("index")
 json_option = click.option("--json", "as_json", is_flag=True, help="Output JSON")
@@ -178,6 +179,8 @@ def index(
 @setting_option(SearchSettings, "nprobe", type=int)
 @setting_option(SearchSettings, "ndocs", type=int)
 @setting_option(SearchSettings, "centroid_score_threshold", "--threshold", type=float)
+@moved_model_option
+@model_options
 @output_options
 def search(
     db: str,
@@ -189,6 +192,11 @@ def search(
     passages: bool,
     output: str | None,
     fmt: str | None,
+    model: str | None,
+    device: str | None,
+    dtype: str,
+    batch_size: int | None,
+    trust_remote_code: bool,
     **options: Any,
 ) -> None:
     """Find the rows that answer a query best
@@ -204,7 +212,15 @@ def search(
     """
     from colbert_sqlite import Index
 
-    with Index.open(db, index) as opened:
+    with Index.open(
+        db,
+        index,
+        model=model,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        trust_remote_code=trust_remote_code,
+    ) as opened:
         hits = opened.search(query, k, params=dict(params), **options)
         shown = columns_to_show(hits[0], opened.settings, columns) if hits else []
     if not hits:
@@ -312,6 +328,7 @@ def drop(db: str, index: str, ignore: bool) -> None:
 @colbert.command()
 @db_argument
 @index_argument
+@moved_model_option
 @model_options
 @silent_option
 @click.pass_context

@@ -71,7 +71,9 @@ def search_all(index: Index, queries: dict[str, str], k: int) -> Run:
 
 def exhaustive(path: Path, encoder: RememberingEncoder, queries: dict[str, str]) -> Run:
     """Rank every row by the best MaxSim of its passages, over embeddings that were never compressed."""
-    keys = [row[0] for row in sqlite3.connect(path).execute("SELECT pk_id FROM _colbert_documents_passages WHERE doclen")]
+    keys = [
+        row[0] for row in sqlite3.connect(path).execute("SELECT pk_id FROM _colbert_documents_passages WHERE doclen")
+    ]
     texts = passage_texts(path, encoder)
     embeddings = encoder.encode_passages(texts)
     offsets = np.concatenate([[0], np.cumsum([len(e) for e in embeddings])])
