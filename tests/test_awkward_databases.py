@@ -25,7 +25,7 @@ NAMES = [
     "x'; DROP TABLE t; --",
     "with\nnewline",
     "_colbert_x",
-    "%s {0} ?1 :a",
+    "%s {0} ?1",
 ]
 
 

@@ -95,9 +95,8 @@ def main() -> None:
                     start = time.perf_counter()
                     found.append({hit.pk for hit in index.search(str(query), k=k)})
                     times.append(1000 * (time.perf_counter() - start))
-                recall = np.mean(
-                    [len(hits & set(ids[:k].tolist())) / k for hits, ids in zip(found, truth, strict=True)]
-                )
+                shares = [len(hits & set(ids)) / k for hits, ids in zip(found, truth[:, :k].tolist(), strict=True)]
+                recall = np.mean(shares)
                 p50, p95 = np.percentile(times, [50, 95])
                 train = marks["train", True] - marks["train", False]
                 print(

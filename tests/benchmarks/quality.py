@@ -14,7 +14,7 @@ import gzip
 import json
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.engine.maxsim import maxsim_scores
 from colbert_sqlite.index import Index
+from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, RawValue, extract
 
 Run = dict[str, list[tuple[str, float]]]
 
@@ -71,10 +72,7 @@ def search_all(index: Index, queries: dict[str, str], k: int) -> Run:
 
 def exhaustive(path: Path, encoder: RememberingEncoder, queries: dict[str, str]) -> Run:
     """Rank every row by the best MaxSim of its passages, over embeddings that were never compressed."""
-    keys = [
-        row[0] for row in sqlite3.connect(path).execute("SELECT pk_id FROM _colbert_documents_passages WHERE doclen")
-    ]
-    texts = passage_texts(path, encoder)
+    keys, texts = zip(*passages(path), strict=True)
     embeddings = encoder.encode_passages(texts)
     offsets = np.concatenate([[0], np.cumsum([len(e) for e in embeddings])])
     flat = np.concatenate(embeddings)
@@ -87,19 +85,16 @@ def exhaustive(path: Path, encoder: RememberingEncoder, queries: dict[str, str])
     return run
 
 
-def passage_texts(path: Path, encoder: RememberingEncoder) -> list[str]:
-    """The text of every passage, in the order of passage ids: a title above its span of the row."""
+def passages(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield key and text of every passage of an index: the title, if it is short, above a span of the row."""
     rows = sqlite3.connect(path).execute(
-        'SELECT d.title, d.text, p.start, p."end" FROM _colbert_documents_passages AS p'
+        'SELECT d.id, d.title, d.text, p.start, p."end" FROM _colbert_documents_passages AS p'
         " JOIN documents AS d ON d.id = p.pk_id WHERE p.doclen ORDER BY p.passage_id"
     )
-    texts = []
-    for title, text, start, end in rows:
-        repeated = " ".join(title.split())
-        if not text.strip() or len(repeated.encode()) > 128:
-            text, repeated = "\n\n".join(filter(None, [repeated, text if text.strip() else ""])), ""
-        texts.append((f"{repeated}\n" if repeated else "") + text[start:end])
-    return texts
+    for key, title, text, start, end in rows:
+        values, heading = [RawValue("text", text.encode())], RawValue("text", title.encode())
+        extracted = extract(values, heading, html="auto", max_tokens=DEFAULT_MAX_TOKENS)
+        yield key, (f"{extracted.heading}\n" if extracted.heading else "") + extracted.text[start:end]
 
 
 def bm25(corpus: list[dict[str, str]], queries: dict[str, str]) -> Run:
