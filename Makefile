@@ -20,8 +20,8 @@ TORCH_INDEX = $(shell $(PYTHON) -c 'import sys, urllib.request as web; \
 
 demo: $(BLOG) .venv/installed-for-demo
 	@$(CLI) info $(BLOG) posts >/dev/null 2>&1 || $(CLI) index $(BLOG) posts body --heading title --model minilm
-	@for query in 'why did my bread stay flat' \
-		'what can I see in the sky without any equipment' \
+	@for query in 'does an espresso in the afternoon ruin slumber?' \
+		'how can I prevent moisture condensing on my optics?' \
 		'is my homepage okay for visually impaired folks'; do \
 		echo; echo "\$$ sqlite-utils colbert search $(BLOG) posts '$$query' -k 4 -t"; echo; \
 		$(CLI) search $(BLOG) posts "$$query" -k 4 -t || exit; \
