@@ -83,7 +83,9 @@ def build(
     """Build index *name*, or finish an interrupted build of equal settings, and put it in use.
 
     :raises BuildInterrupted: if another process takes over the build meanwhile
+    :raises SourceError: if rows have no key to be referred to
     """
+    source.refuse_null_keys(conn)
     build_id = secrets.token_hex(8)
     store = Store.start_build(conn, name, source, settings, encoder.fingerprint, encoder.dim, build_id)
     build = _Build(store, source, encoder, build_id, progress)

@@ -69,7 +69,7 @@ def test_every_console_session_runs_and_finds_what_it_shows(sandbox: Path, monke
             assert (printed.returncode, printed.stdout) == (0, shown), command
             continue
         assert words[:2] == ["sqlite-utils", "colbert"]
-        result = CliRunner(env={"COLUMNS": "100"}).invoke(colbert, words[2:])
+        result = CliRunner(env={"COLUMNS": "100"}).invoke(colbert, words[2:], prog_name="sqlite-utils colbert")
         assert result.exit_code == 0, (command, result.output)
         if "-t" in words:
             assert titles(result.stdout)[0] == titles(shown)[0], command

@@ -88,7 +88,7 @@ def test_null_keys_are_refused(conn: sqlite3.Connection) -> None:
     conn.execute("CREATE TABLE t (slug TEXT PRIMARY KEY, body TEXT)")
     conn.execute("INSERT INTO t VALUES (NULL, 'x')")
     with pytest.raises(SourceError, match="1 rows of 't' have NULL in their primary key slug"):
-        Source.inspect(conn, "t", ["body"])
+        Source.inspect(conn, "t", ["body"]).refuse_null_keys(conn)
 
 
 def test_a_key_of_invalid_utf8_is_refused(conn: sqlite3.Connection) -> None:

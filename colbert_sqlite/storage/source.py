@@ -100,15 +100,24 @@ class Source:
             params=dict(params or {}),
             encoding=conn.execute("PRAGMA encoding").fetchone()[0],
         )
-        source._check(conn)
+        source._check_condition(conn)
         return source
 
-    def _check(self, conn: sqlite3.Connection) -> None:
-        null_keys = " OR ".join(f"{quote_identifier(key)} IS NULL" for key in self.keys)
+    def _check_condition(self, conn: sqlite3.Connection) -> None:
+        if self.where is None:
+            return
         try:
-            (n,) = conn.execute(f"SELECT count(*) FROM {self.from_where(null_keys)}", dict(self.params)).fetchone()
+            conn.execute(f"EXPLAIN SELECT 1 FROM {self.from_where()}", dict(self.params)).fetchone()
         except sqlite3.Error as error:
             raise SourceError(f"the condition {self.where!r} can't be used: {error}") from None
+
+    def refuse_null_keys(self, conn: sqlite3.Connection) -> None:
+        """Make sure that every row can be referred to; SQLite lets a key that is no INTEGER be NULL.
+
+        :raises SourceError: if keys are NULL
+        """
+        null_keys = " OR ".join(f"{quote_identifier(key)} IS NULL" for key in self.keys)
+        (n,) = conn.execute(f"SELECT count(*) FROM {self.from_where(null_keys)}", dict(self.params)).fetchone()
         if n:
             raise SourceError(
                 f"{n} rows of {self.table!r} have NULL in their primary key {', '.join(self.keys)} and can't be "
