@@ -132,7 +132,7 @@ class Source:
     def iter_keys(self, conn: sqlite3.Connection) -> Iterator[Key]:
         """Yield the keys of all rows that meet the condition, in key order."""
         sql = f"SELECT {self._key_list} FROM {self.from_where()} ORDER BY {self._key_list}"
-        return self._strict_keys(conn.execute(sql, dict(self.params)))
+        return self._strict_keys(conn, sql, self.params)
 
     def iter_rows(self, conn: sqlite3.Connection, after: Key | None = None) -> Iterator[SourceRow]:
         """Yield rows that meet the condition, in key order, beginning behind *after*."""
@@ -142,7 +142,7 @@ class Source:
             params.update(self._key_params(after))
             beyond = f"({self._key_list}) > ({', '.join(f':{name}' for name in self._key_params(after))})"
         sql = f"SELECT {self._key_list}, {self._raw_list} FROM {self.from_where(beyond)} ORDER BY {self._key_list}"
-        for row in self._strict_keys(conn.execute(sql, params)):
+        for row in self._strict_keys(conn, sql, params):
             yield self._source_row(row)
 
     def read_row(self, conn: sqlite3.Connection, key: Key) -> SourceRow | None:
@@ -193,9 +193,10 @@ class Source:
         conditions = [f"({text}\n)" for text in (self.where, also) if text]
         return quote_identifier(self.table) + (f" WHERE {' AND '.join(conditions)}" if conditions else "")
 
-    def _strict_keys(self, cursor: sqlite3.Cursor) -> Iterator[Any]:
+    def _strict_keys(self, conn: sqlite3.Connection, sql: str, params: Mapping[str, Any]) -> Iterator[Any]:
+        cursor = conn.cursor()
         try:
-            yield from cursor
+            yield from cursor.execute(sql, dict(params))
         except sqlite3.OperationalError as error:
             if "decode" not in str(error):
                 raise
