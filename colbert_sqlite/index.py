@@ -7,7 +7,8 @@ statement; this module wires encoders, engine and storage together.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -17,17 +18,19 @@ from numpy.typing import NDArray
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.engine.codec import ResidualCodec
-from colbert_sqlite.errors import IndexCorrupt, IndexExists, ModelMismatch
+from colbert_sqlite.errors import ColbertError, IndexCorrupt, ModelError, ModelMismatch, SourceError
 from colbert_sqlite.indexing import ProgressCallback, build, codec_from, row_hash
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, extract
 from colbert_sqlite.results import Hit, Passage
 from colbert_sqlite.settings import Html, IndexSettings, SearchSettings
 from colbert_sqlite.storage.check import check
-from colbert_sqlite.storage.connection import Database, atomic, connect, reading
+from colbert_sqlite.storage.connection import Database, atomic, connect, plain_rows, reading
+from colbert_sqlite.storage.scratch import remove_scratch, scratch_path
 from colbert_sqlite.storage.snapshot import Snapshot
 from colbert_sqlite.storage.source import Key, Source
-from colbert_sqlite.storage.store import Store, StoredCodec, read_entries, read_entry
+from colbert_sqlite.storage.store import Store, StoredCodec, drop_index, read_entry, refuse_to_replace, registered
 
+# How much wider the second attempt looks when the first found too few rows; the third scores everything.
 _WIDER = 4
 
 
@@ -43,7 +46,7 @@ class Index:
         self._owns_connection = owns_connection
         self._load = load
         self._loaded: Encoder | None = None
-        self._codec: tuple[StoredCodec, ResidualCodec] | None = None
+        self._codec: tuple[str, StoredCodec, ResidualCodec] | None = None
 
     @classmethod
     def create(
@@ -83,20 +86,23 @@ class Index:
         :param device: ``cpu``, ``cuda``, ``mps``; default: the best there is
         :param dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, what the model computes in
         :param progress: called with a :class:`Progress` after every chunk of rows
+        :raises ValueError: if an argument is out of range
         :raises IndexExists: if there is an index of that name and *replace* is not set
         :raises SourceError: if the table or a column is missing, or the table has no primary key
         :raises ModelNotFound: if the model is not on this machine and can't be fetched
+        :raises ModelError: if its files are damaged, unsafe or not a ColBERT model
+        :raises MissingDependency: if a package that the model needs is not installed
+        :raises BuildInterrupted: if another process takes over the build
         """
         conn, owned = connect(db)
         try:
-            source = Source.inspect(conn, table, columns, heading=heading, where=where, params=params)
-            name = _checked_name(source.table if name is None else name)
-            if not replace and read_entry(conn, name) is not None:
-                raise IndexExists(
-                    f"there is an index {name!r} already: replace it with replace=True (--replace), "
-                    "or give this one another name"
-                )
-            # Settings before the model: a wrong argument should not cost the seconds of loading it.
+            if isinstance(columns, str):
+                raise ValueError(f"columns is a list of names: [{columns!r}]")
+            # All this before the model: a wrong argument should not cost the seconds of loading it.
+            with plain_rows(conn):
+                source = Source.inspect(conn, table, columns, heading=heading, where=where, params=params)
+                name = _checked_name(source.table if name is None else name)
+                refuse_to_replace(conn, name, replace)
             settings = IndexSettings(
                 table=source.table,
                 columns=source.columns,
@@ -117,7 +123,8 @@ class Index:
             settings = dataclasses.replace(
                 settings, model=encoder.name, max_tokens=_passage_tokens(max_tokens, encoder)
             )
-            store = build(conn, name, source, settings, encoder, progress or _ignore)
+            with plain_rows(conn):
+                store = build(conn, name, source, settings, encoder, progress or _ignore, replace=replace)
         except BaseException:
             if owned:
                 conn.close()
@@ -143,7 +150,8 @@ class Index:
         """
         conn, owned = connect(db)
         try:
-            store = Store.open(conn, name)
+            with plain_rows(conn):
+                store = Store.open(conn, name)
         except BaseException:
             if owned:
                 conn.close()
@@ -189,7 +197,8 @@ class Index:
     @property
     def counts(self) -> dict[str, int]:
         """Rows, rows without text, passages and tokens in the index."""
-        return self._store.counts()
+        with self._reading():
+            return self._store.counts()
 
     @property
     def encoder(self) -> Encoder:
@@ -227,10 +236,17 @@ class Index:
         :param nprobe: centroids probed per query token; these three default to ``SearchSettings.for_k(k)``
         :param ndocs: passages kept after stage 2; a quarter of them is scored exactly
         :param centroid_score_threshold: stage 2 ignores passage tokens whose centroid scores lower everywhere
-        :raises ValueError: if the query is empty, or *k* or a setting is out of range
+        :raises ValueError: if the query is empty, or *k*, a key or a setting is out of range
+        :raises SourceError: if *where* can't be used, or the key of the table was changed
+        :raises IndexNotFound: if the index was dropped meanwhile
+        :raises IndexCorrupt: if stored data contradicts itself
+        :raises ModelNotFound: if the model is not on this machine and can't be fetched
+        :raises ModelMismatch: if it is not the one the index was built with
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, not {k}")
+        if type(k) is not int or k < 1:
+            raise ValueError(f"k must be a whole number of at least 1, not {k!r}")
+        if isinstance(pks, (str, bytes)):
+            raise ValueError(f"pks is a list of primary keys: [{pks!r}]")
         if not query.strip():
             raise ValueError("the query is empty")
         default = SearchSettings.for_k(k)
@@ -242,23 +258,29 @@ class Index:
             ),
         )
         (embedding,) = self.encoder.encode_queries([query])
-        with reading(self._store.conn):
-            self._refresh()
+        if not np.isfinite(embedding).all():
+            raise ModelError(f"model {self.encoder.name!r} gives embeddings that are no numbers: compute in float32")
+        with self._reading():
             allowed = self._allowed(where, params, pks)
             return self._ranked(embedding, k, settings, allowed)
 
     def info(self) -> dict[str, Any]:
-        """Return settings, counts and sizes in bytes, as plain values."""
-        with reading(self._store.conn):
-            self._refresh()
+        """Return settings, counts and sizes in bytes, as plain values.
+
+        :raises IndexNotFound: if the index was dropped meanwhile
+        :raises IndexCorrupt: if its codec contradicts itself
+        """
+        with self._reading():
             entry, codec = self._store.entry, self._read_codec()[1]
             bytes_by_part = self._store.bytes_by_part()
-            tokens = self.counts["tokens"]
+            summary = _summary(self._store)
+            tokens = summary["tokens"]
             total = sum(bytes_by_part.values())
             return {
-                **_summary(self._store),
+                **summary,
                 "heading": entry.settings.heading,
                 "where": entry.settings.where,
+                "params": entry.settings.params,
                 "html": entry.settings.html,
                 "max_tokens": entry.settings.max_tokens,
                 "key_columns": list(entry.key_columns),
@@ -273,9 +295,12 @@ class Index:
             }
 
     def verify(self) -> list[str]:
-        """Return a sentence per problem found in the stored data; none when the index is sound."""
-        with reading(self._store.conn):
-            self._refresh()
+        """Return a sentence per problem found in the stored data; none when the index is sound.
+
+        :raises IndexNotFound: if the index was dropped meanwhile
+        :raises SourceError: if the table is gone or its key was changed
+        """
+        with self._reading():
             return check(self._store, self._source())
 
     def rebuild(
@@ -286,54 +311,73 @@ class Index:
         """Train new centroids and encode every row again, with the same settings; return the counts.
 
         Readers keep the old index until the new one is complete.
+
+        :raises IndexNotFound: if the index was dropped meanwhile
+        :raises SourceError: if the table is gone or can no longer be indexed
+        :raises BuildInterrupted: if another process takes over the build
         """
-        entry = self._store.entry
-        self._store = build(
-            self._store.conn, entry.name, self._source(), entry.settings, self.encoder, progress or _ignore
-        )
+        encoder = self.encoder
+        with self._reading():
+            entry = self._store.entry
+            source = self._inspect()
+        with plain_rows(self._store.conn):
+            self._store = build(
+                self._store.conn, entry.name, source, entry.settings, encoder, progress or _ignore, replace=True
+            )
         return self.counts
 
     def drop(self) -> None:
         """Remove the index, and what an interrupted rebuild of it left. The source table is not touched."""
         drop(self._store.conn, self.name)
 
-    def _source(self) -> Source:
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """One consistent view of the index as it is now, for several SELECTs."""
+        conn = self._store.conn
+        with plain_rows(conn), reading(conn):
+            fingerprint = self._store.entry.model_fingerprint
+            self._store = Store.open(conn, self.name)
+            if self._store.entry.model_fingerprint != fingerprint:
+                raise ModelMismatch(f"index {self.name!r} was replaced by one of another model: open it again")
+            yield
+
+    def _inspect(self, where: str | None = None, params: Mapping[str, Any] | None = None) -> Source:
+        """The source table, narrowed by the index's own condition or by another."""
         settings = self.settings
         return Source.inspect(
             self._store.conn,
             settings.table,
             settings.columns,
             heading=settings.heading,
-            where=settings.where,
-            params=settings.params,
+            where=settings.where if where is None else where,
+            params=settings.params if where is None else params,
         )
 
-    def _refresh(self) -> None:
-        """Follow what other connections did: a rebuild, a drop. Call inside ``reading``."""
-        store = Store.open(self._store.conn, self.name)
-        if store.entry.build_id != self._store.entry.build_id:
-            if store.entry.model_fingerprint != self._store.entry.model_fingerprint:
-                raise ModelMismatch(f"index {self.name!r} was replaced by one of another model: open it again")
-            self._codec = None
-        self._store = store
+    def _source(self, where: str | None = None, params: Mapping[str, Any] | None = None) -> Source:
+        """The same, for reading: its rows must still be told apart as they were."""
+        source, entry = self._inspect(where, params), self._store.entry
+        if (source.keys, source.key_types) != (entry.key_columns, entry.key_types):
+            raise SourceError(
+                f"the primary key of table {source.table!r} was {', '.join(entry.key_columns)} when index "
+                f"{self.name!r} was built, and is {', '.join(source.keys)} now: rebuild the index"
+            )
+        return source
 
     def _read_codec(self) -> tuple[StoredCodec, ResidualCodec]:
-        if self._codec is None:
+        build_id = self._store.entry.build_id
+        if self._codec is None or self._codec[0] != build_id:
             stored = self._store.read_codec()
             if stored is None:
                 raise IndexCorrupt(f"index {self.name!r} has no codec: build it again with --replace")
-            self._codec = stored, codec_from(stored)
-        return self._codec
+            self._codec = build_id, stored, codec_from(stored)
+        return self._codec[1:]
 
     def _allowed(
         self, where: str | None, params: Mapping[str, Any] | None, pks: Iterable[Any] | None
     ) -> NDArray[np.int64] | None:
         allowed = None
         if where is not None:
-            source = Source.inspect(
-                self._store.conn, self.settings.table, self.settings.columns, where=where, params=params
-            )
-            allowed = self._store.passage_ids_where(source)
+            allowed = self._store.passage_ids_where(self._source(where, params))
         if pks is not None:
             of_keys = self._store.passage_ids_of(self._key(pk) for pk in pks)
             allowed = of_keys if allowed is None else np.intersect1d(allowed, of_keys, assume_unique=True)
@@ -361,8 +405,9 @@ class Index:
                 embedding, codec, snapshot, attempt, allowed=allowed, exhaustive=exhaustive
             )
             hits = self._hits(passage_ids, scores, k)
+            scored_all = snapshot.has_at_most(len(passage_ids)) if allowed is None else len(passage_ids) == len(allowed)
             # Candidates may share rows, or their rows may be gone: look wider before returning fewer than there are.
-            if len(hits) == k or len(hits) == self._store.count_rows(allowed):
+            if len(hits) == k or scored_all or len(hits) == self._store.count_rows(allowed):
                 break
         return hits
 
@@ -408,29 +453,43 @@ class Index:
 
 
 def list_indexes(db: Database) -> list[dict[str, Any]]:
-    """Return name, state, table, columns, model, dim, nbits and counts of every index, unfinished ones too."""
+    """Return name, state, table, columns, model, dim, nbits and counts of every index, unfinished ones too.
+
+    An index that this release can't read has only name, state "unreadable", and the problem.
+    """
     conn, owned = connect(db)
     try:
-        with reading(conn):
-            return [_summary(Store(conn, entry)) for entry in read_entries(conn)]
+        with plain_rows(conn), reading(conn):
+            found = []
+            for known in registered(conn):
+                try:
+                    entry = read_entry(conn, known.name, known.state)
+                    assert entry is not None
+                    found.append(_summary(Store(conn, entry)))
+                except ColbertError as error:
+                    found.append({"name": known.name, "state": "unreadable", "problem": str(error)})
+            return found
     finally:
         if owned:
             conn.close()
 
 
 def drop(db: Database, name: str) -> None:
-    """Remove an index, finished or not.
+    """Remove an index, finished or not, of whatever version.
 
     :raises IndexNotFound: if there is none of that name
     """
     conn, owned = connect(db)
     try:
-        entries = read_entries(conn, name)
-        if not entries:
-            Store.open(conn, name)
-        with atomic(conn):
-            for entry in entries:
-                Store(conn, entry).drop()
+        with plain_rows(conn):
+            known = [entry for entry in registered(conn) if entry.name.lower() == name.lower()]
+            if not known:
+                Store.open(conn, name)
+            with atomic(conn):
+                for entry in known:
+                    drop_index(conn, entry.name, entry.state)
+            if (path := scratch_path(conn, name)) is not None:
+                remove_scratch(path)
     finally:
         if owned:
             conn.close()

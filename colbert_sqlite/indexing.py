@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.engine.codec import ResidualCodec, from_directions, n_centroids_for, to_directions
+from colbert_sqlite.errors import IndexCorrupt, ModelError
 from colbert_sqlite.passages import PassageSplitter, PassageText, content_hash, extract
 from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage.connection import atomic
+from colbert_sqlite.storage.scratch import Scratch
 from colbert_sqlite.storage.source import Key, Source, SourceRow
 from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Store, StoredCodec
 
@@ -34,6 +36,7 @@ _BATCH_PASSAGES = 256
 _SAMPLE_PER_CENTROID = 32
 _SAMPLE_TOKENS = 1 << 20
 _SAMPLE_ROWS = 1 << 17
+_SAMPLE_PASSAGES = 512
 # Pairs of centroid and passage sorted at once, 8 bytes each.
 _PAIRS_IN_MEMORY = 1 << 23
 _PASSAGE_BITS = 40
@@ -79,15 +82,21 @@ def build(
     settings: IndexSettings,
     encoder: Encoder,
     progress: ProgressCallback,
+    *,
+    replace: bool,
 ) -> Store:
     """Build index *name*, or finish an interrupted build of equal settings, and put it in use.
 
+    :raises IndexExists: if there is an index of that name and *replace* is not set
     :raises BuildInterrupted: if another process takes over the build meanwhile
+    :raises ModelError: if the model gives embeddings that are no numbers
     :raises SourceError: if rows have no key to be referred to
     """
     source.refuse_null_keys(conn)
     build_id = secrets.token_hex(8)
-    store = Store.start_build(conn, name, source, settings, encoder.fingerprint, encoder.dim, build_id)
+    store = Store.start_build(
+        conn, name, source, settings, encoder.fingerprint, encoder.dim, build_id=build_id, replace=replace
+    )
     build = _Build(store, source, encoder, build_id, progress)
     try:
         build.train()
@@ -119,23 +128,35 @@ class _Build:
         self.splitter = PassageSplitter(encoder.tokenizer, self.max_tokens, encoder.n_special_tokens)
         self.n_rows = source.count(store.conn)
         self.n_done = 0
+        self.n_tokens_estimated = 0
 
     def train(self) -> None:
         """Train the codec on sampled rows, and keep those rows encoded: nothing is encoded twice."""
         if self.store.read_codec() is not None:
             return
+        settings = f"{self.settings.to_json()} {self.encoder.fingerprint}"
+        scratch = Scratch(self.store.conn, self.store.entry.name, settings, self.encoder.dim)
+        try:
+            self._train(scratch)
+            scratch.remove()
+        finally:
+            scratch.close()
+
+    def _train(self, scratch: Scratch) -> None:
         keys = self._random_keys()
-        rows, embeddings = self._sample(keys)
+        rows, embeddings, more = self._sample(keys, scratch)
         self.progress(Progress("train", 0, 1))
         # A table without a word of text is an index too; any direction serves it as a centroid.
-        sample = np.concatenate(embeddings) if embeddings else np.eye(1, self.encoder.dim, dtype=np.float16)
+        whole = embeddings or more
+        sample = np.concatenate([*embeddings, *more]) if whole else np.eye(1, self.encoder.dim, dtype=np.float16)
         codec = ResidualCodec.train(
             sample,
             nbits=self.settings.nbits,
-            n_centroids=n_centroids_for(max(1, len(sample) * self.n_rows // max(1, len(rows)))),
+            n_centroids=n_centroids_for(max(1, self.n_tokens_estimated)),
             seed=self.settings.seed,
         )
-        encoded = _assemble(rows, [len(e) for e in embeddings], *codec.compress(sample))
+        doclens = [len(e) for e in embeddings]
+        encoded = _assemble(rows, doclens, *codec.compress(sample[: sum(doclens)]))
         # Ties are broken by passage id: in the order of the table, as far as that can be had.
         encoded.sort(key=lambda row: keys[row.key])
         with atomic(self.store.conn):
@@ -152,9 +173,7 @@ class _Build:
 
     def encode_rows(self) -> None:
         """Encode every row that is not in the tables as it is now, and remove those that are gone."""
-        stored = self.store.read_codec()
-        assert stored is not None
-        codec = codec_from(stored)
+        codec = codec_from(self._read_codec())
         conn = self.store.conn
         after: Key | None = None
         self.n_done = self.store.counts()["rows"]
@@ -165,14 +184,16 @@ class _Build:
         with atomic(conn):
             self.store.check_build(self.build_id)
             self.store.delete(self.store.vanished_keys(self.source))
-        while keys := self.store.missing_keys(self.source, _CHUNK_ROWS):
-            self._bring_up([row for key in keys if (row := self.source.read_row(conn, key))], codec)
+        before: list[Key] = []
+        while (keys := self.store.missing_keys(self.source, _CHUNK_ROWS)) and keys != before:
+            for chunk in _chunks(row for key in keys if (row := self.source.read_row(conn, key))):
+                self._bring_up(chunk, codec)
+            before = keys
 
     def invert(self) -> None:
         """Write the inverted lists, some centroids at a time where there are too many pairs for memory."""
         self.progress(Progress("write", 0, 1))
-        codec = self.store.read_codec()
-        assert codec is not None
+        codec = self._read_codec()
         n_centroids = len(codec.centroids)
         step = -(-n_centroids // -(-max(1, codec.stream_tokens) // _PAIRS_IN_MEMORY))
         for first in range(0, n_centroids, step):
@@ -183,6 +204,14 @@ class _Build:
                     self.store.clear_inverted_lists()
                 self.store.write_inverted_lists(lists)
         self.progress(Progress("write", 1, 1))
+
+    def _read_codec(self) -> StoredCodec:
+        codec = self.store.read_codec()
+        if codec is None:
+            # Another builder has begun anew, with other settings.
+            self.store.check_build(self.build_id)
+            raise IndexCorrupt(f"the build of index {self.store.entry.name!r} has no codec")
+        return codec
 
     def _bring_up(self, rows: list[SourceRow], codec: ResidualCodec) -> None:
         hashes = [row_hash(row) for row in rows]
@@ -206,23 +235,45 @@ class _Build:
         self.n_done += len(stale)
         self.progress(Progress("encode", self.n_done, max(self.n_done, self.n_rows)))
 
-    def _sample(self, keys: Iterable[Key]) -> tuple[list[_SplitRow], list[NDArray[np.float16]]]:
-        """Encode rows in random order until there are enough tokens to train on."""
+    def _sample(
+        self, keys: Iterable[Key], scratch: Scratch
+    ) -> tuple[list[_SplitRow], list[NDArray[np.float16]], list[NDArray[np.float16]]]:
+        """Encode rows in random order until there are enough tokens to train on.
+
+        Returned are rows, the embeddings of all their passages, and those of a part of rows too long to keep.
+        """
         rows: list[_SplitRow] = []
         embeddings: list[NDArray[np.float16]] = []
-        n_tokens = 0
+        more: list[NDArray[np.float16]] = []
+        n_seen = n_tokens = n_estimated = 0
         self.progress(Progress("encode", 0, self.n_rows))
         for chunk in _chunks(row for key in keys if (row := self.source.read_row(self.store.conn, key))):
             split = [self._split(row) for row in chunk]
-            for batch in self._embed(split):
-                embeddings += [e.astype(np.float16) for e in batch]
-                n_tokens += sum(map(len, batch))
-            rows += split
+            for done, passages in zip(split, self._embed_rows(split, scratch), strict=True):
+                n_seen += 1
+                n_tokens += sum(map(len, passages))
+                n_estimated += sum(map(len, passages)) * len(done.passages) // max(1, len(passages))
+                if len(passages) == len(done.passages):
+                    rows.append(done)
+                    embeddings += passages
+                else:
+                    more += passages
             self.progress(Progress("encode", len(rows), max(len(rows), self.n_rows)))
-            n_centroids = n_centroids_for(max(1, n_tokens * self.n_rows // len(rows)))
+            n_centroids = n_centroids_for(max(1, n_estimated * self.n_rows // n_seen))
             if n_tokens >= min(_SAMPLE_TOKENS, _SAMPLE_PER_CENTROID * n_centroids):
                 break
-        return rows, embeddings
+        self.n_tokens_estimated = n_estimated * self.n_rows // max(1, n_seen)
+        return rows, embeddings, more
+
+    def _embed_rows(self, rows: Sequence[_SplitRow], scratch: Scratch) -> list[list[NDArray[np.float16]]]:
+        """Return the embeddings of the passages of each row, of the first so many where there are too many."""
+        kept = {row.content_hash: scratch.get(row.content_hash) for row in rows}
+        new = [row._replace(passages=row.passages[:_SAMPLE_PASSAGES]) for row in rows if kept[row.content_hash] is None]
+        computed = iter([e.astype(np.float16) for batch in self._embed(new) for e in batch])
+        for row in new:
+            kept[row.content_hash] = [next(computed) for _ in row.passages]
+        scratch.put([(row.content_hash, kept[row.content_hash] or []) for row in new])
+        return [kept[row.content_hash] or [] for row in rows]
 
     def _random_keys(self) -> dict[Key, int]:
         """Return keys in random order, as many as could be needed, and their places in the order of the table."""
@@ -243,7 +294,12 @@ class _Build:
         """Yield the embeddings of all passages in order, a bounded number of them at a time."""
         texts = [passage.text for row in rows for passage in row.passages]
         for first in range(0, len(texts), _BATCH_PASSAGES):
-            yield self.encoder.encode_passages(texts[first : first + _BATCH_PASSAGES])
+            batch = self.encoder.encode_passages(texts[first : first + _BATCH_PASSAGES])
+            if not all(np.isfinite(embedding).all() for embedding in batch):
+                raise ModelError(
+                    f"model {self.encoder.name!r} gives embeddings that are no numbers: compute in float32 (--dtype)"
+                )
+            yield batch
 
 
 def _chunks(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
@@ -271,7 +327,8 @@ def _assemble(
         passages = []
         for passage in row.passages:
             start, end = end, end + next(remaining)
-            passages.append(EncodedPassage(passage.start, passage.end, codes[start:end], residuals[start:end]))
+            if end > start:
+                passages.append(EncodedPassage(passage.start, passage.end, codes[start:end], residuals[start:end]))
         encoded.append(EncodedRow(row.key, row.content_hash, passages))
     return encoded
 

@@ -40,7 +40,7 @@ _FLOWING_TAGS = frozenset("p li td th dd dt h1 h2 h3 h4 h5 h6 caption figcaption
 _SEGMENT_CHARACTERS = 50_000
 _SPACES = re.compile(r"\s+")
 _BLANKS = re.compile(r"[^\S\n]+")
-_LINE_ENDS = re.compile(r"[^\S\n]*\n(?: (?! ))?")
+_LINE_ENDS = re.compile(r"(?<![^\S\n])[^\S\n]*\n(?: (?! ))?")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 

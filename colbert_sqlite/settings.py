@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -47,6 +48,12 @@ class IndexSettings:
             raise ValueError(f"nbits must be 1, 2, 4 or 8, not {self.nbits}")
         if self.html not in get_args(Html):
             raise ValueError(f"html must be auto, yes or no, not {self.html!r}")
+        try:
+            json.dumps(self.params)
+        except TypeError:
+            raise ValueError(
+                f"params must be text, numbers or NULL, to be stored with the index: {self.params}"
+            ) from None
         if self.max_tokens is not None and self.max_tokens < 16:
             raise ValueError(f"max_tokens must be at least 16, not {self.max_tokens}")
 
@@ -78,6 +85,8 @@ class SearchSettings:
             raise ValueError(f"nprobe must be at least 1, not {self.nprobe}")
         if self.ndocs < 4:
             raise ValueError(f"ndocs must be at least 4, not {self.ndocs}")
+        if math.isnan(self.centroid_score_threshold):
+            raise ValueError("centroid_score_threshold must be a number")
 
     @classmethod
     def for_k(cls, k: int) -> SearchSettings:

@@ -55,6 +55,10 @@ def test_html_becomes_readable_paragraphs() -> None:
     assert strip_html(html) == "Title\n\nHello world & link\n\none\ntwo\n\na\nb\n\nx\n    y\n\n1  2\n\na cat"
 
 
+def test_long_runs_of_blanks_are_no_trap() -> None:
+    assert strip_html("<pre>a" + " " * 100_000 + "b</pre>") == "a" + " " * 100_000 + "b"
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [

@@ -17,7 +17,7 @@ from colbert_sqlite.storage.connection import atomic
 from colbert_sqlite.storage.schema import PARTS, quote_identifier, table_name
 from colbert_sqlite.storage.snapshot import Snapshot
 from colbert_sqlite.storage.source import Source
-from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Store, StoredCodec, read_entries
+from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Store, StoredCodec, drop_index, read_entries
 
 DIM, NBITS, N_CENTROIDS = 12, 2, 40
 WIDTH = 3
@@ -27,7 +27,7 @@ def new_store(conn: sqlite3.Connection, name: str = "posts", build_id: str = "a"
     conn.execute("CREATE TABLE IF NOT EXISTS posts (id INTEGER PRIMARY KEY, body TEXT)")
     source = Source.inspect(conn, "posts", ["body"])
     settings = IndexSettings(table="posts", columns=("body",), model="hashing", nbits=NBITS, max_tokens=32)
-    return Store.start_build(conn, name, source, settings, "fingerprint", DIM, build_id)
+    return Store.start_build(conn, name, source, settings, "fingerprint", DIM, build_id=build_id, replace=True)
 
 
 def with_codec(store: Store) -> Store:
@@ -153,7 +153,7 @@ def test_an_equal_build_is_continued_and_the_former_builder_stopped() -> None:
     first = with_codec(new_store(conn, build_id="a"))
     second = new_store(conn, build_id="b")
     assert second.read_codec() is not None
-    with pytest.raises(BuildInterrupted, match="another process is building index 'posts' now"):
+    with pytest.raises(BuildInterrupted, match="another process took over the build of index 'posts'"):
         first.check_build("a")
 
 
@@ -173,9 +173,9 @@ def test_publishing_replaces_the_old_tables_and_never_uses_an_id_again() -> None
 
 def test_dropping_the_last_index_leaves_no_table_of_ours() -> None:
     conn = sqlite3.connect(":memory:", isolation_level=None)
-    store = with_codec(new_store(conn))
+    with_codec(new_store(conn))
     with atomic(conn):
-        store.drop()
+        drop_index(conn, "POSTS", "building")
     names = {name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE name LIKE '%colbert%'")}
     assert names == set()
 
@@ -199,7 +199,7 @@ def test_another_schema_version_is_refused() -> None:
     new_store(conn)
     conn.execute("UPDATE _colbert_indexes SET schema_version = 99")
     with pytest.raises(SchemaVersionError, match="index 'posts' has schema version 99, this release reads 1"):
-        read_entries(conn)
+        read_entries(conn, "posts")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,12 @@ def test_another_schema_version_is_refused() -> None:
         ("UPDATE {ivf} SET passage_ids = x'09'", "an inverted list is not a BLOB of 2-byte items"),
         ("UPDATE {codec} SET dim = 13", "the codec of index 'posts' contradicts itself"),
         ("UPDATE {codec} SET codes_dtype = '<f8'", "the codec of index 'posts' contradicts itself"),
+        ("UPDATE {codec} SET block_tokens = 'z'", "the codec of index 'posts' contradicts itself"),
+        ("UPDATE {codec} SET block_tokens = 1 << 60", "the codec of index 'posts' contradicts itself"),
         ("UPDATE {centroids} SET centroids = x'00'", "the codec of index 'posts' contradicts itself"),
+        ("UPDATE {centroids} SET centroids = 'text'", "centroids of index 'posts' are not all BLOBs"),
+        ("UPDATE {passages} SET doclen = 'x'", "passages whose codes do not have the length of the passage: 1, 2"),
+        ("UPDATE {passages} SET start = 'x'", "impossible offsets or hashes: 1, 2"),
         ("DELETE FROM {codec}", "there is no codec"),
     ],
 )
@@ -245,19 +250,38 @@ def test_verify_names_what_is_damaged(damage: str, problem: str) -> None:
     [
         "DELETE FROM {codes} WHERE passage_id = 2",
         "UPDATE {codes} SET codes = x'000000' WHERE passage_id = 2",
-        "DELETE FROM {residuals} WHERE block = 1",
-        "UPDATE {residuals} SET residuals = x'00'",
-        "UPDATE {passages} SET residual_start = 100000 WHERE passage_id = 2",
-        "UPDATE {passages} SET doclen = -1 WHERE passage_id = 2",
+        "UPDATE {codes} SET codes = 'text'",
+        "UPDATE {codes} SET codes = 7",
     ],
 )
-def test_reading_damaged_tables_is_an_error(damage: str) -> None:
+def test_reading_damaged_codes_is_an_error(damage: str) -> None:
     conn = sqlite3.connect(":memory:", isolation_level=None)
     store = with_codec(new_store(conn))
     with atomic(conn):
         store.append([row_of(1, [1300, 1500])])
-    conn.execute(damage.format(**{part: store.table(part) for part in ("passages", "codes", "residuals")}))
-    snapshot = Snapshot(store, codec_of(store))
+    conn.execute(damage.format(codes=store.table("codes")))
     with pytest.raises(IndexCorrupt):
-        snapshot.codes(np.array([1, 2]))
-        snapshot.residuals(np.array([1, 2]))
+        Snapshot(store, codec_of(store)).codes(np.array([1, 2]))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM {residuals} WHERE block = 1",
+        "UPDATE {residuals} SET residuals = x'00'",
+        "UPDATE {residuals} SET residuals = 'text'",
+        "UPDATE {passages} SET residual_start = 100000 WHERE passage_id = 2",
+        "UPDATE {passages} SET doclen = -1 WHERE passage_id = 2",
+        "UPDATE {passages} SET doclen = 'x' WHERE passage_id = 2",
+        "UPDATE {passages} SET doclen = 1 << 62 WHERE passage_id = 2",
+        "UPDATE {passages} SET residual_start = 1 << 62 WHERE passage_id = 2",
+    ],
+)
+def test_reading_damaged_residuals_is_an_error(damage: str) -> None:
+    conn = sqlite3.connect(":memory:", isolation_level=None)
+    store = with_codec(new_store(conn))
+    with atomic(conn):
+        store.append([row_of(1, [1300, 1500])])
+    conn.execute(damage.format(residuals=store.table("residuals"), passages=store.table("passages")))
+    with pytest.raises(IndexCorrupt):
+        Snapshot(store, codec_of(store)).residuals(np.array([1, 2]))

@@ -34,12 +34,11 @@ TOKENS_AT_ONCE = 1_024
 class Postings(Protocol):
     """What a search reads of an index, by passage id."""
 
-    @property
-    def n_passages(self) -> int:
-        """How many passages have at least one token."""
+    def has_at_most(self, n: int) -> bool:
+        """Whether no more than *n* passages have tokens, at a cost that does not grow with the index."""
 
     def all_passage_ids(self) -> NDArray[np.int64]:
-        """Their ids, rising."""
+        """Ids of the passages that have tokens, rising."""
 
     def inverted_lists(self, centroid_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Ids of passages with a token in any of these centroids: rising, each once. PLAID §4.1."""
@@ -79,9 +78,8 @@ class ArrayPostings:
             self, "_list_offsets", np.searchsorted(centroids, np.arange(int(self.token_codes.max(initial=0)) + 2))
         )
 
-    @property
-    def n_passages(self) -> int:
-        return int(np.count_nonzero(np.diff(self.offsets)))
+    def has_at_most(self, n: int) -> bool:
+        return int(np.count_nonzero(np.diff(self.offsets))) <= n
 
     def all_passage_ids(self) -> NDArray[np.int64]:
         return self.passage_ids[np.diff(self.offsets) > 0]
@@ -123,7 +121,7 @@ def search(
     n_exact = settings.ndocs // 4
     if allowed is not None and (exhaustive or len(allowed) <= n_exact):
         blocks = _read(postings, allowed)
-    elif exhaustive or postings.n_passages <= n_exact:
+    elif exhaustive or postings.has_at_most(n_exact):
         blocks = _read(postings, _only(postings.all_passage_ids(), allowed))
     else:
         blocks = _most_promising(query, codec, postings, settings, allowed)

@@ -5,12 +5,17 @@ In: arrays. Out: bytes, and back. Leaves to others: which table the bytes are in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.errors import IndexCorrupt
 
 FLOATS = np.dtype("<f4")
+HALVES = np.dtype("<f2")
+DOCLENS = np.dtype("<u4")
 GAPS = np.dtype("<u2")
 CENTROIDS = np.dtype("i1")
 CODES = {name: np.dtype(name) for name in ("<u2", "<u4")}
@@ -24,7 +29,7 @@ def codes_dtype(n_centroids: int) -> str:
     return "<u2" if 2 * n_centroids <= 0x10000 else "<u4"
 
 
-def from_blob(blob: object, dtype: np.dtype[np.generic], what: str) -> NDArray[np.generic]:
+def from_blob(blob: object, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
     """Return a read-only array over *blob*.
 
     :raises IndexCorrupt: if the length is no multiple of the item size
@@ -32,6 +37,19 @@ def from_blob(blob: object, dtype: np.dtype[np.generic], what: str) -> NDArray[n
     if not isinstance(blob, bytes) or len(blob) % dtype.itemsize:
         raise IndexCorrupt(f"{what} is not a BLOB of {dtype.itemsize}-byte items")
     return np.frombuffer(blob, dtype)
+
+
+def from_blobs(blobs: Sequence[object], dtype: np.dtype[Any], what: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return one array over *blobs*, one after another, and the offsets int64 [n + 1] where each begins.
+
+    :raises IndexCorrupt: if one of them is no BLOB, or its length no multiple of the item size
+    """
+    sound = [blob for blob in blobs if isinstance(blob, bytes) and len(blob) % dtype.itemsize == 0]
+    if len(sound) != len(blobs):
+        raise IndexCorrupt(f"{what} are not all BLOBs of {dtype.itemsize}-byte items")
+    offsets = np.zeros(len(sound) + 1, np.int64)
+    np.cumsum([len(blob) // dtype.itemsize for blob in sound], out=offsets[1:])
+    return np.frombuffer(b"".join(sound), dtype), offsets
 
 
 def pack_ids(ids: NDArray[np.int64]) -> bytes:
@@ -47,7 +65,7 @@ def pack_ids(ids: NDArray[np.int64]) -> bytes:
     return values.tobytes()
 
 
-def unpack_ids(blobs: list[bytes]) -> list[NDArray[np.int64]]:
+def unpack_ids(blobs: Sequence[object]) -> list[NDArray[np.int64]]:
     """Return the ids of each packed list.
 
     :raises IndexCorrupt: if a list is not made of 16-bit gaps

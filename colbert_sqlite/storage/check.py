@@ -32,9 +32,9 @@ def check(store: Store, source: Source | None) -> list[str]:
     if codec is None:
         return ["there is no codec"]
     with lenient_text(store.conn):
-        problems = [*_check_passages(store, codec), *_check_residuals(store, codec)]
-        # Lists are compared with codes, which must be readable for that.
-        problems += [] if problems else _check_lists(store, codec)
+        problems = _check_passages(store, codec)
+        # The rest reads numbers and codes that must be right for that.
+        problems += [] if problems else [*_check_residuals(store, codec), *_check_lists(store, codec)]
     if source is not None:
         if missing := store.missing_keys(source, _SHOWN + 1):
             problems.append(f"rows not indexed: {_some(missing)}")
@@ -49,7 +49,7 @@ def _check_passages(store: Store, codec: StoredCodec) -> list[str]:
     conn, passages, codes = store.conn, store.table("passages"), store.table("codes")
     wrong = conn.execute(
         f"SELECT p.passage_id FROM {passages} AS p LEFT JOIN {codes} AS c USING (passage_id)"
-        " WHERE p.doclen < 0 OR CASE WHEN p.doclen = 0 THEN c.codes IS NOT NULL ELSE"
+        " WHERE typeof(p.doclen) != 'integer' OR p.doclen < 0 OR CASE WHEN p.doclen = 0 THEN c.codes IS NOT NULL ELSE"
         " coalesce(typeof(c.codes) != 'blob' OR length(c.codes) != p.doclen * ?, TRUE) END",
         (itemsize,),
     ).fetchall()
@@ -67,6 +67,8 @@ def _check_passages(store: Store, codec: StoredCodec) -> list[str]:
         problems.append(f"rows whose passages are not numbered from 0 or differ in content hash: {_some(gaps)}")
     if spans := conn.execute(
         f'SELECT passage_id FROM {passages} WHERE start < 0 OR "end" < start OR length(content_hash) != 16'
+        " OR typeof(start) != 'integer' OR typeof(\"end\") != 'integer' OR typeof(residual_start) != 'integer'"
+        " OR typeof(ordinal) != 'integer' OR typeof(content_hash) != 'blob'"
     ).fetchall():
         problems.append(f"passages with impossible offsets or hashes: {_some(spans)}")
     if not wrong:

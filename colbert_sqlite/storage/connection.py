@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from colbert_sqlite.errors import SourceError
+from colbert_sqlite.errors import IndexCorrupt, SourceError
 
 if TYPE_CHECKING:
     from sqlite_utils import Database as SqliteUtilsDatabase
@@ -39,7 +39,9 @@ def connect(db: Database) -> tuple[sqlite3.Connection, bool]:
     path = os.fspath(db)
     if path == ":memory:":
         raise SourceError("a path of ':memory:' is a new, empty database: pass the connection that holds your tables")
-    uri = path if path.startswith("file:") else f"{Path(path).absolute().as_uri()}?mode=rw"
+    uri = path if path.startswith("file:") else Path(path).absolute().as_uri()
+    if "mode=" not in uri.partition("?")[2]:
+        uri += ("&" if "?" in uri else "?") + "mode=rw"
     if not path.startswith("file:") and not Path(path).is_file():
         raise SourceError(f"no database file {path}")
     try:
@@ -58,13 +60,15 @@ def connect(db: Database) -> tuple[sqlite3.Connection, bool]:
 def atomic(conn: sqlite3.Connection) -> Iterator[None]:
     """All or nothing: begin a write transaction, or nest as a savepoint in the caller's."""
     nested = conn.in_transaction
-    conn.execute("SAVEPOINT colbert" if nested else "BEGIN IMMEDIATE")
+    began = not nested
     try:
+        conn.execute("SAVEPOINT colbert" if nested else "BEGIN IMMEDIATE")
+        began = True
         yield
         conn.execute("RELEASE colbert" if nested else "COMMIT")
     except BaseException:
         # SQLite itself rolls the transaction back on a full disk, among others.
-        if conn.in_transaction:
+        if began and conn.in_transaction:
             conn.execute("ROLLBACK TO colbert" if nested else "ROLLBACK")
             if nested:
                 conn.execute("RELEASE colbert")
@@ -77,12 +81,30 @@ def reading(conn: sqlite3.Connection) -> Iterator[None]:
     if conn.in_transaction:
         yield
         return
-    conn.execute("BEGIN")
     try:
+        conn.execute("BEGIN")
         yield
     finally:
         if conn.in_transaction:
             conn.execute("ROLLBACK")
+
+
+@contextmanager
+def plain_rows(conn: sqlite3.Connection) -> Iterator[None]:
+    """Rows as tuples and text as str, whatever factories the caller has set on the connection.
+
+    :raises IndexCorrupt: if a text of ours, or a key, is no valid UTF-8
+    """
+    factories: Any = conn.row_factory, conn.text_factory
+    conn.row_factory, conn.text_factory = None, str
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "Could not decode" not in str(error):
+            raise
+        raise IndexCorrupt(f"a text in the index, or a key of its table, is no valid UTF-8: {error}") from None
+    finally:
+        conn.row_factory, conn.text_factory = factories
 
 
 def _decode(raw: bytes) -> str:

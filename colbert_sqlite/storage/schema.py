@@ -39,6 +39,11 @@ def quote_identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def qualified(name: str) -> str:
+    """Return a table's quoted name in the main database, where no TEMP table of the same name hides it."""
+    return f"main.{quote_identifier(name)}"
+
+
 def table_name(index: str, part: str, *, building: bool = False) -> str:
     """Return the name of one table of an index.
 
@@ -53,7 +58,7 @@ def key_columns(keys: Sequence[str]) -> list[str]:
 
 
 CREATE_REGISTRY = f"""
-CREATE TABLE IF NOT EXISTS {quote_identifier(REGISTRY)} (
+CREATE TABLE IF NOT EXISTS {qualified(REGISTRY)} (
     name TEXT NOT NULL COLLATE NOCASE,
     state TEXT NOT NULL CHECK (state IN ('ready', 'building')),
     schema_version INTEGER NOT NULL,
@@ -76,11 +81,11 @@ def create_statements(index: str, keys: Sequence[str], key_types: Sequence[str],
     """Return the CREATE statements of one index.
 
     :param keys: key columns of the source table
-    :param key_types: their affinities, so that a join of ours with the source compares like with like
+    :param key_types: their affinities and collations, so that we compare keys as the source does
     """
 
     def table(part: str) -> str:
-        return quote_identifier(table_name(index, part, building=building))
+        return qualified(table_name(index, part, building=building))
 
     names = [quote_identifier(name) for name in key_columns(keys)]
     columns = ",\n    ".join(

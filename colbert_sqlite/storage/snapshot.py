@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.errors import IndexCorrupt
-from colbert_sqlite.storage.blobs import CODES, from_blob, unpack_ids
+from colbert_sqlite.storage.blobs import CODES, from_blobs, unpack_ids
 from colbert_sqlite.storage.store import Store, StoredCodec
 
 
@@ -29,11 +29,10 @@ class Snapshot:
         self._residuals = store.table("residuals")
         self._ivf = store.table("ivf")
 
-    @property
-    def n_passages(self) -> int:
-        """Passages with at least one token."""
-        n: int = self._conn.execute(f"SELECT count(*) FROM {self._codes}").fetchone()[0]
-        return n
+    def has_at_most(self, n: int) -> bool:
+        """Return whether no more than *n* passages have tokens."""
+        sql = f"SELECT count(*) FROM (SELECT 1 FROM {self._codes} LIMIT ?)"
+        return bool(self._conn.execute(sql, (n + 1,)).fetchone()[0] <= n)
 
     def all_passage_ids(self) -> NDArray[np.int64]:
         """Return the sorted ids of the passages with at least one token."""
@@ -62,12 +61,7 @@ class Snapshot:
         if len(rows) != len(passage_ids):
             raise IndexCorrupt(f"index {self._name!r} has passages without codes: run verify, then rebuild")
         dtype = CODES[self._codec.codes_dtype]
-        blobs = [row[0] for row in rows]
-        offsets = np.zeros(len(blobs) + 1, np.int64)
-        np.cumsum([len(blob) // dtype.itemsize for blob in blobs], out=offsets[1:])
-        codes = from_blob(b"".join(blobs), dtype, f"the codes of index {self._name!r}")
-        if len(codes) != offsets[-1]:
-            raise IndexCorrupt(f"codes of index {self._name!r} have a broken length: run verify, then rebuild")
+        codes, offsets = from_blobs([row[0] for row in rows], dtype, f"codes of index {self._name!r}")
         return codes.astype(dtype.newbyteorder("="), copy=False), offsets
 
     def residuals(self, passage_ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -83,14 +77,15 @@ class Snapshot:
             (json.dumps(passage_ids.tolist()),),
         ).fetchall()
         damaged = IndexCorrupt(f"the residuals of index {self._name!r} are damaged: run verify, then rebuild")
-        if len(places) != len(passage_ids):
+        width, per_block, end = self._codec.bytes_per_token, self._codec.block_tokens, self._codec.stream_tokens
+        sound = len(places) == len(passage_ids) and all(
+            type(start) is type(doclen) is int and 0 <= start <= start + doclen <= end for start, doclen in places
+        )
+        if not sound:
             raise damaged
-        width, per_block = self._codec.bytes_per_token, self._codec.block_tokens
         if not places:
             return np.empty((0, width), np.uint8), np.empty(0, np.int64)
         first, doclens = np.array(places, np.int64).T
-        if (first < 0).any() or (doclens < 0).any() or (first + doclens > self._codec.stream_tokens).any():
-            raise damaged
         n_blocks = np.where(doclens, (first + doclens - 1) // per_block - first // per_block + 1, 0)
         within = np.arange(n_blocks.sum()) - np.repeat(np.cumsum(n_blocks) - n_blocks, n_blocks)
         blocks = np.unique(np.repeat(first // per_block, n_blocks) + within)
@@ -100,9 +95,9 @@ class Snapshot:
             (json.dumps(blocks.tolist()),),
         ).fetchall()
         # Only the last block of the stream may be shorter, and it is the last of the sorted blocks.
-        last = self._codec.stream_tokens // per_block
+        last, tail = divmod(end, per_block)
         sound = len(rows) == len(blocks) and all(
-            len(blob) == width * (per_block if block != last else self._codec.stream_tokens % per_block)
+            isinstance(blob, bytes) and len(blob) == width * (per_block if block != last else tail)
             for block, blob in rows
         )
         if not sound:

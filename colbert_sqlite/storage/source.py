@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.passages import RawValue
 from colbert_sqlite.storage.connection import lenient_text
-from colbert_sqlite.storage.schema import quote_identifier
+from colbert_sqlite.storage.schema import qualified, quote_identifier
 
 Key = tuple[Any, ...]
 
@@ -53,6 +53,8 @@ class Source:
 
         :raises SourceError: if the table cannot be indexed: missing, no table, no primary key, no such column
         """
+        if params is not None and not isinstance(params, Mapping):
+            raise ValueError(f"params maps names to values, and {params!r} does not")
         kind = conn.execute(
             "SELECT name, type, strict FROM pragma_table_list WHERE schema = 'main' AND name = ? COLLATE NOCASE",
             (table,),
@@ -73,7 +75,7 @@ class Source:
                 f"{table!r} is a {kind_name}, whose rows have no key to refer to: index an ordinary table"
             )
         found = conn.execute(
-            "SELECT name, type, pk, hidden FROM pragma_table_xinfo(?) WHERE hidden != 1", (table,)
+            "SELECT name, type, pk, hidden FROM pragma_table_xinfo(?, 'main') WHERE hidden != 1", (table,)
         ).fetchall()
         by_name = {row[0].lower(): row[0] for row in found}
 
@@ -90,10 +92,22 @@ class Source:
                 f"table {table!r} has no primary key, and VACUUM may renumber its rowids: add one first, for example "
                 f"with: sqlite-utils transform DATABASE {table!r} --rename rowid id --pk id"
             )
+        # Only the collations that every connection has.
+        collations = {
+            name: f" COLLATE {collation}"
+            for name, collation in conn.execute(
+                "SELECT x.name, x.coll FROM pragma_index_list(?, 'main') AS i, pragma_index_xinfo(i.name, 'main') AS x"
+                " WHERE i.origin = 'pk' AND x.key AND x.coll IN ('NOCASE', 'RTRIM')",
+                (table,),
+            )
+        }
         source = cls(
             table=table,
             keys=tuple(name for _, name, _ in keys),
-            key_types=tuple("" if strict and declared == "ANY" else affinity(declared) for _, _, declared in keys),
+            key_types=tuple(
+                ("" if strict and declared == "ANY" else affinity(declared)) + collations.get(name, "")
+                for _, name, declared in keys
+            ),
             columns=tuple(name for name in names if name != head or len(names) == 1),
             heading=head if names != (head,) else None,
             where=where,
@@ -108,7 +122,7 @@ class Source:
             return
         try:
             conn.execute(f"EXPLAIN SELECT 1 FROM {self.from_where()}", dict(self.params)).fetchone()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError) as error:
             raise SourceError(f"the condition {self.where!r} can't be used: {error}") from None
 
     def refuse_null_keys(self, conn: sqlite3.Connection) -> None:
@@ -156,8 +170,8 @@ class Source:
 
         The index's own condition is not looked at: a row that left it still is a row.
         """
-        table = quote_identifier(self.table)
-        sql = f"SELECT {self._raw_list}, {table}.* FROM {table} WHERE {self._key_equals}"
+        columns = f"{self._raw_list}, {quote_identifier(self.table)}.*"
+        sql = f"SELECT {columns} FROM {qualified(self.table)} WHERE {self._key_equals}"
         with lenient_text(conn):
             cursor = conn.execute(sql, self._key_params(key))
             row = cursor.fetchone()
@@ -191,7 +205,7 @@ class Source:
         """Return what follows FROM: the table, its condition and one more."""
         # The line feed ends a comment that a condition may end with.
         conditions = [f"({text}\n)" for text in (self.where, also) if text]
-        return quote_identifier(self.table) + (f" WHERE {' AND '.join(conditions)}" if conditions else "")
+        return qualified(self.table) + (f" WHERE {' AND '.join(conditions)}" if conditions else "")
 
     def _strict_keys(self, conn: sqlite3.Connection, sql: str, params: Mapping[str, Any]) -> Iterator[Any]:
         cursor = conn.cursor()

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.errors import BuildInterrupted, IndexCorrupt, IndexNotFound, SchemaVersionError
+from colbert_sqlite.errors import BuildInterrupted, IndexCorrupt, IndexExists, IndexNotFound, SchemaVersionError
 from colbert_sqlite.settings import IndexSettings
-from colbert_sqlite.storage.blobs import CENTROIDS, CODES, FLOATS, codes_dtype, from_blob, pack_ids
+from colbert_sqlite.storage.blobs import CENTROIDS, CODES, FLOATS, codes_dtype, from_blob, from_blobs, pack_ids
 from colbert_sqlite.storage.connection import atomic
 from colbert_sqlite.storage.schema import (
     CREATE_REGISTRY,
@@ -27,6 +27,7 @@ from colbert_sqlite.storage.schema import (
     SCHEMA_VERSION,
     create_statements,
     key_columns,
+    qualified,
     quote_identifier,
     table_name,
 )
@@ -38,7 +39,7 @@ CENTROIDS_PER_BLOCK = 1024
 # headers (https://sqlite.org/fileformat2.html), and the few bytes some builds reserve at the end of each page.
 _PAGE_OVERHEAD = 64
 
-_REGISTRY = quote_identifier(REGISTRY)
+_REGISTRY = qualified(REGISTRY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Entry:
     schema_version: int
     source_table: str
     key_columns: tuple[str, ...]
+    key_types: tuple[str, ...]
     settings: IndexSettings
     model: str
     model_fingerprint: str
@@ -111,34 +113,79 @@ def has_registry(conn: sqlite3.Connection) -> bool:
     return conn.execute(sql, (REGISTRY,)).fetchone() is not None
 
 
-def read_entries(conn: sqlite3.Connection, name: str | None = None) -> list[Entry]:
-    """Return the registry's rows, of all indexes or of one.
+class Registered(NamedTuple):
+    """What can be said of an index whatever the version of its format."""
 
-    :raises SchemaVersionError: if an index was written by another version of the format
+    name: str
+    state: str
+    schema_version: int
+
+
+def registered(conn: sqlite3.Connection) -> list[Registered]:
+    """Return every index, and every build in progress, of any version."""
+    if not has_registry(conn):
+        return []
+    cursor = conn.execute(f"SELECT name, state, schema_version FROM {_REGISTRY} ORDER BY name, state DESC")
+    return [Registered(*row) for row in cursor]
+
+
+def read_entries(conn: sqlite3.Connection, name: str) -> list[Entry]:
+    """Return the registry's rows of one index: the one in use, the one being built.
+
+    :raises SchemaVersionError: if it was written by another version of the format
+    :raises IndexCorrupt: if a row can't be read
     """
     if not has_registry(conn):
         return []
     cursor = conn.execute(
         f"SELECT name, state, schema_version, source_table, key_columns, settings, model, model_fingerprint, dim,"
-        f" generation, build_id, created, updated FROM {_REGISTRY} WHERE ?1 IS NULL OR name = ?1"
-        " ORDER BY name, state DESC",
+        f" generation, build_id, created, updated FROM {_REGISTRY} WHERE name = ? ORDER BY state DESC",
         (name,),
     )
     entries = []
     for row in cursor.fetchall():
-        if row[2] != SCHEMA_VERSION:
+        name, state, version, table, keys, settings, *rest = row
+        if version != SCHEMA_VERSION:
             raise SchemaVersionError(
-                f"index {row[0]!r} has schema version {row[2]}, this release reads {SCHEMA_VERSION}: "
-                f"drop it and build it again with: sqlite-utils colbert index"
+                f"index {name!r} has schema version {version}, this release reads {SCHEMA_VERSION}: drop it, then "
+                "build it again with: sqlite-utils colbert index"
             )
         try:
-            name, state, version, table, keys, settings, *rest = row
-            entries.append(
-                Entry(name, state, version, table, tuple(json.loads(keys)), IndexSettings.from_json(settings), *rest)
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            raise IndexCorrupt(f"the registry entry of index {row[0]!r} can't be read: {error}") from None
+            names, types = zip(*json.loads(keys), strict=True)
+            entries.append(Entry(name, state, version, table, names, types, IndexSettings.from_json(settings), *rest))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise IndexCorrupt(f"the registry entry of index {name!r} can't be read: {error}; drop it") from None
     return entries
+
+
+def _read_if_possible(conn: sqlite3.Connection, name: str, state: str) -> Entry | None:
+    """Return an entry that is about to be replaced; None also for one of another version, or damaged."""
+    try:
+        return read_entry(conn, name, state)
+    except (SchemaVersionError, IndexCorrupt):
+        return None
+
+
+def refuse_to_replace(conn: sqlite3.Connection, name: str, replace: bool) -> None:
+    """Make sure that no index in use is replaced unasked.
+
+    :raises IndexExists: if there is one of that name and *replace* is not set
+    """
+    if not replace and any(e.name.lower() == name.lower() and e.state == "ready" for e in registered(conn)):
+        raise IndexExists(
+            f"there is an index {name!r} already: replace it with replace=True (--replace), or give this one "
+            "another name"
+        )
+
+
+def drop_index(conn: sqlite3.Connection, name: str, state: str) -> None:
+    """Remove the tables of an index, or of its build, and their registry entry. Call inside ``atomic``."""
+    for part in PARTS:
+        table = qualified(table_name(name, part, building=state == "building"))
+        conn.execute(f"DROP TABLE IF EXISTS {table}")
+    conn.execute(f"DELETE FROM {_REGISTRY} WHERE name = ? AND state = ?", (name, state))
+    if not conn.execute(f"SELECT 1 FROM {_REGISTRY} LIMIT 1").fetchone():
+        conn.execute(f"DROP TABLE {_REGISTRY}")
 
 
 def read_entry(conn: sqlite3.Connection, name: str, state: str = "ready") -> Entry | None:
@@ -169,13 +216,13 @@ class Store:
             raise IndexNotFound(
                 f"the first build of index {name!r} was interrupted: run the same command again to finish it"
             )
-        names = sorted({entry.name for entry in read_entries(conn)})
+        names = sorted({entry.name for entry in registered(conn)})
         has = f"it has {', '.join(names)}" if names else "it has none: make one with sqlite-utils colbert index"
         raise IndexNotFound(f"no index {name!r} in this database; {has}")
 
     def table(self, part: str) -> str:
         """Return the quoted name of one table of this index."""
-        return quote_identifier(table_name(self.entry.name, part, building=self._building))
+        return qualified(table_name(self.entry.name, part, building=self._building))
 
     # A build: create, fill, put in use.
 
@@ -188,11 +235,17 @@ class Store:
         settings: IndexSettings,
         fingerprint: str,
         dim: int,
+        *,
         build_id: str,
+        replace: bool,
     ) -> Store:
-        """Return the build in progress of equal settings, taken over by *build_id*, or begin a new one."""
+        """Return the build in progress of equal settings, taken over by *build_id*, or begin a new one.
+
+        :raises IndexExists: if there is an index of that name and *replace* is not set
+        """
         with atomic(conn):
-            current = read_entry(conn, name)
+            refuse_to_replace(conn, name, replace)
+            current = _read_if_possible(conn, name, "ready")
             now = _now()
             entry = Entry(
                 name=name if current is None else current.name,
@@ -200,6 +253,7 @@ class Store:
                 schema_version=SCHEMA_VERSION,
                 source_table=source.table,
                 key_columns=source.keys,
+                key_types=source.key_types,
                 settings=settings,
                 model=settings.model,
                 model_fingerprint=fingerprint,
@@ -209,15 +263,15 @@ class Store:
                 created=now if current is None else current.created,
                 updated=now,
             )
-            unfinished = read_entry(conn, name, "building")
-            if unfinished is not None:
-                same = ("key_columns", "settings", "model_fingerprint", "dim", "source_table")
-                if all(getattr(unfinished, field) == getattr(entry, field) for field in same):
-                    conn.execute(
-                        f"UPDATE {_REGISTRY} SET build_id = ? WHERE name = ? AND state = 'building'", (build_id, name)
-                    )
-                    return cls(conn, unfinished)
-                cls(conn, unfinished).drop()
+            unfinished = _read_if_possible(conn, name, "building")
+            same = ("key_columns", "key_types", "settings", "model_fingerprint", "dim", "source_table")
+            if unfinished is not None and all(getattr(unfinished, f) == getattr(entry, f) for f in same):
+                conn.execute(
+                    f"UPDATE {_REGISTRY} SET build_id = ? WHERE name = ? AND state = 'building'", (build_id, name)
+                )
+                return cls(conn, unfinished)
+            if (name.lower(), "building") in {(known.name.lower(), known.state) for known in registered(conn)}:
+                drop_index(conn, name, "building")
             conn.execute(CREATE_REGISTRY)
             for statement in create_statements(entry.name, source.keys, source.key_types, building=True):
                 conn.execute(statement)
@@ -225,7 +279,8 @@ class Store:
             if current is not None:
                 # Ids are never used again, not even by a rebuild: whoever kept one may trust it.
                 conn.execute(
-                    "INSERT INTO sqlite_sequence (name, seq) SELECT ?, seq FROM sqlite_sequence WHERE name = ?",
+                    "INSERT INTO main.sqlite_sequence (name, seq)"
+                    " SELECT ?, seq FROM main.sqlite_sequence WHERE name = ?",
                     (table_name(entry.name, "passages", building=True), table_name(entry.name, "passages")),
                 )
             conn.execute(
@@ -237,7 +292,7 @@ class Store:
                     entry.state,
                     entry.schema_version,
                     entry.source_table,
-                    json.dumps(entry.key_columns),
+                    json.dumps([*zip(entry.key_columns, entry.key_types, strict=True)]),
                     entry.settings.to_json(),
                     entry.model,
                     entry.model_fingerprint,
@@ -255,11 +310,12 @@ class Store:
 
         :raises BuildInterrupted: if another process has taken it over or ended it
         """
-        row = self.conn.execute(
-            f"SELECT build_id FROM {_REGISTRY} WHERE name = ? AND state = 'building'", (self.entry.name,)
-        ).fetchone()
+        sql = f"SELECT build_id FROM {_REGISTRY} WHERE name = ? AND state = 'building'"
+        row = self.conn.execute(sql, (self.entry.name,)).fetchone() if has_registry(self.conn) else None
         if row is None or row[0] != build_id:
-            raise BuildInterrupted(f"another process is building index {self.entry.name!r} now; this one stops")
+            raise BuildInterrupted(
+                f"another process took over the build of index {self.entry.name!r}, or dropped it; this one stops"
+            )
 
     def publish(self) -> Store:
         """Put the finished build in the place of the index in use, and return it. Call inside ``atomic``."""
@@ -269,22 +325,14 @@ class Store:
         self.conn.execute("PRAGMA legacy_alter_table = ON")
         try:
             for part in PARTS:
-                final = quote_identifier(table_name(name, part))
-                self.conn.execute(f"DROP TABLE IF EXISTS {final}")
-                self.conn.execute(f"ALTER TABLE {self.table(part)} RENAME TO {final}")
+                final = table_name(name, part)
+                self.conn.execute(f"DROP TABLE IF EXISTS {qualified(final)}")
+                self.conn.execute(f"ALTER TABLE {self.table(part)} RENAME TO {quote_identifier(final)}")
         finally:
             self.conn.execute(f"PRAGMA legacy_alter_table = {legacy}")
         self.conn.execute(f"DELETE FROM {_REGISTRY} WHERE name = ? AND state = 'ready'", (name,))
         self.conn.execute(f"UPDATE {_REGISTRY} SET state = 'ready', updated = ? WHERE name = ?", (_now(), name))
         return Store.open(self.conn, name)
-
-    def drop(self) -> None:
-        """Remove the tables and the registry entry. Call inside ``atomic``."""
-        for part in PARTS:
-            self.conn.execute(f"DROP TABLE IF EXISTS {self.table(part)}")
-        self.conn.execute(f"DELETE FROM {_REGISTRY} WHERE name = ? AND state = ?", (self.entry.name, self.entry.state))
-        if not self.conn.execute(f"SELECT 1 FROM {_REGISTRY} LIMIT 1").fetchone():
-            self.conn.execute(f"DROP TABLE {_REGISTRY}")
 
     # The codec.
 
@@ -336,18 +384,19 @@ class Store:
         nbits, dim, n_centroids, cutoffs, weights, avg_residual, dtype, block_tokens, stream_tokens = row
         blobs = self.conn.execute(f"SELECT centroids FROM {self.table('centroids')} ORDER BY block").fetchall()
         name = self.entry.name
-        centroids = from_blob(b"".join(blob for (blob,) in blobs), CENTROIDS, f"a block of centroids of {name!r}")
+        centroids, _ = from_blobs([blob for (blob,) in blobs], CENTROIDS, f"centroids of index {name!r}")
         bucket_cutoffs = from_blob(cutoffs, FLOATS, f"bucket_cutoffs of {name!r}").astype(np.float32)
         bucket_weights = from_blob(weights, FLOATS, f"bucket_weights of {name!r}").astype(np.float32)
         sound = (
-            nbits in (1, 2, 4, 8)
+            all(type(n) is int for n in (nbits, dim, n_centroids, block_tokens, stream_tokens))
+            and nbits in (1, 2, 4, 8)
             and dim == self.entry.dim
             and centroids.size == n_centroids * dim > 0
             and len(bucket_weights) == len(bucket_cutoffs) + 1 == 1 << nbits
             and bool(np.isfinite(bucket_weights).all())
             and dtype in CODES
-            and block_tokens > 0
-            and stream_tokens >= 0
+            and 0 < block_tokens <= 1 << 16
+            and 0 <= stream_tokens < 1 << 40
         )
         if not sound:
             raise IndexCorrupt(f"the codec of index {name!r} contradicts itself: rebuild the index")
@@ -386,7 +435,7 @@ class Store:
         keys = ", ".join(map(quote_identifier, source.keys))
         sql = (
             f"SELECT {self._keys} FROM {self.table('passages')} WHERE ordinal = 0"
-            f" AND ({self._keys}) NOT IN (SELECT {keys} FROM {source.from_where()})"
+            f" EXCEPT SELECT {keys} FROM {source.from_where()}"
         )
         return self.conn.execute(sql, dict(source.params)).fetchall()
 
@@ -465,9 +514,8 @@ class Store:
         cursor = self.conn.execute(f"SELECT passage_id, codes FROM {self.table('codes')} ORDER BY passage_id")
         dtype = CODES[codec.codes_dtype]
         while batch := cursor.fetchmany(4096):
-            codes = from_blob(b"".join(blob for _, blob in batch), dtype, f"codes of index {self.entry.name!r}")
-            doclens = np.array([len(blob) // dtype.itemsize for _, blob in batch], np.int64)
-            yield np.array([passage_id for passage_id, _ in batch], np.int64), doclens, codes
+            codes, offsets = from_blobs([blob for _, blob in batch], dtype, f"codes of index {self.entry.name!r}")
+            yield np.array([passage_id for passage_id, _ in batch], np.int64), np.diff(offsets), codes
 
     def write_inverted_lists(self, lists: Iterable[tuple[int, NDArray[np.int64]]]) -> None:
         """Store, for each centroid, the ascending ids of the passages that have a token in it."""
@@ -491,17 +539,29 @@ class Store:
 
     def passage_ids_where(self, source: Source) -> NDArray[np.int64]:
         """Return the sorted ids of the passages whose row meets the condition of *source*."""
-        keys = ", ".join(map(quote_identifier, source.keys))
+        names = [(quote_identifier(key), quote_identifier(f"key {i}")) for i, key in enumerate(source.keys)]
+        ours = map(quote_identifier, key_columns(self.entry.key_columns))
+        # In FROM the condition sees no column of ours, which it might otherwise take for one of its own.
         sql = (
-            f"SELECT passage_id FROM {self.table('passages')} WHERE doclen > 0"
-            f" AND ({self._keys}) IN (SELECT {keys} FROM {source.from_where()}) ORDER BY passage_id"
+            f"SELECT passage_id FROM (SELECT {', '.join(f'{key} AS {alias}' for key, alias in names)}"
+            f" FROM {source.from_where()}) AS matching JOIN {self.table('passages')} AS p"
+            f" ON {' AND '.join(f'p.{key} = matching.{alias}' for key, (_, alias) in zip(ours, names, strict=True))}"
+            " WHERE p.doclen > 0 ORDER BY passage_id"
         )
         return _ids(self.conn.execute(sql, dict(source.params)))
 
     def passage_ids_of(self, keys: Iterable[Key]) -> NDArray[np.int64]:
-        """Return the sorted ids of the passages of these rows."""
+        """Return the sorted ids of the passages of these rows.
+
+        :raises ValueError: if a key is nothing that SQLite can store
+        """
         sql = f"SELECT passage_id FROM {self.table('passages')} WHERE doclen > 0 AND {self._key_equals}"
-        found = {row[0] for key in keys for row in self.conn.execute(sql, key)}
+        found: set[int] = set()
+        for key in keys:
+            try:
+                found.update(row[0] for row in self.conn.execute(sql, key))
+            except (OverflowError, sqlite3.InterfaceError, sqlite3.ProgrammingError) as error:
+                raise ValueError(f"{key!r} can't be a key: {error}") from None
         return np.array(sorted(found), np.int64)
 
     def count_rows(self, passage_ids: NDArray[np.int64] | None) -> int:
@@ -536,11 +596,11 @@ class Store:
             try:
                 (size,) = self.conn.execute(
                     "SELECT sum(pgsize) FROM dbstat WHERE aggregate = TRUE AND name IN"
-                    " (SELECT name FROM sqlite_master WHERE tbl_name = ?)",
+                    " (SELECT name FROM main.sqlite_master WHERE tbl_name = ?)",
                     (name,),
                 ).fetchone()
             except sqlite3.OperationalError:
-                columns = [row[1] for row in self.conn.execute(f"PRAGMA table_info({self.table(part)})")]
+                columns = [row[1] for row in self.conn.execute("SELECT * FROM pragma_table_info(?, 'main')", (name,))]
                 lengths = " + ".join(f"coalesce(length(CAST({quote_identifier(c)} AS BLOB)), 0)" for c in columns)
                 (size,) = self.conn.execute(f"SELECT sum({lengths}) FROM {self.table(part)}").fetchone()
             sizes[part] = size or 0
