@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlite_utils_colbert import register_commands
 from sqlite_utils_colbert.cli import colbert
+
+from colbert_sqlite.encoders.hashing import HashingEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -128,6 +132,16 @@ def test_a_column_that_is_not_there_is_an_error(indexed: str) -> None:
     assert line == "Error: no column 'colour' in table 'posts'; it has id, title, body, created, picture"
 
 
+def test_a_column_that_is_not_there_is_an_error_when_nothing_matches_too(indexed: str) -> None:
+    line = error("search", indexed, "posts", "glue", "-c", "colour", "--where", "id > 100")
+    assert line == "Error: no column 'colour' in table 'posts'; it has id, title, body, created, picture"
+
+
+def test_columns_are_spelled_as_in_the_table_and_come_in_the_order_asked_for(indexed: str) -> None:
+    [hit] = json.loads(run("search", indexed, "posts", "glue", "-k", "1", "-c", "CREATED", "-c", "Title").stdout)
+    assert list(hit) == ["rank", "score", "pk", "created", "title", "passage"]
+
+
 def test_a_source_column_called_score_does_not_hide_ours(tmp_path: Path) -> None:
     path = str(tmp_path / "matches.db")
     execute(path, "create table matches as select 1 as id, 'three goals in the rain' as report, '3:1' as score")
@@ -185,6 +199,22 @@ def test_a_table_may_have_another_look(indexed: str) -> None:
     assert run("search", indexed, "posts", "glue", "--fmt", "github").stdout.startswith("| ")
 
 
+def test_of_two_formats_the_last_wins(indexed: str) -> None:
+    words = ("search", indexed, "posts", "glue")
+    assert run(*words, "--csv", "--nl").stdout == run(*words, "--nl").stdout
+    assert run(*words, "--nl", "-t", "--csv").stdout == run(*words, "--csv").stdout
+
+
+@pytest.mark.parametrize("option", ["--nl", "--csv", "--tsv"])
+def test_a_table_format_goes_with_a_table_only(indexed: str, option: str) -> None:
+    words = ("search", indexed, "posts", "glue", "--fmt", "github")
+    assert (
+        f"Error: --fmt is the format of a table: leave out --fmt or {option}.\n"
+        in run(*words, option, exit_code=2).stderr
+    )
+    assert run(*words, "-t").stdout == run(*words).stdout
+
+
 def test_keys_that_look_like_numbers_stay_what_they_are(tmp_path: Path) -> None:
     path = str(tmp_path / "parts.db")
     execute(path, "create table parts (code text primary key, about text)")
@@ -209,6 +239,19 @@ def test_info_is_a_table_for_people_and_json_for_machines(indexed: str) -> None:
     assert ["model", "hashing"] in [line.split() for line in table.splitlines()]
 
 
+def test_info_shows_the_parameters_of_the_condition(blog: str) -> None:
+    words = ("--where", "created > :since", "-p", "since", "2020", "--model", "hashing", "--silent")
+    run("index", blog, "posts", "body", *words)
+    lines = [line.split() for line in run("info", blog, "posts").stdout.splitlines()]
+    where = lines.index(["where", "created", ">", ":since"])
+    assert lines[where + 1 : where + 3] == [["params"], ["since", "2020"]]
+
+
+def test_info_of_an_index_without_condition_has_neither(indexed: str) -> None:
+    names = {line.split()[0] for line in run("info", indexed, "posts").stdout.splitlines()}
+    assert names & {"where", "params"} == set()
+
+
 def test_list_names_every_index(indexed: str) -> None:
     run("index", indexed, "posts", "title", "--name", "titles", "--nbits", "2", "--model", "hashing", "--silent")
     rows: list[dict[str, Any]] = json.loads(run("list", indexed, "--json").stdout)
@@ -217,6 +260,17 @@ def test_list_names_every_index(indexed: str) -> None:
         ("titles", ["title"], 2),
     ]
     assert [line.split()[0] for line in run("list", indexed).stdout.splitlines()[2:]] == ["posts", "titles"]
+
+
+def test_an_index_of_another_version_is_listed(indexed: str) -> None:
+    run("index", indexed, "posts", "title", "--name", "titles", "--model", "hashing", "--silent")
+    execute(indexed, "update _colbert_indexes set schema_version = 999 where name = 'titles'")
+    rows = json.loads(run("list", indexed, "--json").stdout)
+    assert [(row["name"], row["state"]) for row in rows] == [("posts", "ready"), ("titles", "unreadable")]
+    result = run("list", indexed)
+    assert [line.split()[0] for line in result.stdout.splitlines()[2:]] == ["posts", "titles"]
+    assert result.stdout.splitlines()[3].split() == ["titles", "unreadable"]
+    assert result.stderr == f"{rows[1]['problem']}\n"
 
 
 def test_a_database_without_indexes_says_so(blog: str) -> None:
@@ -304,6 +358,31 @@ def test_a_wrong_index_command_leaves_the_file_as_it_was(blog: str, words: tuple
 
 
 @pytest.mark.parametrize(
+    ("problem", "line"),
+    [
+        (
+            RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA."),
+            "Error: CUDA error: out of memory",
+        ),
+        (MemoryError(), "Error: MemoryError"),
+    ],
+    ids=["torch", "Python"],
+)
+def test_a_device_that_fails_is_one_line(
+    indexed: str, problem: Exception, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: HashingEncoder, texts: Sequence[str]) -> Any:
+        raise problem
+
+    monkeypatch.setattr(HashingEncoder, "encode_queries", fail)
+    assert error("search", indexed, "posts", "glue") == line
+
+
+def test_a_query_of_no_text_at_all_is_a_usage_error(indexed: str) -> None:
+    assert "not valid UTF-8" in run("search", indexed, "posts", "gl\udc80ue", exit_code=2).stderr
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("nothing", "glue"),
@@ -318,29 +397,57 @@ def test_a_wrong_search_is_one_line(indexed: str, words: tuple[str, ...]) -> Non
     assert error("search", indexed, *words).startswith("Error: ")
 
 
+COMMANDS_THAT_SAY_EACH_STEP = """
+from colbert_sqlite import indexing
+from sqlite_utils_colbert import cli, progress
+
+class Display(progress.ProgressDisplay):
+    def __call__(self, now):
+        super().__call__(now)
+        print(now.done, flush=True)
+
+indexing._CHUNK_BYTES = 5000
+cli.ProgressDisplay = Display
+cli.colbert()
+"""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to another process")
-def test_an_interrupted_build_says_how_to_go_on_and_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_build_says_how_to_go_on_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(tmp_path / "long.db")
     db = sqlite3.connect(path)
     db.execute("create table notes (id integer primary key, body text)")
-    notes = [(f"note {n} " + " ".join(f"wind{n * m % 997}" for m in range(100)),) for n in range(500)]
+    notes = [(f"note {n} " + " ".join(f"wind{n * m % 997}" for m in range(30)),) for n in range(500)]
     db.executemany("insert into notes (body) values (?)", notes)
     db.commit()
     db.close()
-    command = [sys.executable, "-c", "from sqlite_utils_colbert.cli import colbert; colbert()"]
     words = ["index", path, "notes", "body", "--model", "hashing"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins")])}
-    build = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True, env=environment)
-    assert build.stderr is not None
-    while not build.stderr.readline().startswith("Encoding"):
-        assert build.poll() is None
+    build = subprocess.Popen(
+        [sys.executable, "-c", COMMANDS_THAT_SAY_EACH_STEP, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins")])},
+    )
+    assert build.stdout is not None
+    while int(build.stdout.readline()) < 100:
+        pass
     build.send_signal(signal.SIGINT)
-    [last] = build.stderr.read().splitlines()[-1:]
-    assert build.wait() == 130
-    assert last.startswith("Interrupted: ")
-    assert last.endswith(" of 500 rows are done. Run the same command again to go on.")
-    build.stderr.close()
+    _, said = build.communicate()
+    assert build.returncode == 130
+    [done] = re.findall(r"^Interrupted: (\d+) of 500 rows are done. Run the same command again to go on.$", said, re.M)
+    assert 100 <= int(done) < 500
 
+    encoded: list[str] = []
+    encode = HashingEncoder.encode_passages
+
+    def encode_and_remember(self: HashingEncoder, texts: Sequence[str]) -> Any:
+        encoded.extend(texts)
+        return encode(self, texts)
+
+    monkeypatch.setattr(HashingEncoder, "encode_passages", encode_and_remember)
     run(*words, "--silent")
-    assert json.loads(run("info", path, "notes", "--json").stdout)["rows"] == 500
+    facts = json.loads(run("info", path, "notes", "--json").stdout)
+    assert (facts["rows"], facts["passages"]) == (500, 500)
+    assert 0 < len(encoded) <= 500 - int(done)
     run("verify", path, "notes")

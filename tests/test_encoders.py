@@ -172,7 +172,7 @@ def test_the_projection_is_small_and_orthonormal() -> None:
 
 def test_fitting_finds_the_directions_of_largest_variance() -> None:
     pytest.importorskip("sentence_transformers")
-    from colbert_sqlite.encoders.fit_projection import principal_components
+    from benchmarks.fit_projection import principal_components
 
     spread = np.linspace(3, 1, 130)
     rows = np.random.default_rng(0).normal(size=(4000, 130)) * spread + 5
@@ -186,7 +186,7 @@ def test_fitting_finds_the_directions_of_largest_variance() -> None:
 
 def test_pieces_are_a_quarter_of_the_text(tmp_path: Path) -> None:
     pytest.importorskip("sentence_transformers")
-    from colbert_sqlite.encoders.fit_projection import pieces
+    from benchmarks.fit_projection import pieces
 
     with sqlite3.connect(tmp_path / "a:b.db") as db:
         db.execute("CREATE TABLE notes (body TEXT)")

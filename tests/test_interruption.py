@@ -23,17 +23,27 @@ from colbert_sqlite.indexing import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = int(os.environ.get("COLBERT_KILLS", "6"))
-N_ROWS = 400
+N_ROWS = 300
+
+# Where to kill a build, (stage, rows done), from and to; "encode" counts the rows of the sample first, some 70.
+MOMENTS = [(("encode", 0), ("encode", 60)), (("train", 0), ("train", 1)), (("encode", 80), ("encode", N_ROWS - 1))]
+MOMENTS += [(("write", 0), ("write", 1))]
 
 BUILD = """
 import sys
 from colbert_sqlite import indexing
 from colbert_sqlite.index import Index
 indexing._CHUNK_BYTES, indexing._SAMPLE_TOKENS = 3000, 4000
-print("begin", flush=True)
-Index.create(sys.argv[1], "t", ["body"], model="hashing-32", nbits=int(sys.argv[2]), replace=True)
+say = lambda now: print(now.stage, now.done, flush=True)
+Index.create(sys.argv[1], "t", ["body"], model="hashing-32", nbits=int(sys.argv[2]), replace=True, progress=say).close()
 print("end", flush=True)
 """
+
+
+@pytest.fixture(autouse=True)
+def many_small_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("colbert_sqlite.indexing._CHUNK_BYTES", 3000)
+    monkeypatch.setattr("colbert_sqlite.indexing._SAMPLE_TOKENS", 4000)
 
 
 @pytest.fixture
@@ -49,53 +59,50 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def start(path: Path, nbits: int) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
+def run_build(path: Path, nbits: int, *, kill_at: tuple[str, int] | None = None, delay: float = 0) -> bool:
+    """Build the index in another process, killed *delay* seconds after it says *kill_at*; return whether it ended."""
+    with subprocess.Popen(
         [sys.executable, "-c", BUILD, str(path), str(nbits)],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "begin\n"
-    return process
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            stage, _, done = line.strip().partition(" ")
+            if kill_at is not None and stage == kill_at[0] and int(done) >= kill_at[1]:
+                time.sleep(delay)
+                process.kill()
+                break
+        finished = line == "end\n" or "end\n" in process.stdout
+    assert kill_at is not None or process.returncode == 0
+    return finished
 
 
 def answers(path: Path) -> list[list[tuple[Any, float]]]:
     with Index.open(path, "t") as index:
-        return [[(hit.pk, hit.score) for hit in index.search(f"topic{i}", k=3)] for i in (0, 7, 333)]
+        return [[(hit.pk, hit.score) for hit in index.search(f"topic{i}", k=3)] for i in (0, 7, 234)]
 
 
-def build_whole(path: Path, nbits: int) -> float:
-    began = time.monotonic()
-    process = start(path, nbits)
-    assert process.wait() == 0
-    assert process.stdout is not None
-    process.stdout.close()
-    return time.monotonic() - began
-
-
-@pytest.mark.parametrize("journal", ["delete", "wal"])
-def test_a_killed_build_leaves_the_old_index_and_is_continued(path: Path, journal: str) -> None:
+@pytest.mark.parametrize(("journal", "first"), [("delete", 0), ("wal", 1)])
+def test_a_killed_build_leaves_the_old_index_and_is_continued(path: Path, journal: str, first: int) -> None:
     conn = sqlite3.connect(path)
     conn.execute(f"PRAGMA journal_mode = {journal}")
     conn.close()
-    build_whole(path, 2)
-    old = answers(path)
-    seconds = build_whole(path, 4)
+    run_build(path, 4)
     new = answers(path)
-    build_whole(path, 2)
-    assert answers(path) == old != new
-    moments = random.Random(journal)
+    run_build(path, 2)
+    old = answers(path)
+    assert old != new
+    chance = random.Random(journal)
     unfinished = 0
-    for _ in range(KILLS // 2):
-        process = start(path, 4)
-        time.sleep(moments.uniform(0, seconds))
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        finished = "end\n" in process.stdout
-        process.stdout.close()
+    for i in range(first, first + KILLS // 2):
+        (stage, earliest), (_, latest) = MOMENTS[i % len(MOMENTS)]
+        if i % len(MOMENTS) == 0:
+            # Other settings begin anew: the next kill can meet the sample again.
+            run_build(path, 2)
+        kill_at = stage, chance.randint(earliest, latest)
+        unfinished += not run_build(path, 4, kill_at=kill_at, delay=chance.uniform(0, 0.02))
         conn = sqlite3.connect(path)
         assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         conn.close()
@@ -103,11 +110,11 @@ def test_a_killed_build_leaves_the_old_index_and_is_continued(path: Path, journa
             assert index.verify() == []
             nbits = index.settings.nbits
         assert answers(path) == (old if nbits == 2 else new)
-        unfinished += not finished
-    build_whole(path, 4)
+    run_build(path, 4)
     assert answers(path) == new
     assert [entry["state"] for entry in list_indexes(path)] == ["ready"]
-    assert unfinished > 0
+    assert list(path.parent.glob("*-colbert-*")) == []
+    assert unfinished > KILLS // 4
 
 
 class Stop(Exception):
@@ -122,15 +129,11 @@ def stop_at(stage: str, done: int) -> Any:
     return progress
 
 
-def test_a_second_run_goes_on_where_the_first_stopped(
-    path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("colbert_sqlite.indexing._CHUNK_BYTES", 3000)
-    monkeypatch.setattr("colbert_sqlite.indexing._SAMPLE_TOKENS", 4000)
+def test_a_second_run_goes_on_where_the_first_stopped(path: Path, encoder: Encoder) -> None:
     with pytest.raises(Stop):
-        Index.create(path, "t", ["body"], model=encoder, progress=stop_at("encode", 300))
+        Index.create(path, "t", ["body"], model=encoder, progress=stop_at("encode", 200))
     (entry,) = list_indexes(path)
-    assert (entry["state"], entry["rows"] >= 300) == ("building", True)
+    assert (entry["state"], entry["rows"] >= 200) == ("building", True)
     conn = sqlite3.connect(path)
     conn.execute("DELETE FROM t WHERE id < 10")
     conn.execute("UPDATE t SET body = 'A walrus.' WHERE id = 20")
@@ -145,6 +148,16 @@ def test_a_second_run_goes_on_where_the_first_stopped(
         assert index.search("capybara", k=1)[0].pk == -5
 
 
+@pytest.mark.parametrize("moment", [("encode", 30), ("train", 0), ("train", 1), ("write", 0)])
+def test_a_build_that_went_on_leaves_nothing_beside_the_database(
+    path: Path, encoder: Encoder, moment: tuple[str, int]
+) -> None:
+    with pytest.raises(Stop):
+        Index.create(path, "t", ["body"], model=encoder, progress=stop_at(*moment))
+    Index.create(path, "t", ["body"], model=encoder).close()
+    assert [file.name for file in path.parent.iterdir()] == ["t.db"]
+
+
 def test_other_settings_begin_anew(path: Path, encoder: Encoder) -> None:
     with pytest.raises(Stop):
         Index.create(path, "t", ["body"], model=encoder, progress=stop_at("write", 0))
@@ -153,14 +166,12 @@ def test_other_settings_begin_anew(path: Path, encoder: Encoder) -> None:
         assert index.verify() == []
 
 
-def test_the_second_of_two_builders_wins(path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("colbert_sqlite.indexing._CHUNK_BYTES", 3000)
-
+def test_the_second_of_two_builders_wins(path: Path, encoder: Encoder) -> None:
     def overtake(now: Progress) -> None:
         if now.stage == "write":
             Index.create(path, "t", ["body"], model=encoder).close()
 
-    with pytest.raises(BuildInterrupted, match="another process is building index 't' now; this one stops"):
+    with pytest.raises(BuildInterrupted, match="another process took over the build of index 't'"):
         Index.create(path, "t", ["body"], model=encoder, progress=overtake)
     with Index.open(path, "t") as index:
         assert index.verify() == []

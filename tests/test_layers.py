@@ -89,6 +89,30 @@ def test_help_is_light(words: list[str]) -> None:
     assert loaded & HEAVY == set()
 
 
+@pytest.mark.parametrize("words", [[], ["colbert"], ["tables"]], ids=" ".join)
+def test_help_of_sqlite_utils_with_our_plugin_is_light(words: list[str]) -> None:
+    loaded = loaded_by(
+        "from sqlite_utils import cli",
+        "import sqlite_utils_colbert",
+        "sqlite_utils_colbert.register_commands(cli.cli)",
+        f"cli.cli.main({[*words, '--help']}, standalone_mode=False)",
+        "print()",
+    )
+    assert {"sqlite_utils_colbert", "colbert_sqlite"} <= loaded
+    assert loaded & HEAVY == set()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("datasette") is None, reason="datasette is not installed")
+def test_datasette_beside_us_is_light() -> None:
+    loaded = loaded_by(
+        "from datasette.cli import cli",
+        "cli.main(['--version'], standalone_mode=False)",
+        "print()",
+    )
+    assert "datasette" in loaded
+    assert loaded & HEAVY == set()
+
+
 @pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
 def test_the_check_for_light_imports_would_notice_numba() -> None:
     assert "numba" in loaded_by("import numba") & HEAVY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from ir_measures import nDCG
 
 from colbert_sqlite.engine.maxsim import maxsim
 from colbert_sqlite.index import Index
+from colbert_sqlite.passages import RawValue, extract
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "sample_data"
@@ -85,38 +87,56 @@ def test_paraphrases_are_found_where_words_are_not(
     assert found > ndcg(qrels, fts(blog, queries)) + 0.1
 
 
-def test_the_index_loses_next_to_nothing_against_uncompressed_embeddings(
-    index: Index, blog: Path, queries: dict[str, str], qrels: dict[str, dict[str, int]]
+@pytest.fixture(scope="module")
+def exhaustive(index: Index, blog: Path, queries: dict[str, str]) -> Run:
+    """Every post's score by every query, of embeddings that were never compressed."""
+    slugs, texts = zip(*passages(blog, index.settings.max_tokens), strict=True)
+    embeddings = index.encoder.encode_passages(texts)
+    run: Run = {}
+    for qid, query in zip(queries, index.encoder.encode_queries([*queries.values()]), strict=True):
+        run[qid] = {}
+        for slug, embedding in zip(slugs, embeddings, strict=True):
+            run[qid][slug] = max(maxsim(query, embedding), run[qid].get(slug, -math.inf))
+    return run
+
+
+def passages(blog: Path, max_tokens: int | None) -> Iterator[tuple[str, str]]:
+    """Slug and text of every passage: the title above a span of the body's plain text."""
+    rows = sqlite3.connect(blog).execute(
+        'SELECT slug, title, body, start, "end" FROM _colbert_posts_passages JOIN posts ON id = pk_id'
+    )
+    for slug, title, body, start, end in rows:
+        assert max_tokens is not None
+        extracted = extract([RawValue("text", body.encode())], None, html="auto", max_tokens=max_tokens)
+        yield slug, f"{title}\n{extracted.text[start:end]}"
+
+
+@pytest.fixture(scope="module")
+def compressed(index: Index, queries: dict[str, str]) -> Run:
+    """The same scores as the index has them."""
+    return {qid: {hit.row["slug"]: hit.score for hit in index.search(text, k=132)} for qid, text in queries.items()}
+
+
+def top10(scores: dict[str, float]) -> list[str]:
+    return sorted(scores, key=lambda slug: -scores[slug])[:10]
+
+
+def test_compressed_scores_are_those_of_uncompressed_embeddings(exhaustive: Run, compressed: Run) -> None:
+    errors = []
+    for qid, scores in exhaustive.items():
+        assert len(scores) == 132
+        assert set(scores) == set(compressed[qid])
+        best = max(scores.values())
+        # Measured at 4 bits: 0.3 % on average, 2.3 % at worst.
+        errors += [abs(compressed[qid][slug] - score) / best for slug, score in scores.items()]
+    assert max(errors) < 0.03
+    assert sum(errors) / len(errors) < 0.005
+
+
+def test_the_index_ranks_as_uncompressed_embeddings_do(
+    exhaustive: Run, compressed: Run, qrels: dict[str, dict[str, int]]
 ) -> None:
-    texts: list[tuple[str, str]] = []
-    everything = index.search("anything", k=1000)
-    slugs = {hit.pk: (hit.row["slug"], hit.row["title"]) for hit in everything}
-    bodies = {hit.pk: hit.row["body"] for hit in everything}
-    assert len(slugs) == 132
-    # Passages of posts that are not HTML stand in the body as they are.
-    conn = sqlite3.connect(blog)
-    for pk, start, end in conn.execute('SELECT pk_id, start, "end" FROM _colbert_posts_passages ORDER BY passage_id'):
-        if not bodies[pk].startswith("<"):
-            slug, title = slugs[pk]
-            texts.append((slug, f"{title}\n{bodies[pk][start:end]}"))
-    plain = {slug for slug, _ in texts}
-    embeddings = index.encoder.encode_passages([text for _, text in texts])
-    exhaustive: Run = {}
-    for qid, text in queries.items():
-        (query,) = index.encoder.encode_queries([text])
-        best: dict[str, float] = {}
-        for (slug, _), embedding in zip(texts, embeddings, strict=True):
-            best[slug] = max(maxsim(query, embedding), best.get(slug, -1e9))
-        exhaustive[qid] = best
-    compressed = {
-        qid: {h.row["slug"]: h.score for h in index.search(text, k=132) if h.row["slug"] in plain}
-        for qid, text in queries.items()
-    }
-    judged = {qid: {slug: grade for slug, grade in grades.items() if slug in plain} for qid, grades in qrels.items()}
-    assert ndcg(judged, compressed) == pytest.approx(ndcg(judged, exhaustive), abs=0.03)
-    shares = [len(top10(compressed[qid]) & top10(exhaustive[qid])) / 10 for qid in queries]
+    shares = [len({*top10(compressed[qid])} & {*top10(scores)}) / 10 for qid, scores in exhaustive.items()]
     assert sum(shares) / len(shares) >= 0.95
-
-
-def top10(scores: dict[str, float]) -> set[str]:
-    return set(sorted(scores, key=lambda slug: -scores[slug])[:10])
+    # One query whose first two posts change places moves the mean by as much as 0.008.
+    assert ndcg(qrels, compressed) == pytest.approx(ndcg(qrels, exhaustive), abs=0.03)

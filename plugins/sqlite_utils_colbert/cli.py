@@ -13,7 +13,7 @@ import shlex
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
@@ -26,6 +26,7 @@ from sqlite_utils_colbert.output import (
     print_facts,
     print_rows,
     print_table,
+    refuse_two_formats,
     size,
 )
 from sqlite_utils_colbert.progress import ProgressDisplay
@@ -45,12 +46,16 @@ class ColbertCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
+        except (BrokenPipeError, click.exceptions.Exit, click.Abort):
             raise
         except sqlite3.Error as error:
             raise click.ClickException(f"{ctx.params['db']}: {error}") from error
         except (ColbertError, ValueError, OSError) as error:
             raise click.ClickException(str(error)) from error
+        except (RuntimeError, MemoryError) as error:
+            # What torch says of a device that is full or fails; advice on debugging it follows on lines of its own.
+            first_line, *_ = [*filter(None, map(str.strip, str(error).splitlines())), type(error).__name__]
+            raise click.ClickException(first_line) from error
 
 
 class ColbertGroup(click.Group):
@@ -65,6 +70,15 @@ def setting_option(settings: type[Any], field: str, *flags: str, **attributes: A
     )
 
 
+def valid_utf8(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """The text of an argument, unless its bytes are none: no tokenizer takes what Python makes of them."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("this is not valid UTF-8") from None
+    return value
+
+
 def where_options(help_: str) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         return click.option("--where", metavar="SQL", help=help_)(
@@ -75,7 +89,7 @@ def where_options(help_: str) -> Callable[[Function], Function]:
                 multiple=True,
                 nargs=2,
                 metavar="NAME VALUE",
-                help="Value of a :name in --where",
+                help="Value of a :name in --where, bound as text: cast(:name as integer) makes it a number",
             )(function)
         )
 
@@ -159,7 +173,7 @@ def index(
     from colbert_sqlite import Index
 
     started = time.perf_counter()
-    with interruptible(ctx, db, options["name"] or table, ProgressDisplay(silent=silent)) as progress:
+    with interruptible(ctx, ProgressDisplay(silent=silent)) as progress:
         made = Index.create(db, table, columns, nbits=int(nbits), params=dict(params), progress=progress, **options)
     with made:
         if not silent:
@@ -171,7 +185,7 @@ def index(
 @colbert.command()
 @db_argument
 @index_argument
-@click.argument("query")
+@click.argument("query", callback=valid_utf8)
 @click.option("-k", "--limit", "k", type=int, default=10, show_default=True, help="Number of rows")
 @where_options("Search only the rows that meet this condition")
 @click.option("-c", "--column", "columns", multiple=True, help="Column to output; default: the row's title")
@@ -212,6 +226,7 @@ def search(
     """
     from colbert_sqlite import Index
 
+    refuse_two_formats(output, fmt)
     with Index.open(
         db,
         index,
@@ -221,8 +236,9 @@ def search(
         batch_size=batch_size,
         trust_remote_code=trust_remote_code,
     ) as opened:
+        asked = spelled_as_in_table(db, opened.settings.table, columns)
         hits = opened.search(query, k, params=dict(params), **options)
-        shown = columns_to_show(hits[0], opened.settings, columns) if hits else []
+        shown = asked or (title_column(hits[0], opened.settings) if hits else [])
     if not hits:
         click.echo("Nothing matches.", err=True)
     if stale := sum(hit.stale for hit in hits):
@@ -275,6 +291,9 @@ def list_(db: str, as_json: bool) -> None:
         print_rows(known, None)
     elif known:
         print_table([row_of_list(facts) for facts in known])
+        for facts in known:
+            if "problem" in facts:
+                click.echo(facts["problem"], err=True)
     else:
         click.echo(f"{db} has no index.", err=True)
 
@@ -347,7 +366,7 @@ def rebuild(ctx: click.Context, /, db: str, index: str, silent: bool, **options:
 
     started = time.perf_counter()
     with Index.open(db, index, **options) as opened:
-        with interruptible(ctx, db, index, ProgressDisplay(silent=silent)) as progress:
+        with interruptible(ctx, ProgressDisplay(silent=silent)) as progress:
             opened.rebuild(progress=progress)
         if not silent:
             summarise(opened, seconds=time.perf_counter() - started)
@@ -387,17 +406,13 @@ def models(as_json: bool) -> None:
 
 
 @contextmanager
-def interruptible(ctx: click.Context, db: str, index: str, display: ProgressDisplay) -> Iterator[ProgressDisplay]:
+def interruptible(ctx: click.Context, display: ProgressDisplay) -> Iterator[ProgressDisplay]:
     """Show the progress of a build; after Ctrl-C, say what is done and need not be done again."""
     try:
         with display:
             yield display
     except KeyboardInterrupt:
-        from colbert_sqlite import list_indexes
-
-        unfinished = [facts for facts in list_indexes(db) if facts["state"] == "building"]
-        done = sum(facts["rows"] for facts in unfinished if facts["name"].lower() == index.lower())
-        rows = f"{done:,} of {display.n_rows:,} rows are done" if display.n_rows else "no row is done yet"
+        rows = f"{display.n_done:,} of {display.n_rows:,} rows are done" if display.n_rows else "no row is done yet"
         click.echo(f"Interrupted: {rows}. Run the same command again to go on.", err=True)
         ctx.exit(EXIT_INTERRUPTED)
 
@@ -414,19 +429,33 @@ def summarise(index: Index, *, seconds: float) -> None:
 
 
 def row_of_list(facts: dict[str, Any]) -> dict[str, Any]:
-    shown = {"name": facts["name"], "table": facts["table"], "columns": ", ".join(facts["columns"])}
-    shown |= {name: facts[name] for name in ("model", "nbits", "rows", "passages", "tokens", "state")}
-    return {**shown, "size": size(facts["bytes"])}
+    """A row of the table of indexes; of one that this version can't read, only name and state are known."""
+    names = ("name", "table", "columns", "model", "nbits", "rows", "passages", "tokens", "state")
+    return {
+        **{name: facts.get(name) for name in names},
+        "columns": ", ".join(facts.get("columns", ())),
+        "size": size(facts["bytes"]) if "bytes" in facts else None,
+    }
 
 
-def columns_to_show(hit: Hit, settings: IndexSettings, asked: tuple[str, ...]) -> list[str]:
-    """Columns of the source table: those asked for, or else the one most like a title, if there is one."""
+def spelled_as_in_table(db: str, table: str, columns: tuple[str, ...]) -> list[str]:
+    """The names of *columns* as the schema spells them.
+
+    :raises SourceError: if the table has no such column
+    """
+    if not columns:
+        return []
+    from colbert_sqlite.storage.connection import connect
+    from colbert_sqlite.storage.source import Source
+
+    conn, _ = connect(db)
+    with closing(conn):
+        return list(Source.inspect(conn, table, columns).columns)
+
+
+def title_column(hit: Hit, settings: IndexSettings) -> list[str]:
+    """The column most like a title, if there is one."""
     names = {name.lower(): name for name in hit.row}
-    for column in asked:
-        if column.lower() not in names:
-            raise ValueError(f"no column {column!r} in table {settings.table!r}; it has {', '.join(hit.row)}")
-    if asked:
-        return [names[column.lower()] for column in asked]
     first_of_several = settings.columns[:1] if len(settings.columns) > 1 else ()
     titles = [*([settings.heading] if settings.heading else []), *TITLE_COLUMNS, *first_of_several]
     return [names[title.lower()] for title in titles if title.lower() in names][:1]

@@ -42,6 +42,15 @@ def output_options(command: Command) -> Command:
     return command
 
 
+def refuse_two_formats(output: str | None, fmt: str | None) -> None:
+    """Make sure that a table format goes with a table; of two other formats the last one wins.
+
+    :raises click.UsageError: if it does not
+    """
+    if fmt and output not in (None, "table"):
+        raise click.UsageError(f"--fmt is the format of a table: leave out --fmt or --{output}.")
+
+
 def size(n_bytes: float) -> str:
     """*n_bytes* as people say it: 950 bytes, 1.2 MB."""
     for unit in ("bytes", "kB", "MB"):
@@ -61,7 +70,7 @@ def print_table(rows: Sequence[Row], fmt: str | None = None) -> None:
     """Print *rows*, whose cells are already as short as they should be, as a table."""
     if not rows:
         return
-    numeric = [all(isinstance(row[key], (int, float)) for row in rows) for key in rows[0]]
+    numeric = [all(isinstance(row[key], (int, float, type(None))) for row in rows) for key in rows[0]]
     table = tabulate(
         [[_cell(value) for value in row.values()] for row in rows],
         headers=list(rows[0]),
@@ -113,11 +122,12 @@ def _width(value: Any) -> int:
 
 
 def print_facts(facts: Row) -> None:
-    """Print names and values below each other, without those that are None; the parts of a dict are indented."""
+    """Print names and values below each other, without None and empty dicts; the parts of a dict are indented."""
     lines: list[tuple[str, str]] = []
     for name, value in facts.items():
         if isinstance(value, dict):
-            lines += [(name, ""), *((f"  {part}", _fact(name, n)) for part, n in value.items())]
+            lines += [(name, "")] if value else []
+            lines += [(f"  {part}", _fact(name, n)) for part, n in value.items()]
         elif value is not None:
             lines.append((name, _fact(name, value)))
     width = max(len(name) for name, _ in lines)

@@ -21,11 +21,11 @@ LABELS = {"train": "Training the codec", "write": "Writing the inverted lists"}
 
 
 class ProgressDisplay:
-    """Shows each event it is called with. ``n_rows`` is how many rows there are, 0 before the first event."""
+    """Shows each event it is called with. ``n_done`` of ``n_rows`` rows are encoded, both 0 before the first event."""
 
     def __init__(self, *, silent: bool) -> None:
         self.silent = silent
-        self.n_rows = 0
+        self.n_done = self.n_rows = 0
         self._stage: str | None = None
         self._bar: Any = None
 
@@ -37,7 +37,7 @@ class ProgressDisplay:
 
     def __call__(self, progress: Progress) -> None:
         if progress.stage == "encode":
-            self.n_rows = progress.total
+            self.n_done, self.n_rows = progress.done, progress.total
         if progress.stage != self._stage:
             self._close()
             self._open(progress)
