@@ -19,7 +19,9 @@ TORCH_INDEX = $(shell $(PYTHON) -c 'import sys, urllib.request as web; \
 .PHONY: demo test lint check clean
 
 demo: $(BLOG) .venv/installed-for-demo
-	@$(CLI) info $(BLOG) posts >/dev/null 2>&1 || $(CLI) index $(BLOG) posts body --heading title --model minilm
+	@$(CLI) info $(BLOG) posts >/dev/null 2>&1 || { \
+		echo "\$$ sqlite-utils colbert index $(BLOG) posts body --heading title"; \
+		$(CLI) index $(BLOG) posts body --heading title; }
 	@for query in 'does an espresso in the afternoon ruin slumber?' \
 		'how can I prevent moisture condensing on my optics?' \
 		'is my homepage okay for visually impaired folks'; do \

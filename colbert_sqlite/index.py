@@ -19,7 +19,7 @@ from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.engine.codec import ResidualCodec
 from colbert_sqlite.errors import ColbertError, IndexCorrupt, ModelError, ModelMismatch, SourceError
-from colbert_sqlite.indexing import ProgressCallback, build, codec_from, row_hash
+from colbert_sqlite.indexing import ProgressCallback, build, codec_from
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, extract
 from colbert_sqlite.results import Hit, Passage
 from colbert_sqlite.settings import Html, IndexSettings, SearchSettings
@@ -247,8 +247,15 @@ class Index:
             raise ValueError(f"k must be a whole number of at least 1, not {k!r}")
         if isinstance(pks, (str, bytes)):
             raise ValueError(f"pks is a list of primary keys: [{pks!r}]")
+        text: object = query
+        if not isinstance(text, str):
+            raise ValueError(f"a query is one text, not {text!r}")
         if not query.strip():
             raise ValueError("the query is empty")
+        try:
+            query.encode()
+        except UnicodeEncodeError:
+            raise ValueError("the query has characters that are no Unicode text: surrogates") from None
         default = SearchSettings.for_k(k)
         settings = SearchSettings(
             nprobe=default.nprobe if nprobe is None else nprobe,
@@ -444,7 +451,7 @@ class Index:
                         row=row,
                         passage=Passage(text[place.start : place.end], place.start, place.end, place.ordinal),
                         index=entry.name,
-                        stale=row_hash(raw) != place.content_hash,
+                        stale=raw.content_hash != place.content_hash,
                     )
                 )
                 if len(hits) == k:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.engine.codec import ResidualCodec, from_directions, n_centroids_for, to_directions
 from colbert_sqlite.errors import IndexCorrupt, ModelError
-from colbert_sqlite.passages import PassageSplitter, PassageText, content_hash, extract
+from colbert_sqlite.passages import PassageSplitter, PassageText, extract
 from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage.connection import atomic
-from colbert_sqlite.storage.scratch import Scratch
+from colbert_sqlite.storage.scratch import Scratch, remove_scratch, scratch_path
 from colbert_sqlite.storage.source import Key, Source, SourceRow
 from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Store, StoredCodec
 
@@ -68,11 +68,6 @@ def codec_from(stored: StoredCodec) -> ResidualCodec:
         bucket_weights=stored.bucket_weights,
         avg_residual=stored.avg_residual,
     )
-
-
-def row_hash(row: SourceRow) -> bytes:
-    """Return the content hash of everything that decides a row's passages."""
-    return content_hash([*row.values, *([] if row.heading is None else [row.heading])])
 
 
 def build(
@@ -133,6 +128,9 @@ class _Build:
     def train(self) -> None:
         """Train the codec on sampled rows, and keep those rows encoded: nothing is encoded twice."""
         if self.store.read_codec() is not None:
+            # An earlier run may have ended between storing the codec and this.
+            if (path := scratch_path(self.store.conn, self.store.entry.name)) is not None:
+                remove_scratch(path)
             return
         settings = f"{self.settings.to_json()} {self.encoder.fingerprint}"
         scratch = Scratch(self.store.conn, self.store.entry.name, settings, self.encoder.dim)
@@ -214,7 +212,7 @@ class _Build:
         return codec
 
     def _bring_up(self, rows: list[SourceRow], codec: ResidualCodec) -> None:
-        hashes = [row_hash(row) for row in rows]
+        hashes = [row.content_hash for row in rows]
         stale = [row for row, hash_ in zip(rows, hashes, strict=True) if self.store.content_hash(row.key) != hash_]
         if not stale:
             return
@@ -288,7 +286,7 @@ class _Build:
 
     def _split(self, row: SourceRow) -> _SplitRow:
         extracted = extract(row.values, row.heading, html=self.settings.html, max_tokens=self.max_tokens)
-        return _SplitRow(row.key, row_hash(row), self.splitter.split(extracted))
+        return _SplitRow(row.key, row.content_hash, self.splitter.split(extracted))
 
     def _embed(self, rows: Sequence[_SplitRow]) -> Iterator[list[NDArray[np.float32]]]:
         """Yield the embeddings of all passages in order, a bounded number of them at a time."""

@@ -109,6 +109,8 @@ def test_a_broken_condition_is_one_sentence(small_index: Index) -> None:
     ("arguments", "message"),
     [
         ({"query": " "}, "the query is empty"),
+        ({"query": ["x"]}, r"a query is one text, not \['x'\]"),
+        ({"query": "\udc80"}, "the query has characters that are no Unicode text"),
         ({"query": "x", "k": 0}, "k must be a whole number of at least 1, not 0"),
         ({"query": "x", "k": 2.5}, "k must be a whole number of at least 1, not 2.5"),
         ({"query": "x", "nprobe": 0}, "nprobe must be at least 1, not 0"),
@@ -134,7 +136,10 @@ def test_rows_deleted_since_are_not_found_and_changed_ones_are_marked(small_inde
     assert sorted(hits) == [2, 3, 5]
     assert hits[2].stale and hits[2].passage.text == "Nothing."
     assert not hits[3].stale
-    assert small_index.verify() == ["indexed rows that are gone: 1"]
+    assert small_index.verify() == [
+        "indexed rows that are gone: 1",
+        "rows that were changed after they were indexed: 2",
+    ]
 
 
 def test_the_database_may_be_a_path_a_connection_or_a_sqlite_utils_database(db_path: Path, encoder: Encoder) -> None:

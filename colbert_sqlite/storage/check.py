@@ -6,6 +6,7 @@ In: the tables of one index. Out: sentences, one per problem found. Leaves to ot
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from colbert_sqlite.errors import ColbertError
 from colbert_sqlite.storage.blobs import CODES, unpack_ids
 from colbert_sqlite.storage.connection import lenient_text
 from colbert_sqlite.storage.schema import key_columns, quote_identifier
-from colbert_sqlite.storage.source import Source
+from colbert_sqlite.storage.source import Key, Source
 from colbert_sqlite.storage.store import Store, StoredCodec
 
 _SHOWN = 5
@@ -23,7 +24,7 @@ _SHOWN = 5
 def check(store: Store, source: Source | None) -> list[str]:
     """Return a sentence per problem; none when the index is sound.
 
-    *source*, if given, is compared by key: rows not indexed, and indexed rows that are gone.
+    *source*, if given, is compared too: rows not indexed, rows that are gone, rows of another text.
     """
     try:
         codec = store.read_codec()
@@ -40,7 +41,18 @@ def check(store: Store, source: Source | None) -> list[str]:
             problems.append(f"rows not indexed: {_some(missing)}")
         if vanished := store.vanished_keys(source):
             problems.append(f"indexed rows that are gone: {_some(vanished)}")
+        if changed := _changed_keys(store, source):
+            problems.append(f"rows that were changed after they were indexed: {_some(changed)}")
     return problems
+
+
+def _changed_keys(store: Store, source: Source) -> list[Key]:
+    changed = (
+        row.key
+        for row in source.iter_rows(store.conn)
+        if (indexed := store.content_hash(row.key)) is not None and indexed != row.content_hash
+    )
+    return list(islice(changed, _SHOWN + 1))
 
 
 def _check_passages(store: Store, codec: StoredCodec) -> list[str]:

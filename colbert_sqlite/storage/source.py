@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from colbert_sqlite.errors import SourceError
-from colbert_sqlite.passages import RawValue
+from colbert_sqlite.passages import RawValue, content_hash
 from colbert_sqlite.storage.connection import lenient_text
 from colbert_sqlite.storage.schema import qualified, quote_identifier
 
@@ -23,6 +23,11 @@ class SourceRow(NamedTuple):
     key: Key
     values: list[RawValue]
     heading: RawValue | None
+
+    @property
+    def content_hash(self) -> bytes:
+        """Hash of everything that decides the row's passages."""
+        return content_hash([*self.values, *([] if self.heading is None else [self.heading])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,7 @@ class Source:
         try:
             conn.execute(f"EXPLAIN SELECT 1 FROM {self.from_where()}", dict(self.params)).fetchone()
         except (sqlite3.Error, OverflowError) as error:
-            raise SourceError(f"the condition {self.where!r} can't be used: {error}") from None
+            raise SourceError(f"the condition {self.where!r} can't be used: {' '.join(str(error).split())}") from None
 
     def refuse_null_keys(self, conn: sqlite3.Connection) -> None:
         """Make sure that every row can be referred to; SQLite lets a key that is no INTEGER be NULL.

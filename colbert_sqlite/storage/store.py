@@ -173,8 +173,8 @@ def refuse_to_replace(conn: sqlite3.Connection, name: str, replace: bool) -> Non
     """
     if not replace and any(e.name.lower() == name.lower() and e.state == "ready" for e in registered(conn)):
         raise IndexExists(
-            f"there is an index {name!r} already: replace it with replace=True (--replace), or give this one "
-            "another name"
+            f"there is an index {name!r} already: rebuild it, replace it by one of other settings with replace=True "
+            "(--replace), or give this one another name"
         )
 
 
@@ -214,7 +214,8 @@ class Store:
                 return cls(conn, entry)
         if entries:
             raise IndexNotFound(
-                f"the first build of index {name!r} was interrupted: run the same command again to finish it"
+                f"index {name!r} is not complete: its first build is running, or was interrupted and goes on when the "
+                "command that began it is run again"
             )
         names = sorted({entry.name for entry in registered(conn)})
         has = f"it has {', '.join(names)}" if names else "it has none: make one with sqlite-utils colbert index"

@@ -244,11 +244,11 @@ def search(
     if stale := sum(hit.stale for hit in hits):
         click.echo(f"{stale} of these rows changed after they were indexed: rebuild to score them anew.", err=True)
     if fmt or output == "table":
-        rows = [row_of_table(hit, shown) for hit in hits]
+        rows = [row_of_table(hit, shown, with_stale=stale > 0) for hit in hits]
         # Not every other format can have several lines in a cell.
         print_table(fit(rows, whole=passages, wrap=fmt is None), fmt)
     else:
-        print_rows([row_of_hit(hit, shown, with_place=passages) for hit in hits], output)
+        print_rows([row_of_hit(hit, shown, with_place=passages, with_stale=stale > 0) for hit in hits], output)
 
 
 @colbert.command()
@@ -342,6 +342,8 @@ def drop(db: str, index: str, ignore: bool) -> None:
     except IndexNotFound:
         if not ignore:
             raise
+    else:
+        click.echo(f"Dropped. The file keeps the space for reuse; to shrink it: sqlite-utils vacuum {db}", err=True)
 
 
 @colbert.command()
@@ -420,6 +422,8 @@ def interruptible(ctx: click.Context, display: ProgressDisplay) -> Iterator[Prog
 def summarise(index: Index, *, seconds: float) -> None:
     """Say what is in an index that was just built."""
     facts = index.info()
+    if not facts["rows"]:
+        click.echo("No row was indexed: the table is empty, or none meets the condition.", err=True)
     without = f" ({facts['rows_without_text']:,} without text)" if facts["rows_without_text"] else ""
     click.echo(
         f"Index {index.name}: {facts['rows']:,} rows{without}, {facts['passages']:,} passages, "
@@ -461,17 +465,19 @@ def title_column(hit: Hit, settings: IndexSettings) -> list[str]:
     return [names[title.lower()] for title in titles if title.lower() in names][:1]
 
 
-def row_of_hit(hit: Hit, columns: list[str], *, with_place: bool) -> dict[str, Any]:
+def row_of_hit(hit: Hit, columns: list[str], *, with_place: bool, with_stale: bool) -> dict[str, Any]:
     passage: dict[str, Any] = {"passage": hit.passage.text}
     if with_place:
         passage |= {"ordinal": hit.passage.ordinal, "start": hit.passage.start, "end": hit.passage.end}
     ours = {"rank": hit.rank, "score": round(hit.score, 4), "pk": hit.pk}
-    # A column of the table may be called rank, score, pk or passage too.
+    if with_stale:
+        ours["stale"] = hit.stale
+    # A column of the table may be called rank, score, pk, stale or passage too.
     theirs = {f"row.{name}" if name.lower() in {*ours, *passage} else name: hit.row[name] for name in columns}
     return {**ours, **theirs, **passage}
 
 
-def row_of_table(hit: Hit, columns: list[str]) -> dict[str, Any]:
-    row = row_of_hit(hit, columns, with_place=False)
+def row_of_table(hit: Hit, columns: list[str], *, with_stale: bool) -> dict[str, Any]:
+    row = row_of_hit(hit, columns, with_place=False, with_stale=with_stale)
     del row["rank"]  # the rows are in order
     return {**row, "pk": ", ".join(map(str, hit.pk)) if isinstance(hit.pk, tuple) else hit.pk}
