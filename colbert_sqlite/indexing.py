@@ -156,7 +156,7 @@ class _Build:
         doclens = [len(e) for e in embeddings]
         encoded = _assemble(rows, doclens, *codec.compress(sample[: sum(doclens)]))
         # Ties are broken by passage id: in the order of the table, as far as that can be had.
-        encoded.sort(key=lambda row: keys[row.key])
+        encoded.sort(key=lambda row: keys.get(row.key, self.n_rows))
         with atomic(self.store.conn):
             self.store.check_build(self.build_id)
             self.store.write_codec(
