@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.encoders import Encoder, load_encoder
+from colbert_sqlite.encoders import Encoder, backend_for, load_encoder
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.engine.codec import ResidualCodec
 from colbert_sqlite.errors import ColbertError, IndexCorrupt, ModelError, ModelMismatch, SourceError
@@ -29,9 +29,13 @@ from colbert_sqlite.storage.scratch import remove_scratch, scratch_path
 from colbert_sqlite.storage.snapshot import Snapshot
 from colbert_sqlite.storage.source import Key, Source
 from colbert_sqlite.storage.store import Store, StoredCodec, drop_index, read_entry, refuse_to_replace, registered
+from colbert_sqlite.timing import BuildReport
 
 # How much wider the second attempt looks when the first found too few rows; the third scores everything.
 _WIDER = 4
+# Queries of one batch that share what they read, and what they may hold of centroid scores: 64 MB.
+_QUERIES_AT_ONCE = 16
+_SCORES_IN_MEMORY = 1 << 25
 
 
 class Index:
@@ -41,12 +45,17 @@ class Index:
     when it was opened from a path. Like its connection, it belongs to the thread that made it.
     """
 
-    def __init__(self, store: Store, *, owns_connection: bool, load: Callable[[], Encoder]) -> None:
+    def __init__(
+        self, store: Store, *, owns_connection: bool, load: Callable[[bool], Encoder], backend: Callable[[], str]
+    ) -> None:
         self._store = store
         self._owns_connection = owns_connection
         self._load = load
+        self._backend = backend
         self._loaded: Encoder | None = None
         self._codec: tuple[str, StoredCodec, ResidualCodec] | None = None
+        self.build_report: BuildReport | None = None
+        """Time and memory of each stage of the build that made this object, or of its rebuild; None after open."""
 
     @classmethod
     def create(
@@ -63,10 +72,12 @@ class Index:
         heading: str | None = None,
         html: Html = "auto",
         max_tokens: int | None = None,
+        pool_factor: int = 1,
         device: str | None = None,
         dtype: str = "auto",
         batch_size: int | None = None,
         trust_remote_code: bool = False,
+        backend: str = "auto",
         progress: ProgressCallback | None = None,
         replace: bool = False,
     ) -> Index:
@@ -83,17 +94,20 @@ class Index:
         :param heading: column, such as a title, repeated at the top of every passage of a row
         :param html: strip HTML markup: ``auto``, ``yes`` or ``no``
         :param max_tokens: longest passage in tokens; default: the model's document length, at most 256
+        :param pool_factor: keep one token in so many, merging those of a passage that are most alike; needs scipy
         :param device: ``cpu``, ``cuda``, ``mps``; default: the best there is
         :param dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, what the model computes in
+        :param backend: ``torch``, ``onnx``, or ``auto``, the faster there is
         :param progress: called with a :class:`Progress` after every chunk of rows
         :raises ValueError: if an argument is out of range
         :raises IndexExists: if there is an index of that name and *replace* is not set
         :raises SourceError: if the table or a column is missing, or the table has no primary key
         :raises ModelNotFound: if the model is not on this machine and can't be fetched
         :raises ModelError: if its files are damaged, unsafe or not a ColBERT model
-        :raises MissingDependency: if a package that the model needs is not installed
+        :raises MissingDependency: if a package that the model, or pooling, needs is not installed
         :raises BuildInterrupted: if another process takes over the build
         """
+        report = BuildReport()
         conn, owned = connect(db)
         try:
             if isinstance(columns, str):
@@ -113,23 +127,35 @@ class Index:
                 heading=source.heading,
                 html=html,
                 max_tokens=max_tokens,
+                pool_factor=pool_factor,
             )
             if isinstance(model, str) or model is None:
-                encoder = load_encoder(
-                    model, device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code
-                )
+                with report.step("load"):
+                    encoder = load_encoder(
+                        model,
+                        device=device,
+                        dtype=dtype,
+                        batch_size=batch_size,
+                        trust_remote_code=trust_remote_code,
+                        backend=backend,
+                        indexing=True,
+                    )
             else:
                 encoder = model
             settings = dataclasses.replace(
                 settings, model=encoder.name, max_tokens=_passage_tokens(max_tokens, encoder)
             )
             with plain_rows(conn):
-                store = build(conn, name, source, settings, encoder, progress or _ignore, replace=replace)
+                store = build(conn, name, source, settings, encoder, progress or _ignore, report, replace=replace)
         except BaseException:
             if owned:
                 conn.close()
             raise
-        return cls(store, owns_connection=owned, load=lambda: encoder)
+        index = cls(
+            store, owns_connection=owned, load=lambda _: encoder, backend=lambda: getattr(encoder, "backend", "")
+        )
+        index.build_report = report
+        return index
 
     @classmethod
     def open(
@@ -142,6 +168,7 @@ class Index:
         dtype: str = "auto",
         batch_size: int | None = None,
         trust_remote_code: bool = False,
+        backend: str = "auto",
     ) -> Index:
         """Return the index called *name*. The model is loaded when the first query needs it.
 
@@ -157,7 +184,7 @@ class Index:
                 conn.close()
             raise
 
-        def load() -> Encoder:
+        def load(indexing: bool) -> Encoder:
             if model is not None and not isinstance(model, str):
                 return model
             return load_encoder(
@@ -166,9 +193,24 @@ class Index:
                 dtype=dtype,
                 batch_size=batch_size,
                 trust_remote_code=trust_remote_code,
+                backend=backend,
+                # Where the user names a model, that model is looked at.
+                fingerprint=None if model else store.entry.model_fingerprint,
+                indexing=indexing,
             )
 
-        return cls(store, owns_connection=owned, load=load)
+        def describe() -> str:
+            if model is not None and not isinstance(model, str):
+                return model.backend
+            return backend_for(
+                model or store.entry.model,
+                fingerprint=store.entry.model_fingerprint,
+                device=device,
+                dtype=dtype,
+                backend=backend,
+            )
+
+        return cls(store, owns_connection=owned, load=load, backend=describe)
 
     def __enter__(self) -> Index:
         return self
@@ -206,8 +248,11 @@ class Index:
 
         :raises ModelMismatch: if it is not the one the index was built with
         """
+        return self._encoder(indexing=False)
+
+    def _encoder(self, *, indexing: bool) -> Encoder:
         if self._loaded is None:
-            encoder, entry = self._load(), self._store.entry
+            encoder, entry = self._load(indexing), self._store.entry
             if (encoder.fingerprint, encoder.dim) != (entry.model_fingerprint, entry.dim):
                 raise ModelMismatch(
                     f"index {entry.name!r} was built with {entry.model!r} (dim {entry.dim}, fingerprint "
@@ -227,15 +272,13 @@ class Index:
         pks: Iterable[Any] | None = None,
         nprobe: int | None = None,
         ndocs: int | None = None,
-        centroid_score_threshold: float | None = None,
     ) -> list[Hit]:
         """Return the *k* rows that answer *query* best, or as many as match, best first.
 
         :param where: SQL condition on the source table; *params* are its named parameters
         :param pks: score exactly these rows; keys that are not indexed are passed over
-        :param nprobe: centroids probed per query token; these three default to ``SearchSettings.for_k(k)``
-        :param ndocs: passages kept after stage 2; a quarter of them is scored exactly
-        :param centroid_score_threshold: stage 2 ignores passage tokens whose centroid scores lower everywhere
+        :param nprobe: centroids probed per query token; this and *ndocs* default to ``SearchSettings.for_k(k)``
+        :param ndocs: passages whose codes are read; a quarter of them is scored exactly
         :raises ValueError: if the query is empty, or *k*, a key or a setting is out of range
         :raises SourceError: if *where* can't be used, or the key of the table was changed
         :raises IndexNotFound: if the index was dropped meanwhile
@@ -243,33 +286,40 @@ class Index:
         :raises ModelNotFound: if the model is not on this machine and can't be fetched
         :raises ModelMismatch: if it is not the one the index was built with
         """
+        return self.search_many([query], k, where=where, params=params, pks=pks, nprobe=nprobe, ndocs=ndocs)[0]
+
+    def search_many(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        where: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        pks: Iterable[Any] | None = None,
+        nprobe: int | None = None,
+        ndocs: int | None = None,
+    ) -> list[list[Hit]]:
+        """Return for each query what :meth:`search` returns, all from one generation of the index.
+
+        They are encoded in one batch, and what several of them need is read once. Arguments and errors as there.
+        """
         if type(k) is not int or k < 1:
             raise ValueError(f"k must be a whole number of at least 1, not {k!r}")
         if isinstance(pks, (str, bytes)):
             raise ValueError(f"pks is a list of primary keys: [{pks!r}]")
-        text: object = query
-        if not isinstance(text, str):
-            raise ValueError(f"a query is one text, not {text!r}")
-        if not query.strip():
-            raise ValueError("the query is empty")
-        try:
-            query.encode()
-        except UnicodeEncodeError:
-            raise ValueError("the query has characters that are no Unicode text: surrogates") from None
+        if isinstance(queries, (str, bytes)):
+            raise ValueError(f"queries is a list of texts: [{queries!r}]")
+        for query in queries:
+            _check_query(query)
         default = SearchSettings.for_k(k)
         settings = SearchSettings(
-            nprobe=default.nprobe if nprobe is None else nprobe,
-            ndocs=default.ndocs if ndocs is None else ndocs,
-            centroid_score_threshold=(
-                default.centroid_score_threshold if centroid_score_threshold is None else centroid_score_threshold
-            ),
+            nprobe=default.nprobe if nprobe is None else nprobe, ndocs=default.ndocs if ndocs is None else ndocs
         )
-        (embedding,) = self.encoder.encode_queries([query])
-        if not np.isfinite(embedding).all():
+        embeddings = self.encoder.encode_queries(queries)
+        if not all(np.isfinite(embedding).all() for embedding in embeddings):
             raise ModelError(f"model {self.encoder.name!r} gives embeddings that are no numbers: compute in float32")
         with self._reading():
-            allowed = self._allowed(where, params, pks)
-            return self._ranked(embedding, k, settings, allowed)
+            return self._ranked(embeddings, k, settings, self._allowed(where, params, pks))
 
     def info(self) -> dict[str, Any]:
         """Return settings, counts and sizes in bytes, as plain values.
@@ -290,8 +340,10 @@ class Index:
                 "params": entry.settings.params,
                 "html": entry.settings.html,
                 "max_tokens": entry.settings.max_tokens,
+                "pool_factor": entry.settings.pool_factor,
                 "key_columns": list(entry.key_columns),
                 "model_fingerprint": entry.model_fingerprint,
+                "backend": self._backend(),
                 "n_centroids": codec.n_centroids,
                 "generation": entry.generation,
                 "schema_version": entry.schema_version,
@@ -323,14 +375,17 @@ class Index:
         :raises SourceError: if the table is gone or can no longer be indexed
         :raises BuildInterrupted: if another process takes over the build
         """
-        encoder = self.encoder
+        report = BuildReport()
+        with report.step("load"):
+            encoder = self._encoder(indexing=True)
         with self._reading():
             entry = self._store.entry
             source = self._inspect()
         with plain_rows(self._store.conn):
             self._store = build(
-                self._store.conn, entry.name, source, entry.settings, encoder, progress or _ignore, replace=True
+                self._store.conn, entry.name, source, entry.settings, encoder, progress or _ignore, report, replace=True
             )
+        self.build_report = report
         return self.counts
 
     def drop(self) -> None:
@@ -400,23 +455,35 @@ class Index:
         return key
 
     def _ranked(
-        self, embedding: NDArray[np.float32], k: int, settings: SearchSettings, allowed: NDArray[np.int64] | None
-    ) -> list[Hit]:
+        self,
+        embeddings: Sequence[NDArray[np.float32]],
+        k: int,
+        settings: SearchSettings,
+        allowed: NDArray[np.int64] | None,
+    ) -> list[list[Hit]]:
         stored, codec = self._read_codec()
         snapshot = Snapshot(self._store, stored)
         wider = dataclasses.replace(
             settings, nprobe=_WIDER * settings.nprobe, ndocs=_WIDER * max(settings.ndocs, _WIDER * k)
         )
-        for attempt, exhaustive in ((settings, False), (wider, False), (wider, True)):
-            passage_ids, scores = plaid.search(
-                embedding, codec, snapshot, attempt, allowed=allowed, exhaustive=exhaustive
-            )
-            hits = self._hits(passage_ids, scores, k)
-            scored_all = snapshot.has_at_most(len(passage_ids)) if allowed is None else len(passage_ids) == len(allowed)
-            # Candidates may share rows, or their rows may be gone: look wider before returning fewer than there are.
-            if len(hits) == k or scored_all or len(hits) == self._store.count_rows(allowed):
-                break
-        return hits
+        longest = max(map(len, embeddings), default=1)
+        at_once = max(1, min(_QUERIES_AT_ONCE, _SCORES_IN_MEMORY // (codec.n_centroids * longest)))
+        ranked: list[list[Hit]] = []
+        for first in range(0, len(embeddings), at_once):
+            batch = embeddings[first : first + at_once]
+            found = plaid.search_many(batch, codec, snapshot, settings, allowed)
+            for embedding, (passage_ids, scores) in zip(batch, found, strict=True):
+                hits = self._hits(passage_ids, scores, k)
+                # Candidates may share rows, or rows may be gone: look wider before returning fewer than there are.
+                for exhaustive in (False, True):
+                    n_scored = len(passage_ids)
+                    scored_all = snapshot.has_at_most(n_scored) if allowed is None else n_scored == len(allowed)
+                    if len(hits) == k or scored_all or len(hits) == self._store.count_rows(allowed):
+                        break
+                    passage_ids, scores = plaid.search(embedding, codec, snapshot, wider, allowed, exhaustive)
+                    hits = self._hits(passage_ids, scores, k)
+                ranked.append(hits)
+        return ranked
 
     def _hits(self, passage_ids: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> list[Hit]:
         entry = self._store.entry
@@ -515,6 +582,17 @@ def _summary(store: Store) -> dict[str, Any]:
         **store.counts(),
         "bytes": sum(store.bytes_by_part().values()),
     }
+
+
+def _check_query(query: object) -> None:
+    if not isinstance(query, str):
+        raise ValueError(f"a query is one text, not {query!r}")
+    if not query.strip():
+        raise ValueError("the query is empty")
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the query has characters that are no Unicode text: surrogates") from None
 
 
 def _checked_name(name: str) -> str:

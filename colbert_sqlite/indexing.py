@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder
-from colbert_sqlite.engine.codec import ResidualCodec, from_directions, n_centroids_for, to_directions
+from colbert_sqlite.engine.codec import ResidualCodec, n_centroids_for
+from colbert_sqlite.engine.pooling import clustering, pool
 from colbert_sqlite.errors import IndexCorrupt, ModelError
 from colbert_sqlite.passages import PassageSplitter, PassageText, extract
 from colbert_sqlite.settings import IndexSettings
@@ -26,6 +27,7 @@ from colbert_sqlite.storage.connection import atomic
 from colbert_sqlite.storage.scratch import Scratch, remove_scratch, scratch_path
 from colbert_sqlite.storage.source import Key, Source, SourceRow
 from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Store, StoredCodec
+from colbert_sqlite.timing import BuildReport
 
 # Text of one write transaction: some seconds of encoding on two CPU cores, which is what a kill can cost.
 _CHUNK_BYTES = 200_000
@@ -63,10 +65,11 @@ def codec_from(stored: StoredCodec) -> ResidualCodec:
     """Return the codec whose parts a store has read."""
     return ResidualCodec(
         nbits=stored.nbits,
-        centroids=from_directions(stored.centroids),
+        centroids=stored.centroids,
         bucket_cutoffs=stored.bucket_cutoffs,
         bucket_weights=stored.bucket_weights,
         avg_residual=stored.avg_residual,
+        scale_step=stored.scale_step,
     )
 
 
@@ -77,22 +80,27 @@ def build(
     settings: IndexSettings,
     encoder: Encoder,
     progress: ProgressCallback,
+    report: BuildReport,
     *,
     replace: bool,
 ) -> Store:
     """Build index *name*, or finish an interrupted build of equal settings, and put it in use.
 
+    :param report: gets the time and memory of each stage
     :raises IndexExists: if there is an index of that name and *replace* is not set
     :raises BuildInterrupted: if another process takes over the build meanwhile
     :raises ModelError: if the model gives embeddings that are no numbers
+    :raises MissingDependency: if tokens are to be pooled and scipy is not installed
     :raises SourceError: if rows have no key to be referred to
     """
     source.refuse_null_keys(conn)
+    if settings.pool_factor > 1:
+        clustering()
     build_id = secrets.token_hex(8)
     store = Store.start_build(
         conn, name, source, settings, encoder.fingerprint, encoder.dim, build_id=build_id, replace=replace
     )
-    build = _Build(store, source, encoder, build_id, progress)
+    build = _Build(store, source, encoder, build_id, progress, report)
     try:
         build.train()
         build.encode_rows()
@@ -101,7 +109,7 @@ def build(
         # Whoever took the build over may have published it, and its tables are gone.
         store.check_build(build_id)
         raise
-    with atomic(conn):
+    with report.step("write"), atomic(conn):
         store.check_build(build_id)
         return store.publish()
 
@@ -110,13 +118,20 @@ class _Build:
     """One build in progress: its tables, and what it needs to fill them."""
 
     def __init__(
-        self, store: Store, source: Source, encoder: Encoder, build_id: str, progress: ProgressCallback
+        self,
+        store: Store,
+        source: Source,
+        encoder: Encoder,
+        build_id: str,
+        progress: ProgressCallback,
+        report: BuildReport,
     ) -> None:
         self.store = store
         self.source = source
         self.encoder = encoder
         self.build_id = build_id
         self.progress = progress
+        self.report = report
         self.settings = store.entry.settings
         assert self.settings.max_tokens is not None
         self.max_tokens = self.settings.max_tokens
@@ -141,30 +156,35 @@ class _Build:
             scratch.close()
 
     def _train(self, scratch: Scratch) -> None:
-        keys = self._random_keys()
+        with self.report.step("read"):
+            keys = self._random_keys()
         rows, embeddings, more = self._sample(keys, scratch)
         self.progress(Progress("train", 0, 1))
         # A table without a word of text is an index too; any direction serves it as a centroid.
         whole = embeddings or more
         sample = np.concatenate([*embeddings, *more]) if whole else np.eye(1, self.encoder.dim, dtype=np.float16)
-        codec = ResidualCodec.train(
-            sample,
-            nbits=self.settings.nbits,
-            n_centroids=n_centroids_for(max(1, self.n_tokens_estimated)),
-            seed=self.settings.seed,
-        )
+        with self.report.step("train"):
+            codec = ResidualCodec.train(
+                sample,
+                nbits=self.settings.nbits,
+                n_centroids=n_centroids_for(max(1, self.n_tokens_estimated)),
+                seed=self.settings.seed,
+            )
         doclens = [len(e) for e in embeddings]
-        encoded = _assemble(rows, doclens, *codec.compress(sample[: sum(doclens)]))
+        with self.report.step("compress"):
+            encoded = _assemble(rows, doclens, *codec.compress(sample[: sum(doclens)]))
+        assert codec.scale_step is not None, "a codec of our own training has one"
         # Ties are broken by passage id: in the order of the table, as far as that can be had.
         encoded.sort(key=lambda row: keys.get(row.key, self.n_rows))
-        with atomic(self.store.conn):
+        with self.report.step("write"), atomic(self.store.conn):
             self.store.check_build(self.build_id)
             self.store.write_codec(
                 nbits=codec.nbits,
-                centroids=to_directions(codec.centroids),
+                centroids=codec.directions,
                 bucket_cutoffs=codec.bucket_cutoffs,
                 bucket_weights=codec.bucket_weights,
                 avg_residual=codec.avg_residual,
+                scale_step=codec.scale_step,
             )
             self.store.append(encoded)
         self.progress(Progress("train", 1, 1))
@@ -175,16 +195,17 @@ class _Build:
         conn = self.store.conn
         after: Key | None = None
         self.n_done = self.store.counts()["rows"]
-        while chunk := next(_chunks(self.source.iter_rows(conn, after)), None):
+        while chunk := next(self.report.steps("read", _chunks(self.source.iter_rows(conn, after))), None):
             after = chunk[-1].key
             self._bring_up(chunk, codec)
         # Rows may have gone meanwhile, or come behind the last key read.
-        with atomic(conn):
+        with self.report.step("read"), atomic(conn):
             self.store.check_build(self.build_id)
             self.store.delete(self.store.vanished_keys(self.source))
         before: list[Key] = []
         while (keys := self.store.missing_keys(self.source, _CHUNK_ROWS)) and keys != before:
-            for chunk in _chunks(row for key in keys if (row := self.source.read_row(conn, key))):
+            rows = (row for key in keys if (row := self.source.read_row(conn, key)))
+            for chunk in self.report.steps("read", _chunks(rows)):
                 self._bring_up(chunk, codec)
             before = keys
 
@@ -195,12 +216,13 @@ class _Build:
         n_centroids = len(codec.centroids)
         step = -(-n_centroids // -(-max(1, codec.stream_tokens) // _PAIRS_IN_MEMORY))
         for first in range(0, n_centroids, step):
-            lists = _invert(self.store.iter_codes(codec), first, first + step)
-            with atomic(self.store.conn):
-                self.store.check_build(self.build_id)
-                if first == 0:
-                    self.store.clear_inverted_lists()
-                self.store.write_inverted_lists(lists)
+            with self.report.step("invert"):
+                lists = _invert(self.store.iter_codes(codec), first, first + step)
+                with atomic(self.store.conn):
+                    self.store.check_build(self.build_id)
+                    if first == 0:
+                        self.store.clear_inverted_lists()
+                    self.store.write_inverted_lists(lists)
         self.progress(Progress("write", 1, 1))
 
     def _read_codec(self) -> StoredCodec:
@@ -212,21 +234,22 @@ class _Build:
         return codec
 
     def _bring_up(self, rows: list[SourceRow], codec: ResidualCodec) -> None:
-        hashes = [row.content_hash for row in rows]
-        stale = [row for row, hash_ in zip(rows, hashes, strict=True) if self.store.content_hash(row.key) != hash_]
+        with self.report.step("read"):
+            stale = [row for row in rows if self.store.content_hash(row.key) != row.content_hash]
+            split = [self._split(row) for row in stale]
         if not stale:
             return
-        split = [self._split(row) for row in stale]
         doclens: list[int] = []
         codes = [np.empty(0, np.uint32)]
         residuals = [np.empty((0, codec.bytes_per_token), np.uint8)]
         for batch in self._embed(split):
             doclens += map(len, batch)
-            batch_codes, batch_residuals = codec.compress(np.concatenate(batch))
+            with self.report.step("compress"):
+                batch_codes, batch_residuals = codec.compress(np.concatenate(batch))
             codes.append(batch_codes)
             residuals.append(batch_residuals)
         encoded = _assemble(split, doclens, np.concatenate(codes), np.concatenate(residuals))
-        with atomic(self.store.conn):
+        with self.report.step("write"), atomic(self.store.conn):
             self.store.check_build(self.build_id)
             self.store.delete(row.key for row in encoded)
             self.store.append(encoded)
@@ -245,8 +268,10 @@ class _Build:
         more: list[NDArray[np.float16]] = []
         n_seen = n_tokens = n_estimated = 0
         self.progress(Progress("encode", 0, self.n_rows))
-        for chunk in _chunks(row for key in keys if (row := self.source.read_row(self.store.conn, key))):
-            split = [self._split(row) for row in chunk]
+        drawn = (row for key in keys if (row := self.source.read_row(self.store.conn, key)))
+        for chunk in self.report.steps("read", _chunks(drawn)):
+            with self.report.step("read"):
+                split = [self._split(row) for row in chunk]
             for done, passages in zip(split, self._embed_rows(split, scratch), strict=True):
                 n_seen += 1
                 n_tokens += sum(map(len, passages))
@@ -292,11 +317,16 @@ class _Build:
         """Yield the embeddings of all passages in order, a bounded number of them at a time."""
         texts = [passage.text for row in rows for passage in row.passages]
         for first in range(0, len(texts), _BATCH_PASSAGES):
-            batch = self.encoder.encode_passages(texts[first : first + _BATCH_PASSAGES])
+            with self.report.step("encode"):
+                batch = self.encoder.encode_passages(texts[first : first + _BATCH_PASSAGES])
+            self.report.n_tokens += sum(map(len, batch))
             if not all(np.isfinite(embedding).all() for embedding in batch):
                 raise ModelError(
                     f"model {self.encoder.name!r} gives embeddings that are no numbers: compute in float32 (--dtype)"
                 )
+            if self.settings.pool_factor > 1:
+                with self.report.step("pool"):
+                    batch = [pool(embedding, self.settings.pool_factor) for embedding in batch]
             yield batch
 
 

@@ -30,6 +30,14 @@ def pytest_report_header() -> str:
     return f"SQLite {sqlite3.sqlite_version}, numpy {numpy.__version__}, numba {numba.__version__}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of the tests' own: indexing writes exported models to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLBERT_SQLITE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Path(os.environ["COLBERT_SQLITE_CACHE"])
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with reference cases and real databases; tests that need it are skipped where it is absent."""

@@ -43,9 +43,20 @@ def stanford_unpack(packed, nbits, dim):
     return (bits.astype(np.int64) << np.arange(nbits)).sum(axis=2)
 
 
-def decompress(codes, bucket_numbers, centroids, weights):
-    """Centroid plus residual, normalised."""
-    values = centroids[codes] + weights[bucket_numbers]
+def reconstruct(codes, bucket_numbers, centroids, weights, scales):
+    """Centroid plus scaled residual."""
+    return centroids[codes] + np.asarray(weights)[bucket_numbers] * np.asarray(scales)[:, None]
+
+
+def best_scale(embedding, centroid, residual, parallel_weight):
+    """The multiple of a rounded residual with the least error, that along the embedding counted more, by trying."""
+    tried = np.linspace(0, 4, 40_001)[:, None]
+    errors = centroid + tried * residual - embedding
+    losses = (errors**2).sum(axis=1) + parallel_weight * (errors @ embedding) ** 2
+    return float(tried[np.argmin(losses), 0])
+
+
+def normalised(values):
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
 
 
@@ -61,13 +72,28 @@ def maxsim(query, document, floor=-np.inf):
     return sum(max(floor, *(float(np.dot(q, d)) for d in document)) for q in query)
 
 
-def interact(codes, offsets, centroid_scores, threshold=-np.inf):
-    """Approximate MaxSim of each passage over its centroids that reach the threshold for some query token."""
-    scores = []
-    for first, last in zip(offsets[:-1], offsets[1:], strict=True):
-        rows = [centroid_scores[code] for code in codes[first:last] if centroid_scores[code].max() >= threshold]
-        scores.append(np.max(rows, axis=0).astype(np.float64).sum() if rows else -np.inf)
-    return np.array(scores)
+def interact(codes, offsets, centroid_scores):
+    """Approximate MaxSim of each passage over its centroids."""
+    return np.array(
+        [
+            np.max(centroid_scores[codes[first:last]], axis=0).astype(np.float64).sum() if last > first else -np.inf
+            for first, last in zip(offsets[:-1], offsets[1:], strict=True)
+        ]
+    )
+
+
+def list_scores(probed, codes, offsets, centroid_scores):
+    """For each passage in a list of a probed centroid: best probed score of each query token, the last if none."""
+    found = {}
+    for passage, (first, last) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        mine = set(codes[first:last].tolist())
+        if mine & set(probed.ravel().tolist()):
+            found[passage] = sum(
+                max((centroid_scores[c, t] for c in row if c in mine), default=centroid_scores[row[-1], t])
+                - centroid_scores[row[-1], t]
+                for t, row in enumerate(probed.tolist())
+            )
+    return found
 
 
 def cut(passage_ids, scores, n):
@@ -76,17 +102,33 @@ def cut(passage_ids, scores, n):
     return np.sort(passage_ids[best])
 
 
-def stages(query, centroids, codes, offsets, nprobe, threshold, ndocs, allowed=None):
-    """Candidates after stage 1, and passages that reach stage 4, of passages 0, 1, 2, ..."""
-    centroid_scores = centroids @ query.T
-    probed = set(top_rows(centroid_scores, min(nprobe, len(centroids))).ravel().tolist())
-    passages = [codes[first:last] for first, last in zip(offsets[:-1], offsets[1:], strict=True)]
-    candidates = np.array([i for i, p in enumerate(passages) if probed & set(p.tolist())], np.int64)
-    if allowed is not None:
-        candidates = candidates[np.isin(candidates, allowed)]
-    kept = candidates
+def stages(probed, centroid_scores, codes, offsets, ndocs, allowed=None):
+    """Passages that reach stage 4, of passages 0, 1, 2, ..., given whole-number scores of the centroids."""
+    listed = list_scores(probed, codes, offsets, centroid_scores)
+    kept = np.array([i for i in listed if allowed is None or i in set(allowed.tolist())], np.int64)
     if len(kept) > ndocs:
-        kept = cut(kept, interact(codes, offsets, centroid_scores, threshold)[kept], ndocs)
+        kept = cut(kept, np.array([listed[i] for i in kept.tolist()]), ndocs)
     if len(kept) > ndocs // 4:
         kept = cut(kept, interact(codes, offsets, centroid_scores)[kept], ndocs // 4)
-    return candidates, kept
+    return kept
+
+def ward_clusters(rows, n_clusters):
+    """Clusters of rows, as lists of positions: the two nearest merge, by Ward's linkage of cosine distances.
+
+    The distance of a merger follows from those of its parts (Lance and Williams).
+    """
+    clusters = [[i] for i in range(len(rows))]
+    distances = {(i, j): max(0.0, 1 - float(rows[i] @ rows[j])) for i in range(len(rows)) for j in range(i)}
+    alive = list(range(len(rows)))
+    while len(alive) > n_clusters:
+        a, b = min(((i, j) for i in alive for j in alive if j < i), key=distances.__getitem__)
+        new = len(clusters)
+        clusters.append(clusters[a] + clusters[b])
+        alive = [i for i in alive if i not in (a, b)]
+        for i in alive:
+            s, t, n = len(clusters[a]), len(clusters[b]), len(clusters[i])
+            to_a, to_b = (distances[max(i, x), min(i, x)] for x in (a, b))
+            squared = ((s + n) * to_a**2 + (t + n) * to_b**2 - n * distances[a, b] ** 2) / (s + t + n)
+            distances[new, i] = max(0.0, squared) ** 0.5
+        alive.append(new)
+    return [clusters[i] for i in alive]

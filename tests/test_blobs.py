@@ -15,8 +15,9 @@ IDS = st.lists(st.one_of(st.integers(1, 300), st.integers(1, 1 << 22)), unique=T
 
 @given(st.lists(IDS, max_size=5))
 def test_packed_ids_come_back(lists: list[list[int]]) -> None:
-    unpacked = unpack_ids([pack_ids(np.array(ids, np.int64)) for ids in lists])
-    assert [ids.tolist() for ids in unpacked] == lists
+    ids, lengths = unpack_ids([pack_ids(np.array(ids, np.int64)) for ids in lists])
+    assert ids.tolist() == sum(lists, [])
+    assert lengths.tolist() == [len(one) for one in lists]
 
 
 @pytest.mark.parametrize("gap", [0xFFFE, 0xFFFF, 0x10000, 2 * 0xFFFF, 2 * 0xFFFF + 1])

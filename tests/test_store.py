@@ -20,7 +20,7 @@ from colbert_sqlite.storage.source import Source
 from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Store, StoredCodec, drop_index, read_entries
 
 DIM, NBITS, N_CENTROIDS = 12, 2, 40
-WIDTH = 3
+WIDTH = 4
 
 
 def new_store(conn: sqlite3.Connection, name: str = "posts", build_id: str = "a") -> Store:
@@ -39,6 +39,7 @@ def with_codec(store: Store) -> Store:
             bucket_cutoffs=np.array([-0.1, 0, 0.1], np.float32),
             bucket_weights=np.array([-0.2, -0.05, 0.05, 0.2], np.float32),
             avg_residual=0.1,
+            scale_step=0.01,
         )
     return store
 
@@ -210,7 +211,7 @@ def test_another_schema_version_is_refused() -> None:
         ("INSERT INTO {codes} VALUES (99, x'0000')", "codes without a passage: 99"),
         ("UPDATE {codes} SET codes = CAST(substr(codes, 3) || x'ffff' AS BLOB)", "codes beyond the 40 centroids: 1, 2"),
         ("UPDATE {codes} SET codes = CAST(codes AS TEXT)", "passages whose codes do not have the length"),
-        ("UPDATE {ivf} SET passage_ids = 'ab'", "an inverted list is not a BLOB of 2-byte items"),
+        ("UPDATE {ivf} SET passage_ids = 'ab'", "inverted lists are not all BLOBs of 2-byte items"),
         ("DELETE FROM {residuals} WHERE block = 0", "passages whose residuals are missing: 1"),
         ("UPDATE {residuals} SET residuals = x'00' WHERE block = 0", "blocks of residuals of the wrong length: 0"),
         ("UPDATE {passages} SET residual_start = 1 WHERE passage_id = 2", "residuals overlap or lie beyond the end: 2"),
@@ -218,7 +219,7 @@ def test_another_schema_version_is_refused() -> None:
         ("UPDATE {passages} SET content_hash = x'00'", "impossible offsets or hashes: 1, 2"),
         ("DELETE FROM {ivf}", "passages missing from inverted lists: 1, 2"),
         ("UPDATE {ivf} SET passage_ids = x'0900'", "inverted lists name passages they should not: 9"),
-        ("UPDATE {ivf} SET passage_ids = x'09'", "an inverted list is not a BLOB of 2-byte items"),
+        ("UPDATE {ivf} SET passage_ids = x'09'", "inverted lists are not all BLOBs of 2-byte items"),
         ("UPDATE {codec} SET dim = 13", "the codec of index 'posts' contradicts itself"),
         ("UPDATE {codec} SET codes_dtype = '<f8'", "the codec of index 'posts' contradicts itself"),
         ("UPDATE {codec} SET block_tokens = 'z'", "the codec of index 'posts' contradicts itself"),

@@ -12,12 +12,27 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.encoders.models import DEFAULT_MODEL, KnownModel, known_models, load_encoder
+from colbert_sqlite.encoders.models import (
+    DEFAULT_MODEL,
+    KnownModel,
+    backend_for,
+    export_model,
+    known_models,
+    load_encoder,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["DEFAULT_MODEL", "Encoder", "KnownModel", "known_models", "load_encoder"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "Encoder",
+    "KnownModel",
+    "backend_for",
+    "export_model",
+    "known_models",
+    "load_encoder",
+]
 
 
 class Encoder(Protocol):
@@ -31,6 +46,11 @@ class Encoder(Protocol):
     @property
     def fingerprint(self) -> str:
         """Hex digest of everything that decides the embeddings; opening an index with another raises ModelMismatch."""
+        ...
+
+    @property
+    def backend(self) -> str:
+        """What runs the model: ``onnxruntime 1.31.1 float32 (cpu)``, ``torch 2.13.0 bfloat16 (cuda:0)``."""
         ...
 
     @property

@@ -34,6 +34,7 @@ class HashingEncoder:
     query_length = 128
     document_length = 256
     n_special_tokens = 1
+    backend = "hashes of words"
 
     def __init__(self, dim: int = DEFAULT_DIM) -> None:
         if dim % 8 or not 16 <= dim <= 1024:

@@ -13,12 +13,14 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from colbert_sqlite.encoders.checkpoint import TO_CONVERT, weight_files
+from colbert_sqlite.encoders.exports import READY_MADE, ready_made
 from colbert_sqlite.errors import ModelError, ModelNotFound
 
 # A machine without network should say so at once.
 TIMEOUT_SECONDS = 5.0
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.py", "artifact.metadata")
 LEAVE_OUT = ("onnx/*", "openvino/*")
+ONNX_FILES = (*READY_MADE, *(f"{name}{end}" for name in READY_MADE for end in (".data", "_data")))
 
 
 def is_cached(repository: str) -> bool:
@@ -26,15 +28,16 @@ def is_cached(repository: str) -> bool:
     return isinstance(try_to_load_from_cache(repository, "model.safetensors"), str)
 
 
-def fetch(repository: str, name: str, files: Sequence[str] = FILES) -> Path:
+def fetch(repository: str, name: str, files: Sequence[str] = FILES, *, onnx: bool = False) -> Path:
     """The folder with *repository*'s files, from the cache if it has them, else downloaded.
 
     :param name: what the user called it, for messages
     :param files: patterns of the files to take
+    :param onnx: take its ONNX file too, where it has one
     :raises ModelNotFound: if it is in neither place
     :raises ModelError: if the repository has no safetensors
     """
-    cached = _in_cache(repository, files)
+    cached = _in_cache(repository, files, onnx)
     if cached is not None:
         return cached
     cache = str(constants.HF_HUB_CACHE).replace(str(Path.home()), "~", 1)
@@ -58,7 +61,10 @@ def fetch(repository: str, name: str, files: Sequence[str] = FILES) -> Path:
     disable_progress_bars()
     try:
         folder = snapshot_download(
-            repository, allow_patterns=list(files), ignore_patterns=list(LEAVE_OUT), etag_timeout=TIMEOUT_SECONDS
+            repository,
+            allow_patterns=[*files, *(ONNX_FILES if onnx else ())],
+            ignore_patterns=None if onnx else list(LEAVE_OUT),
+            etag_timeout=TIMEOUT_SECONDS,
         )
     except OSError as error:
         raise ModelNotFound(f"{nowhere}, and downloading {repository} failed: {error}") from error
@@ -68,10 +74,12 @@ def fetch(repository: str, name: str, files: Sequence[str] = FILES) -> Path:
     return Path(folder)
 
 
-def _in_cache(repository: str, files: Sequence[str]) -> Path | None:
+def _in_cache(repository: str, files: Sequence[str], onnx: bool) -> Path | None:
     try:
         folder = Path(snapshot_download(repository, allow_patterns=list(files), local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+    if onnx:
+        return folder if ready_made(folder) else None
     backbone = folder / "0_Transformer"
     return folder if weight_files(folder) or weight_files(backbone) else None

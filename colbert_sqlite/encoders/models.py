@@ -1,7 +1,8 @@
 """Model names: which there are, where their files come from, which encoder reads them.
 
 In: an alias, a folder or a hub id. Out: an encoder, or one sentence on what to do. Leaves to others: what is in a
-folder (checkpoint.py), fetching one (hub.py), running it (sentence_transformers.py, imported only when needed).
+folder (checkpoint.py), fetching one (hub.py), running it (sentence_transformers.py, onnx.py) and exporting it from one
+to the other (export.py); these three are imported only when needed.
 """
 
 from __future__ import annotations
@@ -9,17 +10,25 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import logging
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from colbert_sqlite.encoders.checkpoint import read_checkpoint, sha256
+import numpy as np
+
+from colbert_sqlite.encoders import exports
+from colbert_sqlite.encoders.checkpoint import Checkpoint, read_checkpoint, read_json, sha256
 from colbert_sqlite.errors import MissingDependency, ModelError, ModelNotFound
 
 if TYPE_CHECKING:
     from colbert_sqlite.encoders import Encoder
+    from colbert_sqlite.encoders.sentence_transformers import SentenceTransformersEncoder
+
+logger = logging.getLogger("colbert_sqlite")
 
 DEFAULT_MODEL = "minilm"
 
@@ -32,6 +41,12 @@ MINILM_PROJECTION = Path(__file__).with_name("minilm_projection.safetensors")
 # med, cacm). [CLS] and [SEP] stay: without them it was 0.003 to 0.014 lower, on npl 0.001 higher.
 MINILM_QUERY_LENGTH = 128
 MINILM_DOCUMENT_LENGTH = 256
+# First numbers of the second token: a network found as ONNX, whose bytes are not known, must give them.
+MINILM_PROBE = "how do I back up postgres?"
+MINILM_EXPECTED = (0.0302, 0.0488, 0.07, 0.0103, 0.2264, 0.0243)
+MINILM_TOLERANCE = 2e-3
+HASHING = r"hashing(?:-(\d+))?"
+BACKENDS = ("auto", "torch", "onnx")
 
 REPOSITORIES = {
     "answerai-colbert-small": "answerdotai/answerai-colbert-small-v1",
@@ -83,6 +98,9 @@ def load_encoder(
     dtype: str = "auto",
     batch_size: int | None = None,
     trust_remote_code: bool = False,
+    backend: str = "auto",
+    fingerprint: str | None = None,
+    indexing: bool = False,
 ) -> Encoder:
     """The encoder called *name*.
 
@@ -93,41 +111,200 @@ def load_encoder(
         Embeddings are float32 in any case
     :param batch_size: texts in one batch; None fits it to their length
     :param trust_remote_code: whether the model may run Python code of its own
+    :param backend: ``torch``, ``onnx``, or ``auto``: onnxruntime where an export of the model is at hand, unless
+        *device* or *dtype* ask for what only torch has
+    :param fingerprint: of the model that is wanted, such as an index knows; if it was exported to the cache, nothing
+        else is looked at
+    :param indexing: many passages are to be encoded: take the faster backend, and export the model to the cache
     :raises ModelNotFound: if it is neither on this machine nor to be had from the hub
     :raises ModelError: if its files are damaged, unsafe or not a ColBERT model
     :raises MissingDependency: if the package that runs it or holds its weights is not installed
-    :raises ValueError: if *device*, *dtype* or *batch_size* is none
+    :raises ValueError: if *device*, *dtype*, *batch_size* or *backend* is none
     """
     name = name or DEFAULT_MODEL
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    if hashing := re.fullmatch(r"hashing(?:-(\d+))?", name):
+    if hashing := re.fullmatch(HASHING, name):
         from colbert_sqlite.encoders.hashing import DEFAULT_DIM, HashingEncoder
 
         return HashingEncoder(int(hashing[1] or DEFAULT_DIM))
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("sentence_transformers") is None:
+    needs_torch = _needs_torch(backend, device, dtype)
+    for_speed = indexing and _has_torch()
+    if not needs_torch and not for_speed and (encoder := _from_cache(fingerprint, name, batch_size)):
+        return encoder
+    folder = None if name == DEFAULT_MODEL else _folder_named(name)
+    if folder is not None and exports.is_export(folder):
+        if needs_torch:
+            raise ModelError(f"{folder} is an export, which torch can't run: name the model it was made from")
+        if not exports.can_run():
+            raise MissingDependency(f"{folder} is run by onnxruntime: pip install 'colbert-sqlite[onnx]'")
+        return _run_export(folder, str(folder), batch_size)
+    if not _has_torch() and (needs_torch or not exports.can_run()):
         extra = "minilm" if name == DEFAULT_MODEL else "torch"
         raise MissingDependency(f"the model {name!r} needs torch: pip install 'colbert-sqlite[{extra}]'")
-    if name == DEFAULT_MODEL:
-        return _load_minilm(device=device, dtype=dtype, batch_size=batch_size)
-    folder = _folder_named(name)
+    if backend == "onnx" and not exports.can_run():
+        raise MissingDependency("the onnx backend needs onnxruntime: pip install 'colbert-sqlite[onnx]'")
+    source = _minilm() if name == DEFAULT_MODEL else _checkpoint(name, folder, trust_remote_code)
+    if needs_torch or not exports.can_run():
+        return source.by_torch(device, dtype, batch_size)
+    if not _has_torch():
+        return _from_cache(source.fingerprint, source.name, batch_size) or source.ready_made(batch_size)
+    if backend == "onnx" or indexing:
+        try:
+            _export_to_cache(source)
+        except Exception as error:
+            if backend == "onnx":
+                raise
+            logger.warning("searches will need torch, as %s was not exported to ONNX: %s", source.name, error)
+    if indexing and backend == "auto" and _torch_is_faster(device):
+        return source.by_torch(device, dtype, batch_size)
+    return _from_cache(source.fingerprint, source.name, batch_size) or source.by_torch(device, dtype, batch_size)
+
+
+def export_model(name: str | None, folder: Path, *, int8: bool = False, trust_remote_code: bool = False) -> None:
+    """Write the model called *name* to a new *folder* that onnxruntime alone can run.
+
+    :param int8: keep its weights in eight bits: smaller and faster, and a model of its own with other embeddings
+    :raises ModelError: if it can't be exported
+    :raises MissingDependency: if a package that this needs is not installed
+    :raises ValueError: if *folder* is there already, or the model has no network
+    """
+    name = name or DEFAULT_MODEL
+    encoder = load_encoder(name, device="cpu", dtype="float32", backend="torch", trust_remote_code=trust_remote_code)
+    if re.fullmatch(HASHING, name):
+        raise ValueError(f"the model {name!r} is not a network: it needs no export")
+    from colbert_sqlite.encoders.export import export
+    from colbert_sqlite.encoders.sentence_transformers import SentenceTransformersEncoder
+
+    assert isinstance(encoder, SentenceTransformersEncoder)
+    export(encoder, folder, int8=int8)
+
+
+def backend_for(
+    name: str, *, fingerprint: str, device: str | None = None, dtype: str = "auto", backend: str = "auto"
+) -> str:
+    """What would answer a query to an index of such a model, found without loading it."""
+    if re.fullmatch(HASHING, name):
+        from colbert_sqlite.encoders.hashing import HashingEncoder
+
+        return HashingEncoder.backend
+    export = exports.cached(fingerprint)
+    if export is None and exports.is_export(Path(name)):
+        export = Path(name)
+    if not _needs_torch(backend, device, dtype) and exports.can_run() and (export or not _has_torch()):
+        described = read_json(export / exports.DESCRIPTION) if export else {}
+        return exports.backend(bool(described.get("int8")))
+    return f"torch {exports.version('torch')}" if _has_torch() else "none: pip install 'colbert-sqlite[onnx]'"
+
+
+def _needs_torch(backend: str, device: str | None, dtype: str) -> bool:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}, not {backend!r}")
+    if backend == "onnx" and (device not in (None, "cpu") or dtype not in ("auto", "float32")):
+        raise ValueError("the onnx backend computes in float32 on the processor: leave device and dtype out")
+    return backend == "torch" or (backend == "auto" and (device not in (None, "cpu") or dtype != "auto"))
+
+
+def _has_torch() -> bool:
+    return all(importlib.util.find_spec(package) for package in ("torch", "sentence_transformers"))
+
+
+def _torch_is_faster(device: str | None) -> bool:
+    from colbert_sqlite.encoders.sentence_transformers import beats_onnxruntime
+
+    return beats_onnxruntime(device)
+
+
+def _run_export(folder: Path, name: str, batch_size: int | None) -> Encoder:
+    from colbert_sqlite.encoders.onnx import from_export
+
+    return from_export(folder, name=name, batch_size=batch_size)
+
+
+def _from_cache(fingerprint: str | None, name: str, batch_size: int | None) -> Encoder | None:
+    """The encoder of the model with this fingerprint, if there is an export that works."""
+    folder = exports.cached(fingerprint) if exports.can_run() else None
+    try:
+        return _run_export(folder, name, batch_size) if folder else None
+    except ModelError as error:
+        logger.warning("an export is passed over: %s", error)
+        return None
+
+
+def _export_to_cache(source: _Source) -> None:
+    """Make sure that there is a sound export of this model in the cache."""
+    from colbert_sqlite.encoders.export import export
+    from colbert_sqlite.encoders.onnx import check_export
+
+    folder = exports.cached_folder(source.fingerprint)
+    if exports.is_export(folder):
+        try:
+            check_export(folder)
+            return
+        except ModelError:
+            shutil.rmtree(folder)
+    export(source.by_torch("cpu", "float32", None), folder)
+
+
+class _Source(Protocol):
+    """A model whose files were found, and the ways to run them."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def by_torch(self, device: str | None, dtype: str, batch_size: int | None) -> SentenceTransformersEncoder: ...
+
+    def ready_made(self, batch_size: int | None) -> Encoder:
+        """Run by onnxruntime, from a file that came with the model."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckpointSource:
+    name: str
+    checkpoint: Checkpoint
+    fingerprint: str
+    trust_remote_code: bool
+
+    def by_torch(self, device: str | None, dtype: str, batch_size: int | None) -> SentenceTransformersEncoder:
+        from colbert_sqlite.encoders.sentence_transformers import from_checkpoint
+
+        return from_checkpoint(
+            self.checkpoint,
+            name=self.name,
+            fingerprint=self.fingerprint,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def ready_made(self, batch_size: int | None) -> Encoder:
+        from colbert_sqlite.encoders.onnx import from_checkpoint
+
+        path = exports.ready_made(self.checkpoint.folder)
+        if path is None:
+            raise MissingDependency(
+                f"the model {self.name!r} has no ONNX file, so it needs torch: pip install 'colbert-sqlite[torch]', or "
+                "export it elsewhere with colbert-sqlite models export"
+            )
+        return from_checkpoint(
+            self.checkpoint, path, name=self.name, fingerprint=self.fingerprint, batch_size=batch_size
+        )
+
+
+def _checkpoint(name: str, folder: Path | None, trust_remote_code: bool) -> _Source:
     if folder is None:
         from colbert_sqlite.encoders.hub import fetch
 
-        folder = fetch(REPOSITORIES.get(name, name), name)
+        folder = fetch(REPOSITORIES.get(name, name), name, onnx=not _has_torch())
     else:
         name = str(folder)
     checkpoint = read_checkpoint(folder, trust_remote_code=trust_remote_code)
-    from colbert_sqlite.encoders.sentence_transformers import from_checkpoint
-
-    return from_checkpoint(
-        checkpoint,
-        name=name,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        trust_remote_code=trust_remote_code,
-    )
+    return _CheckpointSource(name, checkpoint, checkpoint.fingerprint, trust_remote_code)
 
 
 def _folder_named(name: str) -> Path | None:
@@ -157,9 +334,10 @@ def _minilm_in_package() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def minilm_folder() -> Path:
+def minilm_folder(*, verified: bool = True) -> Path:
     """The folder with all-MiniLM-L6-v2, from its Python package, the hub's cache or the hub.
 
+    :param verified: look at its weights, which are 90 MB
     :raises ModelNotFound: if it is in none of them
     :raises ModelError: if its weights are not the published ones
     """
@@ -167,7 +345,10 @@ def minilm_folder() -> Path:
     if folder is None:
         from colbert_sqlite.encoders.hub import fetch
 
-        folder = fetch(MINILM_REPOSITORY, DEFAULT_MODEL, MINILM_FILES)
+        onnx = not _has_torch()
+        folder = fetch(MINILM_REPOSITORY, DEFAULT_MODEL, MINILM_FILES[2:] if onnx else MINILM_FILES, onnx=onnx)
+    if not verified:
+        return folder
     weights = folder / "model.safetensors"
     found = sha256(weights)
     if found != MINILM_SHA256:
@@ -175,22 +356,56 @@ def minilm_folder() -> Path:
     return folder
 
 
-def _load_minilm(*, device: str | None, dtype: str, batch_size: int | None) -> Encoder:
-    folder = minilm_folder()
+@dataclass(frozen=True, slots=True)
+class _MinilmSource:
+    folder: Path
+    fingerprint: str
+    name: str = DEFAULT_MODEL
+
+    def by_torch(self, device: str | None, dtype: str, batch_size: int | None) -> SentenceTransformersEncoder:
+        from colbert_sqlite.encoders.sentence_transformers import from_single_vector_model
+
+        minilm_folder()  # refuses other weights
+        return from_single_vector_model(
+            self.folder,
+            MINILM_PROJECTION,
+            name=self.name,
+            fingerprint=self.fingerprint,
+            query_length=MINILM_QUERY_LENGTH,
+            document_length=MINILM_DOCUMENT_LENGTH,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+        )
+
+    def ready_made(self, batch_size: int | None) -> Encoder:
+        from colbert_sqlite.encoders.onnx import from_single_vector_model
+
+        path = exports.ready_made(self.folder)
+        if path is None:
+            from colbert_sqlite.encoders.hub import fetch
+
+            path = exports.ready_made(fetch(MINILM_REPOSITORY, DEFAULT_MODEL, MINILM_FILES[2:], onnx=True))
+        assert path is not None, "the hub's repository has one"
+        encoder = from_single_vector_model(
+            path,
+            self.folder,
+            MINILM_PROJECTION,
+            name=self.name,
+            fingerprint=self.fingerprint,
+            query_length=MINILM_QUERY_LENGTH,
+            document_length=MINILM_DOCUMENT_LENGTH,
+            batch_size=batch_size,
+        )
+        (found,) = encoder.encode_queries([MINILM_PROBE])
+        if not np.allclose(found[1, : len(MINILM_EXPECTED)], MINILM_EXPECTED, atol=MINILM_TOLERANCE):
+            raise ModelError(f"{path} is not the network of {MINILM_REPOSITORY}: it gives other embeddings")
+        return encoder
+
+
+def _minilm() -> _Source:
+    folder = minilm_folder(verified=False)
     # Not config.json: the weights, which are always the same, fit no other, and copies of it differ in what is unused.
     decisive = [MINILM_SHA256, sha256(folder / "tokenizer.json"), sha256(MINILM_PROJECTION)]
     decisive += [f"query {MINILM_QUERY_LENGTH}", f"document {MINILM_DOCUMENT_LENGTH}"]
-
-    from colbert_sqlite.encoders.sentence_transformers import from_single_vector_model
-
-    return from_single_vector_model(
-        folder,
-        MINILM_PROJECTION,
-        name=DEFAULT_MODEL,
-        fingerprint=hashlib.sha256("\n".join(decisive).encode()).hexdigest(),
-        query_length=MINILM_QUERY_LENGTH,
-        document_length=MINILM_DOCUMENT_LENGTH,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-    )
+    return _MinilmSource(folder, hashlib.sha256("\n".join(decisive).encode()).hexdigest())

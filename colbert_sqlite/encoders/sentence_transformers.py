@@ -24,16 +24,15 @@ from sentence_transformers.base.modules import Dense, Transformer
 from tokenizers import Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from colbert_sqlite.encoders.checkpoint import Checkpoint, TextSettings, weight_files
-from colbert_sqlite.encoders.tokens import Side, batches, first_pieces, tokenize
+from colbert_sqlite.encoders.checkpoint import Checkpoint, weight_files
+from colbert_sqlite.encoders.sides import Vocabulary, side_of
+from colbert_sqlite.encoders.tokens import Side, encode, tokenize
 from colbert_sqlite.errors import ModelError
 
 # Of one batch, padding included. On two cores 4,096 was the fastest of 1,024 to 16,384 (blog paragraphs, bfloat16);
 # elsewhere 128 passages of 256 tokens.
 CPU_BATCH_TOKENS = 4096
 GPU_BATCH_TOKENS = 32768
-# For a network that sets no limit of its own.
-DEFAULT_LENGTH = 512
 
 
 class SentenceTransformersEncoder:
@@ -58,47 +57,45 @@ class SentenceTransformersEncoder:
         self.fingerprint = fingerprint
         self.tokenizer = tokenizer
         self.dim = _dim(network)
+        weights = next(network.parameters()).dtype
+        version, numbers = torch.__version__.partition("+")[0], str(weights).removeprefix("torch.")
+        self.backend = f"torch {version} {numbers} ({network.device})"
         self.query_length = queries.length
         self.document_length = passages.length
         self.n_special_tokens = len(tokenize(tokenizer, [""], passages)[0].ids)
-        self._network = network.eval()
-        self._queries = queries
-        self._passages = passages
+        self.network = network.eval()
+        self.queries = queries
+        self.passages = passages
         self._batch_size = batch_size
 
     def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
         """One array [n_tokens, dim] per query, rows L2-normalised, in the order of *texts*."""
-        return self._encode(texts, self._queries)
+        return self._encode(texts, self.queries)
 
     def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
         """One array [n_tokens, dim] per passage, rows L2-normalised, skiplist tokens left out."""
-        return self._encode(texts, self._passages)
+        return self._encode(texts, self.passages)
 
     def _encode(self, texts: Sequence[str], side: Side) -> list[NDArray[np.float32]]:
-        tokens = tokenize(self.tokenizer, texts, side)
-        embeddings: list[NDArray[np.float32]] = [np.empty((0, self.dim), np.float32)] * len(tokens)
-        lengths = [len(t.ids) for t in tokens]
-        max_tokens = CPU_BATCH_TOKENS if self._network.device.type == "cpu" else GPU_BATCH_TOKENS
-        for batch in batches(lengths, max_tokens=max_tokens, max_count=self._batch_size):
-            shape = (len(batch), lengths[batch[0]])
-            ids = np.zeros(shape, np.int64)
-            attention = np.zeros(shape, np.int64)
-            for row, position in enumerate(batch):
-                ids[row, : lengths[position]] = tokens[position].ids
-                attention[row, : lengths[position]] = tokens[position].attention
-            for position, rows in zip(batch, self._run(ids, attention), strict=True):
-                embeddings[position] = rows[: lengths[position]][tokens[position].keep]
-        return embeddings
+        return encode(
+            self.tokenizer,
+            texts,
+            side,
+            self._run,
+            dim=self.dim,
+            max_tokens=CPU_BATCH_TOKENS if self.network.device.type == "cpu" else GPU_BATCH_TOKENS,
+            max_count=self._batch_size,
+        )
 
     def _run(self, ids: NDArray[np.int64], attention: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n_texts, n_tokens, dim], padding included."""
-        device = self._network.device
+        device = self.network.device
         features = {
             "input_ids": torch.from_numpy(ids).to(device),
             "attention_mask": torch.from_numpy(attention).to(device),
         }
         with torch.inference_mode():
-            embeddings = self._network(features)["token_embeddings"].float()
+            embeddings = self.network(features)["token_embeddings"].float()
             normalised: NDArray[np.float32] = torch.nn.functional.normalize(embeddings, dim=-1).cpu().numpy()
         return normalised
 
@@ -107,6 +104,7 @@ def from_checkpoint(
     checkpoint: Checkpoint,
     *,
     name: str,
+    fingerprint: str,
     device: str | None,
     dtype: str,
     batch_size: int | None,
@@ -118,7 +116,7 @@ def from_checkpoint(
     """
     place = choose_device(device)
     kwargs = _loading_kwargs(place, dtype, trust_remote_code)
-    with _reading(checkpoint.folder):
+    with reading(checkpoint.folder):
         if checkpoint.layout == "stanford":
             backbone = Transformer(str(checkpoint.folder), **kwargs)
             modules = [backbone, _stanford_projection(checkpoint)]
@@ -136,12 +134,13 @@ def from_checkpoint(
     if checkpoint.dim not in (None, dim):
         raise ModelError(f"the settings in {checkpoint.folder} say {checkpoint.dim} dimensions, the weights have {dim}")
     tokenizer = _tokenizer(network)
+    vocabulary = _vocabulary(network, tokenizer)
     return SentenceTransformersEncoder(
         network,
         name=name,
-        fingerprint=checkpoint.fingerprint,
-        queries=_side(checkpoint, checkpoint.queries, network, tokenizer),
-        passages=_side(checkpoint, checkpoint.passages, network, tokenizer),
+        fingerprint=fingerprint,
+        queries=side_of(checkpoint, checkpoint.queries, vocabulary),
+        passages=side_of(checkpoint, checkpoint.passages, vocabulary),
         tokenizer=tokenizer,
         batch_size=batch_size,
     )
@@ -166,7 +165,7 @@ def from_single_vector_model(
     place = choose_device(device)
     linear = load_file(projection)
     dim, hidden_size = linear["weight"].shape
-    with _reading(folder):
+    with reading(folder):
         backbone = Transformer(str(folder), **_loading_kwargs(place, dtype, False))
         dense = Dense(
             hidden_size,
@@ -223,6 +222,15 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
         raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, not {dtype!r}")
     chosen: torch.dtype = getattr(torch, dtype)
     return chosen
+
+
+def beats_onnxruntime(device: str | None) -> bool:
+    """Whether torch at its defaults encodes passages faster on *device* than onnxruntime does on the processor.
+
+    TO MEASURE
+    """
+    place = choose_device(device)
+    return place != "cpu" or choose_dtype("auto", place) == torch.bfloat16
 
 
 def _loading_kwargs(device: str, dtype: str, trust_remote_code: bool) -> dict[str, dict[str, Any]]:
@@ -288,48 +296,20 @@ def _tokenizer(network: MultiVectorEncoder) -> Tokenizer:
     return tokenizer
 
 
-def _side(checkpoint: Checkpoint, text: TextSettings, network: MultiVectorEncoder, tokenizer: Tokenizer) -> Side:
+def _vocabulary(network: MultiVectorEncoder, tokenizer: Tokenizer) -> Vocabulary:
     of_network = network.tokenizer
-    marker = None
-    skip = frozenset[int]()
-    if checkpoint.layout == "stanford":
-        # Stanford looks the marker up, and an unknown one becomes [UNK]; padding is recognised by its id.
-        if text.marker:
-            marker = of_network.convert_tokens_to_ids(text.marker)
-        if text.skiplist:
-            skip = first_pieces(tokenizer, text.skiplist)
-        if not text.expand_to:
-            skip |= {of_network.pad_token_id}
-    else:
-        if text.marker:
-            marker = tokenizer.token_to_id(text.marker)
-            if marker is None:
-                raise ModelError(f"the tokenizer in {checkpoint.folder} lacks the model's marker {text.marker!r}")
-        found = [tokenizer.token_to_id(word) for word in text.skiplist]
-        # PyLate drops unknown tokens when its skiplist has an unknown word; sentence-transformers does not.
-        if checkpoint.layout == "pylate":
-            found = [of_network.unk_token_id if token is None else token for token in found]
-        skip = frozenset(token for token in found if token is not None)
-    expand_with = of_network.mask_token_id
-    if text.expand_token:
-        expand_with = tokenizer.token_to_id(text.expand_token)
-    elif expand_with is None:
-        expand_with = of_network.eos_token_id
-    length = min((n for n in (text.length, network.max_seq_length) if n), default=DEFAULT_LENGTH)
-    return Side(
-        length=length,
-        prompt=text.prompt,
-        strip=checkpoint.layout == "pylate",
-        marker=marker,
-        expand_to=min(text.expand_to, length),
-        mask=expand_with,
-        attend=text.attend,
-        skip=skip,
+    return Vocabulary(
+        tokenizer=tokenizer,
+        pad=of_network.pad_token_id,
+        unknown=of_network.unk_token_id,
+        mask=of_network.mask_token_id,
+        end=of_network.eos_token_id,
+        limit=network.max_seq_length,
     )
 
 
 @contextmanager
-def _reading(folder: Path) -> Iterator[None]:
+def reading(folder: Path) -> Iterator[None]:
     """Keeps the libraries' bars, logs and warnings to themselves and turns what they raise into ModelError."""
     loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
     levels = [logger.level for logger in loggers]

@@ -1,20 +1,24 @@
-"""Texts to token ids: markers, query augmentation, skiplist.
+"""Texts to token ids and, through a network, to embeddings: markers, query augmentation, skiplist, batches.
 
 In: texts, a ``tokenizers.Tokenizer`` and the :class:`Side` of a model that they go through. Out: for each text the ids
-to feed, which of them are attended to, and which give an embedding. Leaves to others: the network, and reading a
-model's files.
+to feed, which of them are attended to, which give an embedding, and the embeddings. Leaves to others: the network, and
+reading a model's files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+# Ids and attention mask, int64 [n_texts, n_tokens], to embeddings [n_texts, n_tokens, dim], padding included.
+Network = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,3 +95,32 @@ def batches(lengths: Sequence[int], *, max_tokens: int, max_count: int | None = 
         batch.append(position)
     if batch:
         yield batch
+
+
+def encode(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    side: Side,
+    network: Network,
+    *,
+    dim: int,
+    max_tokens: int,
+    max_count: int | None,
+) -> list[NDArray[np.float32]]:
+    """One array [n_tokens, dim] per text, in the order of *texts*: what *network* says of the tokens that are kept.
+
+    :param max_tokens: of one batch, padding included; *max_count* texts at most
+    """
+    tokens = tokenize(tokenizer, texts, side)
+    embeddings: list[NDArray[np.float32]] = [np.empty((0, dim), np.float32)] * len(tokens)
+    lengths = [len(t.ids) for t in tokens]
+    for batch in batches(lengths, max_tokens=max_tokens, max_count=max_count):
+        shape = (len(batch), lengths[batch[0]])
+        ids = np.zeros(shape, np.int64)
+        attention = np.zeros(shape, np.int64)
+        for row, position in enumerate(batch):
+            ids[row, : lengths[position]] = tokens[position].ids
+            attention[row, : lengths[position]] = tokens[position].attention
+        for position, rows in zip(batch, network(ids, attention), strict=True):
+            embeddings[position] = rows[: lengths[position]][tokens[position].keep]
+    return embeddings

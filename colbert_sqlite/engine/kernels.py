@@ -19,11 +19,8 @@ from numpy.typing import NDArray
 # Sums may be reordered, which is what lets them be vectorised; NaN and infinity keep their meaning.
 REORDER = {"reassoc", "contract"}
 
-# Tokens unpacked before their centroids are added. Reading a token back at once would stall on its own narrow stores.
-UNPACK_BLOCK = 32
-
-# Marks a centroid that is left out, below every quantised score.
-PRUNED = np.int16(-32768)
+# Below every score in steps.
+NOTHING = np.int16(-32768)
 
 
 def fixed(array: NDArray[Any]) -> NDArray[Any]:
@@ -64,38 +61,84 @@ def top_rows(scores: NDArray[np.float32], n_best: int) -> NDArray[np.int64]:
 
 
 @njit(cache=True, nogil=True)
-def quantise_scores(
-    centroid_scores: NDArray[np.float32], steps_per_unit: np.float32, threshold: np.float32
-) -> NDArray[np.int16]:
-    """Centroid scores as whole steps; rows whose best score is below the threshold are ``PRUNED`` throughout.
+def score_centroids(
+    products: NDArray[np.int32],
+    first: int,
+    inverse_norms: NDArray[np.float32],
+    token_scales: NDArray[np.float32],
+    table: NDArray[np.int16],
+    best: NDArray[np.int16],
+    rows: NDArray[np.int64],
+) -> None:
+    """Write the scores of centroids ``first``, ``first + 1``, ... into ``table``; keep the best of each query token.
 
-    Half the memory of float32 and twice as many maxima per instruction: :func:`sum_best` takes half the time.
+    ``products`` [n, n_query_tokens] are between whole numbers; times ``inverse_norms`` of the centroid and
+    ``token_scales`` of the query token they are steps of ``table`` [n_centroids, n_query_tokens]. ``best`` and
+    ``rows`` [n_query_tokens, n_best] hold the highest scores so far, best first, and their centroids, the lower id on
+    ties; before the first call ``best`` is filled with the lowest int16.
     """
-    n_centroids, n_query_tokens = centroid_scores.shape
-    table = np.empty((n_centroids, n_query_tokens), np.int16)
-    for centroid in range(n_centroids):
-        n_above = 0
-        for token in range(n_query_tokens):
-            score = centroid_scores[centroid, token]
-            n_above += score >= threshold
-            table[centroid, token] = np.int16(np.rint(score * steps_per_unit))
-        if n_above == 0:
-            table[centroid, :] = PRUNED
-    return table
+    n_rows, n_columns = products.shape
+    n_best = best.shape[1]
+    entry = best[:, n_best - 1].copy()
+    for i in range(n_rows):
+        row = first + i
+        scale = inverse_norms[row]
+        n_better = 0
+        for column in range(n_columns):
+            score = np.int16(np.rint(np.float32(products[i, column]) * scale * token_scales[column]))
+            table[row, column] = score
+            n_better += score > entry[column]
+        if n_better == 0:
+            continue
+        for column in range(n_columns):
+            score = table[row, column]
+            if score > entry[column]:
+                place = n_best - 1
+                while place > 0 and best[column, place - 1] < score:
+                    best[column, place] = best[column, place - 1]
+                    rows[column, place] = rows[column, place - 1]
+                    place -= 1
+                best[column, place] = score
+                rows[column, place] = row
+                entry[column] = best[column, n_best - 1]
 
 
 @njit(cache=True, nogil=True)
-def sum_best(codes: NDArray[Any], offsets: NDArray[np.int64], table: NDArray[np.int16]) -> NDArray[np.int64]:
-    """Sum over query tokens of the best quantised score among each passage's codes.
+def sum_listed(
+    listed: NDArray[np.int64], offsets: NDArray[np.int64], lists: NDArray[np.int64], gains: NDArray[np.int32], n: int
+) -> NDArray[np.int64]:
+    """Sum over query tokens of the highest gain among the probed lists that name a passage: [n], -1 if none does.
 
-    A passage all of whose codes are ``PRUNED``, or that has none, sums to ``PRUNED * n_query_tokens``.
+    ``listed`` are passages, numbered below ``n``, list after list; list i is ``listed[offsets[i]:offsets[i + 1]]``.
+    Query token t probed ``lists[t]``, whose ``gains[t]`` fall and are at least 0.
+    """
+    sums = np.full(n, -1, np.int64)
+    seen = np.full(n, -1, np.int32)
+    for token in range(len(lists)):
+        for place in range(lists.shape[1]):
+            gain = gains[token, place]
+            for position in range(offsets[lists[token, place]], offsets[lists[token, place] + 1]):
+                passage = listed[position]
+                if seen[passage] != token:
+                    seen[passage] = token
+                    sums[passage] = max(sums[passage], 0) + gain
+    return sums
+
+
+@njit(cache=True, nogil=True)
+def sum_best(
+    codes: NDArray[Any], starts: NDArray[np.int64], ends: NDArray[np.int64], table: NDArray[np.int16]
+) -> NDArray[np.int64]:
+    """Sum over query tokens of the best score among each passage's codes, ``codes[starts[i]:ends[i]]``.
+
+    A passage without codes sums to ``NOTHING * n_query_tokens``.
     """
     n_query_tokens = table.shape[1]
-    sums = np.empty(len(offsets) - 1, np.int64)
+    sums = np.empty(len(starts), np.int64)
     best = np.empty(n_query_tokens, np.int16)
     for passage in range(len(sums)):
-        best[:] = PRUNED
-        for position in range(offsets[passage], offsets[passage + 1]):
+        best[:] = NOTHING
+        for position in range(starts[passage], ends[passage]):
             code = codes[position]
             for token in range(n_query_tokens):
                 score = table[code, token]
@@ -107,70 +150,59 @@ def sum_best(codes: NDArray[Any], offsets: NDArray[np.int64], table: NDArray[np.
     return sums
 
 
-@njit(cache=True, nogil=True, fastmath=REORDER)
-def decompress_passages(
-    codes: NDArray[Any],
-    offsets: NDArray[np.int64],
+@njit(cache=True, nogil=True)
+def unpack_levels(
     residuals: NDArray[np.uint8],
     starts: NDArray[np.int64],
-    centroids: NDArray[np.float32],
-    weights_of_byte: NDArray[np.float32],
-    values_per_byte: tuple[int, ...],
-    out: NDArray[np.float32],
-    inverse_norms: NDArray[np.float32],
+    ends: NDArray[np.int64],
+    levels_of_byte: NDArray[Any],
+    out: NDArray[Any],
 ) -> None:
-    """Fill ``out`` with centroid plus residual of each token, not yet normalised, and the inverse of their norms.
+    """Fill ``out`` with the levels of rows ``starts[i]`` to ``ends[i]`` of ``residuals``, one passage after another.
 
-    ``weights_of_byte`` is [256, values per byte], what a packed byte stands for. ``out`` has a column for each packed
-    value, pad values included; only the first ``dim`` columns are meaningful. ``offsets`` need not begin at 0: token
-    ``offsets[0]`` lands in row 0.
+    The first byte of a row is its scale, and is passed over. ``levels_of_byte`` [256] has all levels of a packed byte
+    side by side in one word, and so has ``out`` [n_tokens, bytes of levels].
     """
-    dim = centroids.shape[1]
-    n_bytes = residuals.shape[1]
-    # Only the length of values_per_byte counts: the length of a tuple is known to the compiler, which then unrolls.
-    n_values = len(values_per_byte)
+    row = 0
     for passage in range(len(starts)):
-        shift = starts[passage] - offsets[passage]
-        for first in range(offsets[passage], offsets[passage + 1], UNPACK_BLOCK):
-            last = min(first + UNPACK_BLOCK, offsets[passage + 1])
-            for token in range(first, last):
-                row = token - offsets[0]
-                for position in range(n_bytes):
-                    byte = residuals[token + shift, position]
-                    for value in range(n_values):
-                        out[row, position * n_values + value] = weights_of_byte[byte, value]
-            for token in range(first, last):
-                row = token - offsets[0]
-                code = codes[token]
-                squares = np.float32(0)
-                for d in range(dim):
-                    value = out[row, d] + centroids[code, d]
-                    out[row, d] = value
-                    squares += value * value
-                inverse_norms[row] = np.float32(1) / max(np.sqrt(squares), np.float32(1e-12))
+        for source in range(starts[passage], ends[passage]):
+            for position in range(out.shape[1]):
+                out[row, position] = levels_of_byte[residuals[source, position + 1]]
+            row += 1
 
 
 @njit(cache=True, nogil=True)
 def sum_best_similarities(
-    similarities: NDArray[np.float32],
-    inverse_norms: NDArray[np.float32],
-    offsets: NDArray[np.int64],
+    products: NDArray[np.int32],
+    token_scales: NDArray[np.float32],
+    residuals: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    codes: NDArray[Any],
+    first_codes: NDArray[np.int64],
+    table: NDArray[np.int16],
+    step: np.float32,
     scores: NDArray[np.float32],
 ) -> None:
     """Fill ``scores`` with MaxSim of each passage; ``-inf`` for one without tokens.
 
-    ``similarities`` is [n_tokens, n_query_tokens], before each row is multiplied with its inverse norm. ``offsets``
-    need not begin at 0: token ``offsets[0]`` is row 0.
+    The similarity of a token is that of its centroid, ``table`` times ``step``, plus that of its residual: ``products``
+    [n_tokens, n_query_tokens] times ``token_scales`` times the scale in the first byte of its row. Passage i owns rows
+    ``starts[i]`` to ``ends[i]`` of ``residuals``, and as many codes from ``first_codes[i]`` on.
     """
-    n_query_tokens = similarities.shape[1]
+    n_query_tokens = products.shape[1]
     best = np.empty(n_query_tokens, np.float32)
+    row = 0
     for passage in range(len(scores)):
         best[:] = -np.inf
-        for row in range(offsets[passage] - offsets[0], offsets[passage + 1] - offsets[0]):
-            scale = inverse_norms[row]
+        shift = first_codes[passage] - starts[passage]
+        for source in range(starts[passage], ends[passage]):
+            code = codes[source + shift]
+            scale = np.float32(residuals[source, 0])
             for token in range(n_query_tokens):
-                similarity = similarities[row, token] * scale
+                similarity = table[code, token] * step + products[row, token] * (token_scales[token] * scale)
                 best[token] = similarity if similarity > best[token] else best[token]
+            row += 1
         total = np.float32(0)
         for token in range(n_query_tokens):
             total += best[token]
@@ -188,37 +220,68 @@ def gather_ranges(
             out[position] = values[position + shift]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, fastmath=REORDER)
 def pack_residuals(
     embeddings: NDArray[np.float32],
     codes: NDArray[np.uint32],
     centroids: NDArray[np.float32],
     cutoffs: NDArray[np.float32],
+    weights: NDArray[np.float32],
     nbits: int,
+    scaled: bool,
+    parallel_weight: np.float32,
     out: NDArray[np.uint8],
+    scales: NDArray[np.float32],
 ) -> None:
-    """Fill ``out`` with the packed bucket numbers of each embedding's residual.
+    """Fill ``out`` with the packed bucket numbers of each embedding's residual, and ``scales`` with what to multiply
+    the weights of those buckets by.
 
-    A bucket is the number of cutoffs strictly below the residual: counting them all is faster than a binary search,
+    If ``scaled``, a residual is divided by its root mean square before its buckets are looked up, and its scale
+    minimises the squared error, the part of it along the embedding counted ``1 + parallel_weight`` times; else its
+    scale is 1. A bucket is the number of cutoffs strictly below: counting them all is faster than a binary search,
     because it vectorises. The first value of a byte has its lowest bits; pad bits are 0.
     """
     n_tokens, dim = embeddings.shape
     n_values = 8 // nbits
-    buckets = np.zeros(out.shape[1] * n_values, np.uint8)
+    n_bytes = out.shape[1]
+    buckets = np.zeros(n_bytes * n_values, np.uint8)
     residual = np.empty(dim, np.float32)
+    normal = np.empty(dim, np.float32)
     for token in range(n_tokens):
         code = codes[token]
+        squares = np.float32(0)
         for d in range(dim):
-            residual[d] = embeddings[token, d] - centroids[code, d]
+            value = embeddings[token, d] - centroids[code, d]
+            residual[d] = value
+            squares += value * value
+        inverse = np.float32(1)
+        if scaled:
+            inverse = np.float32(1) / np.sqrt(squares / np.float32(dim)) if squares > 0 else np.float32(0)
+        for d in range(dim):
+            normal[d] = residual[d] * inverse
             buckets[d] = 0
         for cutoff in cutoffs:
             for d in range(dim):
-                buckets[d] += np.uint8(cutoff < residual[d])
-        for position in range(out.shape[1]):
+                buckets[d] += np.uint8(cutoff < normal[d])
+        for position in range(n_bytes):
             byte = 0
             for value in range(n_values):
                 byte |= buckets[position * n_values + value] << (value * nbits)
             out[token, position] = byte
+        scales[token] = 1
+        if scaled:
+            of_weights = np.float32(0)
+            of_both = np.float32(0)
+            along = np.float32(0)
+            target = np.float32(0)
+            for d in range(dim):
+                weight = weights[buckets[d]]
+                of_weights += weight * weight
+                of_both += weight * residual[d]
+                along += weight * embeddings[token, d]
+                target += residual[d] * embeddings[token, d]
+            below = parallel_weight * along * along + of_weights
+            scales[token] = (parallel_weight * along * target + of_both) / below if below > 0 else np.float32(0)
 
 
 @njit(cache=True, nogil=True)

@@ -1,16 +1,23 @@
-"""PLAID: the four stages from a query's embeddings to passages and their scores.
+"""PLAID: from a query's embeddings to passages and their scores, in four stages.
 
-In: a query, a codec, and a :class:`Postings` that reads inverted lists, codes and residuals by passage id. Out: the
-passage ids that were scored exactly, best first, and those scores. Leaves to others: encoding the query, where the
-postings come from, and joining passages back to rows.
+In: queries, a codec, and a :class:`Postings` that reads inverted lists, codes and residuals by passage id. Out: for
+each query the passage ids that were scored exactly, best first, and those scores. Leaves to others: encoding queries,
+where the postings come from, and joining passages back to rows.
 
-Each stage is one function: :func:`probe_centroids`, :func:`prune_and_interact`, :func:`interact`, :func:`rescore`.
-What was read from a file is checked here before a kernel sees it.
+1. :meth:`Query.probe`: all centroids are scored; each query token probes the best. PLAID §4.1.
+2. :func:`score_lists`: the inverted lists of those say which passages to look at, and what each scores at most. The
+   best ``ndocs`` go on. PLAID prunes on codes here, and has to read those of every candidate for it; that a query token
+   which no list answers scores like the last centroid it probed is what XTR and WARP assume.
+3. :func:`interact`: their codes are read, and centroids stand in for embeddings. A quarter goes on. PLAID §4.2.
+4. :func:`rescore`: their residuals are read, and every token scores by its own. PLAID §4.4.
+
+All of it is whole numbers until the last sum: int8 products, int16 scores of centroids. What was read from a file is
+checked here before a kernel sees it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,16 +26,26 @@ from numpy.typing import NDArray
 
 from colbert_sqlite.engine import kernels
 from colbert_sqlite.engine.codec import ResidualCodec
+from colbert_sqlite.engine.maxsim import maxsim_scores
+from colbert_sqlite.engine.products import Products
 from colbert_sqlite.errors import IndexCorrupt, ShapeError
 from colbert_sqlite.settings import SearchSettings
 
-# Passages whose codes, or residuals, are in memory at once: a few megabytes of either.
-CODES_AT_ONCE = 16_384
+# Passages whose residuals are in memory at once: a few megabytes.
 RESIDUALS_AT_ONCE = 1_024
 
-# Tokens decompressed at once. 1,024 float32 embeddings of 128 dimensions are half a megabyte: they stay in the second
-# level cache while they are multiplied (measured from 256 to 4,096: the fastest, by little).
-TOKENS_AT_ONCE = 1_024
+# Rows multiplied at once: 1,024 tokens or centroids of 128 dimensions, and their products with 32 query tokens, are a
+# quarter of a megabyte and stay in the second level cache.
+ROWS_AT_ONCE = 1_024
+
+# A similarity of 1 is this many steps of an int16, whatever the length of the query's vectors.
+LARGEST_STEP = 32_000
+LARGEST_INT8 = 127
+
+# Passage ids this close together are counted in an array with a place for each.
+DENSE_SPAN = 1 << 24
+
+Codes = NDArray[np.uint16] | NDArray[np.uint32]
 
 
 class Postings(Protocol):
@@ -40,10 +57,10 @@ class Postings(Protocol):
     def all_passage_ids(self) -> NDArray[np.int64]:
         """Ids of the passages that have tokens, rising."""
 
-    def inverted_lists(self, centroid_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Ids of passages with a token in any of these centroids: rising, each once. PLAID §4.1."""
+    def inverted_lists(self, centroid_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids of the passages with a token in each of these centroids, list after list, and int64 offsets [n + 1]."""
 
-    def codes(self, passage_ids: NDArray[np.int64]) -> tuple[NDArray[np.uint16 | np.uint32], NDArray[np.int64]]:
+    def codes(self, passage_ids: NDArray[np.int64]) -> tuple[Codes, NDArray[np.int64]]:
         """Codes of these passages, one after another in the order given, and int64 offsets [n + 1] into them."""
 
     def residuals(self, passage_ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -84,21 +101,71 @@ class ArrayPostings:
     def all_passage_ids(self) -> NDArray[np.int64]:
         return self.passage_ids[np.diff(self.offsets) > 0]
 
-    def inverted_lists(self, centroid_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        listed = np.zeros(len(self.passage_ids), bool)
-        for centroid in centroid_ids[centroid_ids < len(self._list_offsets) - 1]:
-            listed[self._lists[self._list_offsets[centroid] : self._list_offsets[centroid + 1]]] = True
-        return self.passage_ids[listed]
+    def inverted_lists(self, centroid_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        known = np.minimum(centroid_ids, len(self._list_offsets) - 2)
+        lists = [self._lists[self._list_offsets[i] : self._list_offsets[i + 1]] for i in known]
+        lists = [found if i == j else found[:0] for found, i, j in zip(lists, known, centroid_ids, strict=True)]
+        offsets = np.cumsum([0, *map(len, lists)])
+        return self.passage_ids[np.concatenate([*lists, np.empty(0, np.int64)])], offsets
 
-    def codes(self, passage_ids: NDArray[np.int64]) -> tuple[NDArray[np.uint16 | np.uint32], NDArray[np.int64]]:
-        return _take(self.token_codes, self.offsets, np.searchsorted(self.passage_ids, passage_ids))
+    def codes(self, passage_ids: NDArray[np.int64]) -> tuple[Codes, NDArray[np.int64]]:
+        positions = np.searchsorted(self.passage_ids, passage_ids)
+        parts = [self.token_codes[self.offsets[i] : self.offsets[i + 1]] for i in positions]
+        return np.concatenate([self.token_codes[:0], *parts]), np.cumsum([0, *map(len, parts)])
 
     def residuals(self, passage_ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         return self.token_residuals, self.offsets[np.searchsorted(self.passage_ids, passage_ids)]
 
 
+class Query:
+    """One query, made ready for whole-number products with the centroids and residuals of one codec.
+
+    :param embeddings: float32 [n_query_tokens, dim], at least one token
+    :raises ShapeError: if they do not fit the codec
+    """
+
+    def __init__(self, embeddings: NDArray[np.float32], codec: ResidualCodec) -> None:
+        if embeddings.ndim != 2 or len(embeddings) == 0 or embeddings.shape[1] != codec.dim:
+            raise ShapeError(f"a query of shape {embeddings.shape} does not fit an index of {codec.dim} dimensions")
+        self.embeddings = np.ascontiguousarray(embeddings, np.float32)
+        self.codec = codec
+        largest = np.abs(self.embeddings).max(axis=1, keepdims=True)
+        steps = np.where(largest > 0, largest, 1) / LARGEST_INT8
+        self._values = np.rint(self.embeddings / steps).astype(np.int8)
+        self._steps = steps.ravel().astype(np.float32)
+        longest = float(np.linalg.norm(self.embeddings, axis=1).max())
+        # The rounded values may be a little longer than the query they stand for.
+        self.score_step = np.float32((longest or 1.0) * 1.02 / LARGEST_STEP)
+        self.centroid_scores = np.empty((0, len(embeddings)), np.int16)
+
+    def probe(self, nprobe: int) -> NDArray[np.int64]:
+        """Stage 1: score all centroids, and return the ``nprobe`` best of each query token, the smaller id on ties.
+
+        :return: int64 centroid ids [n_query_tokens, nprobe], best first; all of them if there are no more
+
+        ``centroid_scores`` then has int16 [n_centroids, n_query_tokens], in steps of ``score_step``.
+        """
+        codec, n_tokens = self.codec, len(self.embeddings)
+        products = Products(self._values, ROWS_AT_ONCE)
+        self.centroid_scores = np.empty((codec.n_centroids, n_tokens), np.int16)
+        shape = n_tokens, min(nprobe, codec.n_centroids)
+        best, rows = np.full(shape, kernels.NOTHING, np.int16), np.zeros(shape, np.int64)
+        scales = self._steps / self.score_step
+        for first in range(0, codec.n_centroids, ROWS_AT_ONCE):
+            of_block = products.of(codec.directions[first : first + ROWS_AT_ONCE])
+            kernels.score_centroids(of_block, first, codec.inverse_norms, scales, self.centroid_scores, best, rows)
+        return rows
+
+    def residual_products(self, n_rows: int) -> tuple[Products, NDArray[np.float32]]:
+        """Products with unpacked levels, and what each counts when its token's scale is 1: float32 [n_query_tokens]."""
+        n_values = 8 // self.codec.nbits
+        padded = np.pad(self._values, ((0, 0), (0, -self.codec.dim % n_values)))
+        assert self.codec.scale_step is not None
+        return Products(padded, n_rows), self._steps * np.float32(self.codec.level_step * self.codec.scale_step)
+
+
 def search(
-    query: NDArray[np.float32],
+    embeddings: NDArray[np.float32],
     codec: ResidualCodec,
     postings: Postings,
     settings: SearchSettings,
@@ -107,7 +174,7 @@ def search(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Passage ids and scores of every passage that reached stage 4, best first, ties by smaller passage id.
 
-    :param query: float32 [n_query_tokens, dim], at least one token
+    :param embeddings: float32 [n_query_tokens, dim] of the query, at least one token
     :param allowed: int64, rising: only these passages may be found. They cut the candidates before ``ndocs`` does
     :param exhaustive: score every passage, or every allowed one, instead of the most promising
     :return: int64 and float32 [n], at most ``ndocs // 4`` unless exhaustive. So few passages, in the index or allowed,
@@ -117,101 +184,112 @@ def search(
 
     PLAID §4.
     """
-    query = _checked_query(query, codec)
+    return search_many([embeddings], codec, postings, settings, allowed, exhaustive)[0]
+
+
+def search_many(
+    queries: Sequence[NDArray[np.float32]],
+    codec: ResidualCodec,
+    postings: Postings,
+    settings: SearchSettings,
+    allowed: NDArray[np.int64] | None = None,
+    exhaustive: bool = False,
+) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """What :func:`search` finds for each of several queries; what more than one of them needs is read once."""
+    prepared = [Query(embeddings, codec) for embeddings in queries]
+    probed = [query.probe(settings.nprobe) for query in prepared]
     n_exact = settings.ndocs // 4
+    read_codes: Callable[[NDArray[np.int64]], tuple[Codes, NDArray[np.int64]]] = postings.codes
     if allowed is not None and (exhaustive or len(allowed) <= n_exact):
-        blocks = _read(postings, allowed)
+        chosen = [allowed] * len(queries)
     elif exhaustive or postings.has_at_most(n_exact):
-        blocks = _read(postings, _only(postings.all_passage_ids(), allowed))
+        chosen = [_only(postings.all_passage_ids(), allowed)] * len(queries)
     else:
-        blocks = _most_promising(query, codec, postings, settings, allowed)
-    passage_ids, scores = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    for ids, codes, offsets in blocks:
-        residuals, starts = postings.residuals(ids)
-        passage_ids.append(ids)
-        scores.append(rescore(query, codec, codes, offsets, residuals, starts))
-    found, score = np.concatenate(passage_ids), np.concatenate(scores)
-    order = np.lexsort((found, -score))
-    return found[order], score[order]
+        chosen = _candidates(prepared, probed, postings, settings.ndocs, allowed)
+        if any(len(ids) > n_exact for ids in chosen):
+            chosen, read_codes = _most_promising(prepared, chosen, postings, n_exact)
+    wanted = _union(chosen)
+    scores = [np.empty(len(ids), np.float32) for ids in chosen]
+    for first in range(0, len(wanted), RESIDUALS_AT_ONCE):
+        block = wanted[first : first + RESIDUALS_AT_ONCE]
+        tokens = *read_codes(block), *postings.residuals(block)
+        for query, ids, of_query in zip(prepared, chosen, scores, strict=True):
+            begin, end = np.searchsorted(ids, (block[0], block[-1] + 1))
+            of_query[begin:end] = rescore(query, *tokens, np.searchsorted(block, ids[begin:end]))
+    return [_ranked(ids, of_query) for ids, of_query in zip(chosen, scores, strict=True)]
 
 
-def probe_centroids(centroid_scores: NDArray[np.float32], nprobe: int) -> NDArray[np.int64]:
-    """Stage 1: the ``nprobe`` best centroids of each query token, the smaller id on ties.
+def score_lists(
+    query: Query, probed: NDArray[np.int64], listed: NDArray[np.int64], offsets: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Stage 2: the passages in any probed list, rising, and what each scores at most by its centroids.
 
-    :param centroid_scores: float32 [n_centroids, n_query_tokens], cosine, higher is better
-    :return: int64 centroid ids, rising, each once; all of them if there are no more than ``nprobe``
+    :param probed: int64 [n_query_tokens, nprobe] as :meth:`Query.probe` gives them
+    :param listed: int64, ids of passages, list after list, one list for each centroid of ``np.unique(probed)``
+    :param offsets: int64 [n_lists + 1] into them
+    :return: int64 ids and int64 scores, in steps of ``score_step`` above that of a passage which answers each query
+        token as well as the last centroid it probed: what is assumed of a token none of whose lists name the passage
 
-    PLAID §4.1.
+    XTR, Lee et al. 2023, §3.3; WARP, Scheerer et al. 2025.
     """
-    return np.unique(kernels.top_rows(kernels.fixed(centroid_scores), min(nprobe, len(centroid_scores))))
-
-
-def prune_and_interact(
-    codes: NDArray[np.uint16 | np.uint32],
-    offsets: NDArray[np.int64],
-    centroid_scores: NDArray[np.float32],
-    centroid_score_threshold: float,
-) -> NDArray[np.float32]:
-    """Stage 2: approximate MaxSim as in :func:`interact`, without centroids that suit no query token.
-
-    :param centroid_score_threshold: a centroid that scores below this for every query token is left out
-    :return: float32 [n_passages]; a passage with no centroid left, or without tokens, scores ``-inf``
-    :raises IndexCorrupt: if codes or offsets contradict each other or the centroids
-
-    PLAID §4.3, equation 5.
-    """
-    _check_codes(codes, offsets, len(centroid_scores))
-    # Scores become whole steps of 1/32,766 of the largest: finer than anything an approximate score can tell apart.
-    largest = max(centroid_scores.max(), -centroid_scores.min())
-    steps_per_unit = np.float32(32_766 / largest if largest > 0 else 1)
-    table = kernels.quantise_scores(
-        kernels.fixed(centroid_scores), steps_per_unit, np.float32(centroid_score_threshold)
-    )
-    sums = kernels.sum_best(kernels.fixed(codes), kernels.fixed(offsets), table)
-    scores = (sums / steps_per_unit).astype(np.float32)
-    scores[sums == int(kernels.PRUNED) * centroid_scores.shape[1]] = -np.inf
-    return scores
+    if len(listed) == 0:
+        return listed, listed
+    lists = np.searchsorted(np.unique(probed), probed)
+    of_probed = query.centroid_scores[probed, np.arange(len(probed))[:, None]].astype(np.int32)
+    gains = of_probed - of_probed[:, -1:]
+    lowest, span = int(listed.min()), int(np.ptp(listed)) + 1
+    if span <= DENSE_SPAN:
+        ids, numbers = None, listed - lowest
+    else:
+        ids, numbers = np.unique(listed, return_inverse=True)
+        span = len(ids)
+    sums = kernels.sum_listed(numbers, offsets, lists, gains, span)
+    found = np.flatnonzero(sums >= 0)
+    return found + lowest if ids is None else ids[found], sums[found]
 
 
 def interact(
-    codes: NDArray[np.uint16 | np.uint32], offsets: NDArray[np.int64], centroid_scores: NDArray[np.float32]
+    query: Query, codes: Codes, offsets: NDArray[np.int64], positions: NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
     """Stage 3: approximate MaxSim of each passage, its centroids standing in for its embeddings.
 
     :param codes: unsigned [n_tokens], centroid of each passage token, one passage after another
     :param offsets: int64 [n_passages + 1], passage i owns ``codes[offsets[i]:offsets[i + 1]]``
-    :param centroid_scores: float32 [n_centroids, n_query_tokens], cosine, higher is better
-    :return: float32 [n_passages], within 1/32,766 of the largest centroid score for each query token; a passage
-        without tokens scores ``-inf``
+    :param positions: int64 [n]: only these passages, in this order; default: all
+    :return: float32 [n], within a step of ``score_step`` for each query token; a passage without tokens scores ``-inf``
     :raises IndexCorrupt: if codes or offsets contradict each other or the centroids
 
     PLAID §4.2, equations 3 and 4.
     """
-    return prune_and_interact(codes, offsets, centroid_scores, -np.inf)
+    _check_codes(codes, offsets, len(query.centroid_scores))
+    positions = np.arange(len(offsets) - 1) if positions is None else positions
+    sums = kernels.sum_best(kernels.fixed(codes), offsets[positions], offsets[positions + 1], query.centroid_scores)
+    scores = (sums * query.score_step).astype(np.float32)
+    scores[offsets[positions] == offsets[positions + 1]] = -np.inf
+    return scores
 
 
 def rescore(
-    query: NDArray[np.float32],
-    codec: ResidualCodec,
-    codes: NDArray[np.uint16 | np.uint32],
+    query: Query,
+    codes: Codes,
     offsets: NDArray[np.int64],
     residuals: NDArray[np.uint8],
     starts: NDArray[np.int64],
+    positions: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
-    """Stage 4: MaxSim of each passage over its decompressed, L2-normalised embeddings.
+    """Stage 4: MaxSim of each passage over the sums of centroid and residual.
 
-    :param query: float32 [n_query_tokens, dim]
     :param codes: unsigned [n_tokens], one passage after another
     :param offsets: int64 [n_passages + 1], passage i owns ``codes[offsets[i]:offsets[i + 1]]``
     :param residuals: uint8 [n_rows, bytes_per_token]
     :param starts: int64 [n_passages], the first of passage i's rows in ``residuals``
-    :return: float32 [n_passages]; a passage without tokens scores ``-inf``
-    :raises ShapeError: if the query does not fit the codec
+    :param positions: int64 [n]: only these passages, in this order; default: all
+    :return: float32 [n]; a passage without tokens scores ``-inf``
     :raises IndexCorrupt: if the arrays contradict each other or the codec
 
-    PLAID §4.4.
+    PLAID §4.4. q·e = q·c + q·r: the first is known from stage 1, so that only residuals are unpacked and multiplied.
     """
-    query = _checked_query(query, codec)
+    codec = query.codec
     _check_codes(codes, offsets, codec.n_centroids)
     lengths = np.diff(offsets)
     if residuals.dtype != np.uint8 or residuals.ndim != 2 or residuals.shape[1] != codec.bytes_per_token:
@@ -220,84 +298,128 @@ def rescore(
         )
     if len(starts) != len(lengths) or np.any(starts < 0) or np.any(starts > len(residuals) - lengths):
         raise IndexCorrupt(f"a passage's residuals lie outside the {len(residuals)} rows that were read")
-    codes, offsets, residuals, starts = map(kernels.fixed, (codes, offsets, residuals, starts))
-    # Multiplying by a contiguous [dim, n_query_tokens] is up to a third faster than by a transposed view.
-    transposed = np.ascontiguousarray(query.T)
-    room = max(TOKENS_AT_ONCE, int(lengths.max(initial=0)))
-    values, inverse_norms = codec.scratch(room), np.empty(room, np.float32)
-    similarities = np.empty((room, len(query)), np.float32)
-    scores = np.empty(len(lengths), np.float32)
+    positions = np.arange(len(lengths)) if positions is None else positions
+    starts, lengths, first_codes = starts[positions], lengths[positions], offsets[positions]
+    if codec.scale_step is None:
+        return _rescore_normalised(query, codes, first_codes, residuals, starts, lengths)
+    ends = starts + lengths
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    codes, residuals = kernels.fixed(codes), kernels.fixed(residuals)
+    n_rows = max(ROWS_AT_ONCE, int(lengths.max(initial=0)))
+    products, token_steps = query.residual_products(n_rows)
+    words = np.empty((n_rows, codec.bytes_per_token - 1), codec.levels_of_byte.dtype)
+    scores = np.empty(len(positions), np.float32)
     first = 0
-    while first < len(lengths):
-        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + TOKENS_AT_ONCE, side="right")) - 1)
-        n_tokens = int(offsets[last] - offsets[first])
-        kernels.decompress_passages(
-            codes,
-            offsets[first : last + 1],
+    while first < len(positions):
+        last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + ROWS_AT_ONCE, side="right")) - 1)
+        these = slice(first, last)
+        kernels.unpack_levels(residuals, starts[these], ends[these], codec.levels_of_byte, words)
+        kernels.sum_best_similarities(
+            products.of(words.view(np.int8)[: bounds[last] - bounds[first]]),
+            token_steps,
             residuals,
-            starts[first:last],
-            codec.centroids,
-            codec.weights_of_byte,
-            codec.values_per_byte,
-            values,
-            inverse_norms,
+            starts[these],
+            ends[these],
+            codes,
+            first_codes[these],
+            query.centroid_scores,
+            query.score_step,
+            scores[these],
         )
-        np.matmul(values[:n_tokens, : codec.dim], transposed, out=similarities[:n_tokens])
-        kernels.sum_best_similarities(similarities, inverse_norms, offsets[first : last + 1], scores[first:last])
         first = last
     return scores
 
 
-def _read(
-    postings: Postings, passage_ids: NDArray[np.int64], n_at_once: int = RESIDUALS_AT_ONCE
-) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
-    """Passage ids with their codes and offsets, so many passages at a time."""
-    for first in range(0, len(passage_ids), n_at_once):
-        ids = passage_ids[first : first + n_at_once]
-        yield ids, *postings.codes(ids)
+def _rescore_normalised(
+    query: Query,
+    codes: Codes,
+    first_codes: NDArray[np.int64],
+    residuals: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """The same for codecs without scales, whose embeddings are normalised: not made for speed."""
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    within = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
+    embeddings = query.codec.decompress(
+        codes[np.repeat(first_codes, lengths) + within], residuals[np.repeat(starts, lengths) + within]
+    )
+    return maxsim_scores(query.embeddings, embeddings, bounds)
+
+
+def _candidates(
+    queries: Sequence[Query],
+    probed: Sequence[NDArray[np.int64]],
+    postings: Postings,
+    ndocs: int,
+    allowed: NDArray[np.int64] | None,
+) -> list[NDArray[np.int64]]:
+    """Stage 2 for each query: at most ``ndocs`` passage ids, rising."""
+    centroids = _union([np.unique(p) for p in probed])
+    listed, offsets = postings.inverted_lists(centroids)
+    if (
+        len(offsets) != len(centroids) + 1
+        or offsets[0] != 0
+        or offsets[-1] != len(listed)
+        or np.any(np.diff(offsets) < 0)
+    ):
+        raise IndexCorrupt("the inverted lists that were read contradict each other")
+    candidates = []
+    for query, of_query in zip(queries, probed, strict=True):
+        mine = np.searchsorted(centroids, np.unique(of_query))
+        if len(mine) == len(centroids):
+            ids, scores = score_lists(query, of_query, listed, offsets)
+        else:
+            parts = [listed[offsets[i] : offsets[i + 1]] for i in mine]
+            ids, scores = score_lists(query, of_query, np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
+        if allowed is not None:
+            ids, kept, _ = np.intersect1d(ids, allowed, assume_unique=True, return_indices=True)
+            scores = scores[kept]
+        candidates.append(ids[_highest(scores, ndocs)])
+    return candidates
 
 
 def _most_promising(
-    query: NDArray[np.float32],
-    codec: ResidualCodec,
-    postings: Postings,
-    settings: SearchSettings,
-    allowed: NDArray[np.int64] | None,
-) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]:
-    """Stages 1 to 3: the ``ndocs // 4`` best passages by approximate score, in blocks as :func:`_read` gives them."""
-    centroid_scores = codec.centroids @ np.ascontiguousarray(query.T)
-    candidates = _only(postings.inverted_lists(probe_centroids(centroid_scores, settings.nprobe)), allowed)
-    if len(candidates) <= settings.ndocs // 4:
-        yield from _read(postings, candidates)
-        return
-    # The best of each block go on to meet the next, so that memory does not grow with the number of candidates.
-    ids, scores = np.empty(0, np.int64), np.empty(0, np.float32)
-    codes, offsets = np.empty(0, np.uint16), np.zeros(1, np.int64)
-    for block_ids, block_codes, block_offsets in _read(postings, candidates, CODES_AT_ONCE):
-        ids = np.concatenate([ids, block_ids])
-        codes = np.concatenate([codes, block_codes]) if len(codes) else block_codes
-        offsets = np.concatenate([offsets[:-1], block_offsets + offsets[-1]])
-        if len(candidates) > settings.ndocs:
-            approximate = prune_and_interact(
-                block_codes, block_offsets, centroid_scores, settings.centroid_score_threshold
-            )
-            scores = np.concatenate([scores, approximate])
-            best = _highest(scores, settings.ndocs)
-            ids, scores = ids[best], scores[best]
-            codes, offsets = _take(codes, offsets, best)
-    best = _highest(interact(codes, offsets, centroid_scores), settings.ndocs // 4)
-    codes, offsets = _take(codes, offsets, best)
-    ids = ids[best]
-    for first in range(0, len(ids), RESIDUALS_AT_ONCE):
-        last = min(first + RESIDUALS_AT_ONCE, len(ids))
-        yield ids[first:last], codes[offsets[first] : offsets[last]], offsets[first : last + 1] - offsets[first]
+    queries: Sequence[Query], candidates: Sequence[NDArray[np.int64]], postings: Postings, n: int
+) -> tuple[list[NDArray[np.int64]], Callable[[NDArray[np.int64]], tuple[Codes, NDArray[np.int64]]]]:
+    """Stage 3 for each query: the best ``n`` of its candidates, rising; and where their codes can be had again."""
+    every = _union(candidates)
+    codes, offsets = postings.codes(every)
+    best = []
+    for query, ids in zip(queries, candidates, strict=True):
+        scores = interact(query, codes, offsets, np.searchsorted(every, ids))
+        best.append(ids[_highest(scores, n)])
+
+    def again(passage_ids: NDArray[np.int64]) -> tuple[Codes, NDArray[np.int64]]:
+        positions = np.searchsorted(every, passage_ids)
+        taken = np.zeros(len(positions) + 1, np.int64)
+        np.cumsum(offsets[positions + 1] - offsets[positions], out=taken[1:])
+        out = np.empty(taken[-1], codes.dtype)
+        kernels.gather_ranges(kernels.fixed(codes), offsets[positions], taken, out)
+        return out, taken
+
+    return best, again
+
+
+def _union(ids: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Every id once, rising, of lists of which each is that already."""
+    if all(one is ids[0] for one in ids[1:]):
+        return ids[0] if len(ids) else np.empty(0, np.int64)
+    return np.unique(np.concatenate(ids))
+
+
+def _ranked(
+    passage_ids: NDArray[np.int64], scores: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    order = np.lexsort((passage_ids, -scores))
+    return passage_ids[order], scores[order]
 
 
 def _only(passage_ids: NDArray[np.int64], allowed: NDArray[np.int64] | None) -> NDArray[np.int64]:
     return passage_ids if allowed is None else np.intersect1d(passage_ids, allowed, assume_unique=True)
 
 
-def _highest(scores: NDArray[np.float32], n: int) -> NDArray[np.int64]:
+def _highest(scores: NDArray[np.int64] | NDArray[np.float32], n: int) -> NDArray[np.int64]:
     """Positions of the ``n`` highest scores, rising; of equal ones the later, as the reference implementation cuts."""
     if len(scores) <= n:
         return np.arange(len(scores))
@@ -306,23 +428,6 @@ def _highest(scores: NDArray[np.float32], n: int) -> NDArray[np.int64]:
     equal = np.flatnonzero(scores == cut)
     chosen[equal[len(equal) - (n - np.count_nonzero(chosen)) :]] = True
     return np.flatnonzero(chosen)
-
-
-def _take(
-    values: NDArray[Any], offsets: NDArray[np.int64], positions: NDArray[np.int64]
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Values and offsets of only these passages, in the order given."""
-    taken = np.zeros(len(positions) + 1, np.int64)
-    np.cumsum(offsets[positions + 1] - offsets[positions], out=taken[1:])
-    out = np.empty(taken[-1], values.dtype)
-    kernels.gather_ranges(kernels.fixed(values), offsets[positions], taken, out)
-    return out, taken
-
-
-def _checked_query(query: NDArray[np.float32], codec: ResidualCodec) -> NDArray[np.float32]:
-    if query.ndim != 2 or len(query) == 0 or query.shape[1] != codec.dim:
-        raise ShapeError(f"a query of shape {query.shape} does not fit an index of {codec.dim} dimensions")
-    return np.ascontiguousarray(query, np.float32)
 
 
 def _check_codes(codes: NDArray[Any], offsets: NDArray[np.int64], n_centroids: int) -> None:

@@ -65,14 +65,14 @@ def pack_ids(ids: NDArray[np.int64]) -> bytes:
     return values.tobytes()
 
 
-def unpack_ids(blobs: Sequence[object]) -> list[NDArray[np.int64]]:
-    """Return the ids of each packed list.
+def unpack_ids(blobs: Sequence[object]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the ids of packed lists, one list after another, and the length of each: int64, int64 [n].
 
     :raises IndexCorrupt: if a list is not made of 16-bit gaps
     """
-    lists = []
-    for blob in blobs:
-        gaps = from_blob(blob, GAPS, "an inverted list")
-        positions = np.cumsum(gaps, dtype=np.int64)
-        lists.append(positions[gaps != _SKIP])
-    return lists
+    gaps, offsets = from_blobs(blobs, GAPS, "inverted lists")
+    ends = np.concatenate([[0], np.cumsum(gaps, dtype=np.int64)])
+    named = gaps != _SKIP
+    ids = ends[1:] - np.repeat(ends[offsets[:-1]], np.diff(offsets))
+    lengths = np.diff(np.concatenate([[0], np.cumsum(named)])[offsets])
+    return ids[named], lengths

@@ -129,14 +129,11 @@ def _check_lists(store: Store, codec: StoredCodec) -> list[str]:
             owners = np.repeat(passage_ids, doclens)
             from_codes.append(np.unique(owners * n_centroids + np.minimum(codes, n_centroids - 1)))
         rows = store.conn.execute(f"SELECT centroid, passage_ids FROM {store.table('ivf')}").fetchall()
-        lists = unpack_ids([row[1] for row in rows])
+        ids, lengths = unpack_ids([row[1] for row in rows])
     except ColbertError as error:
         return [str(error)]
-    listed = [
-        np.empty(0, np.int64),
-        *(ids * n_centroids + centroid for (centroid, _), ids in zip(rows, lists, strict=True)),
-    ]
-    expected, found = np.concatenate(from_codes), np.concatenate(listed)
+    found = ids * n_centroids + np.repeat(np.array([row[0] for row in rows], np.int64), lengths)
+    expected = np.concatenate([np.empty(0, np.int64), *from_codes])
     problems = []
     if len(missing := np.setdiff1d(expected, found)):
         problems.append(f"passages missing from inverted lists: {_some(_owners(missing, n_centroids))}")

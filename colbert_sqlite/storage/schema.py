@@ -116,6 +116,7 @@ def create_statements(index: str, keys: Sequence[str], key_types: Sequence[str],
     bucket_cutoffs BLOB NOT NULL,
     bucket_weights BLOB NOT NULL,
     avg_residual REAL NOT NULL,
+    scale_step REAL NOT NULL,
     codes_dtype TEXT NOT NULL,
     block_tokens INTEGER NOT NULL,
     stream_tokens INTEGER NOT NULL

@@ -39,16 +39,24 @@ class Snapshot:
         cursor = self._conn.execute(f"SELECT passage_id FROM {self._codes} ORDER BY passage_id")
         return np.fromiter((row[0] for row in cursor), np.int64)
 
-    def inverted_lists(self, centroid_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the sorted, distinct ids of the passages that have a token in any of these centroids."""
+    def inverted_lists(self, centroid_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the ids of the passages with a token in each of these centroids, list after list, and offsets [n + 1].
+
+        :raises IndexCorrupt: if a list is not made of 16-bit gaps
+        """
         rows = self._conn.execute(
-            f"SELECT passage_ids FROM {self._ivf} WHERE centroid IN (SELECT value FROM json_each(?))",
+            f"SELECT ids.key, i.passage_ids FROM json_each(?) AS ids CROSS JOIN {self._ivf} AS i"
+            " ON i.centroid = ids.value",
             (json.dumps(centroid_ids.tolist()),),
         ).fetchall()
-        lists = unpack_ids([row[0] for row in rows])
-        return np.unique(np.concatenate(lists)) if lists else np.empty(0, np.int64)
+        listed, lengths = unpack_ids([blob for _, blob in rows])
+        offsets = np.zeros(len(centroid_ids) + 1, np.int64)
+        offsets[[1 + key for key, _ in rows]] = lengths
+        return listed, np.cumsum(offsets)
 
-    def codes(self, passage_ids: NDArray[np.int64]) -> tuple[NDArray[np.uint16 | np.uint32], NDArray[np.int64]]:
+    def codes(
+        self, passage_ids: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint16] | NDArray[np.uint32], NDArray[np.int64]]:
         """Return the codes of these passages, concatenated in this order, and offsets [n + 1].
 
         :raises IndexCorrupt: if a passage has no codes, or a list of codes has a broken length

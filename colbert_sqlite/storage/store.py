@@ -7,6 +7,7 @@ that span several calls (``connection.atomic``), reading token data for a search
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,13 +73,14 @@ class StoredCodec:
     bucket_cutoffs: NDArray[np.float32]
     bucket_weights: NDArray[np.float32]
     avg_residual: float
+    scale_step: float
     codes_dtype: str
     block_tokens: int
     stream_tokens: int
 
     @property
     def bytes_per_token(self) -> int:
-        return -(-self.dim * self.nbits // 8)
+        return _bytes_per_token(self.dim, self.nbits)
 
 
 class EncodedPassage(NamedTuple):
@@ -345,13 +347,14 @@ class Store:
         bucket_cutoffs: NDArray[np.float32],
         bucket_weights: NDArray[np.float32],
         avg_residual: float,
+        scale_step: float,
     ) -> None:
         """Store a trained codec; *centroids* int8 [n_centroids, dim] are directions of any length."""
         n_centroids, dim = centroids.shape
         (page_size,) = self.conn.execute("PRAGMA page_size").fetchone()
-        block_tokens = max(1, (page_size - _PAGE_OVERHEAD) // -(-dim * nbits // 8))
+        block_tokens = max(1, (page_size - _PAGE_OVERHEAD) // _bytes_per_token(dim, nbits))
         self.conn.execute(
-            f"INSERT INTO {self.table('codec')} VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+            f"INSERT INTO {self.table('codec')} VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
             (
                 nbits,
                 dim,
@@ -359,6 +362,7 @@ class Store:
                 bucket_cutoffs.astype(FLOATS).tobytes(),
                 bucket_weights.astype(FLOATS).tobytes(),
                 avg_residual,
+                scale_step,
                 codes_dtype(n_centroids),
                 block_tokens,
             ),
@@ -377,12 +381,12 @@ class Store:
         :raises IndexCorrupt: if sizes contradict each other
         """
         row = self.conn.execute(
-            "SELECT nbits, dim, n_centroids, bucket_cutoffs, bucket_weights, avg_residual, codes_dtype, block_tokens,"
-            f" stream_tokens FROM {self.table('codec')}"
+            "SELECT nbits, dim, n_centroids, bucket_cutoffs, bucket_weights, avg_residual, scale_step, codes_dtype,"
+            f" block_tokens, stream_tokens FROM {self.table('codec')}"
         ).fetchone()
         if row is None:
             return None
-        nbits, dim, n_centroids, cutoffs, weights, avg_residual, dtype, block_tokens, stream_tokens = row
+        nbits, dim, n_centroids, cutoffs, weights, avg_residual, scale_step, dtype, block_tokens, stream_tokens = row
         blobs = self.conn.execute(f"SELECT centroids FROM {self.table('centroids')} ORDER BY block").fetchall()
         name = self.entry.name
         centroids, _ = from_blobs([blob for (blob,) in blobs], CENTROIDS, f"centroids of index {name!r}")
@@ -395,6 +399,8 @@ class Store:
             and centroids.size == n_centroids * dim > 0
             and len(bucket_weights) == len(bucket_cutoffs) + 1 == 1 << nbits
             and bool(np.isfinite(bucket_weights).all())
+            and isinstance(scale_step, float)
+            and 0 < scale_step < math.inf
             and dtype in CODES
             and 0 < block_tokens <= 1 << 16
             and 0 <= stream_tokens < 1 << 40
@@ -408,6 +414,7 @@ class Store:
             bucket_cutoffs=bucket_cutoffs,
             bucket_weights=bucket_weights,
             avg_residual=avg_residual,
+            scale_step=scale_step,
             codes_dtype=dtype,
             block_tokens=block_tokens,
             stream_tokens=stream_tokens,
@@ -606,6 +613,11 @@ class Store:
                 (size,) = self.conn.execute(f"SELECT sum({lengths}) FROM {self.table(part)}").fetchone()
             sizes[part] = size or 0
         return sizes
+
+
+def _bytes_per_token(dim: int, nbits: int) -> int:
+    """A byte of scale, and the packed buckets."""
+    return 1 + -(-dim * nbits // 8)
 
 
 def _ids(cursor: sqlite3.Cursor) -> NDArray[np.int64]:

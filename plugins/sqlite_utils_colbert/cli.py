@@ -14,12 +14,14 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from colbert_sqlite import ColbertError, IndexNotFound, IndexSettings, SearchSettings, __version__
 from colbert_sqlite.settings import NBITS, Html
+from colbert_sqlite.timing import Stage, memory
 from sqlite_utils_colbert.output import (
     fit,
     output_options,
@@ -108,6 +110,13 @@ def model_options(function: Function) -> Function:
             help="What the model computes in",
         ),
         click.option("--device", help="Where the model runs: cpu, cuda, mps; default: the best there is"),
+        click.option(
+            "--backend",
+            type=click.Choice(["auto", "torch", "onnx"]),
+            default="auto",
+            show_default=True,
+            help="What runs the model; onnx is onnxruntime, which starts faster",
+        ),
     ):
         function = option(function)
     return function
@@ -117,6 +126,7 @@ moved_model_option = click.option("--model", help="Where the model is now, if no
 db_argument = click.argument("db", type=click.Path())
 index_argument = click.argument("index")
 json_option = click.option("--json", "as_json", is_flag=True, help="Output JSON")
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show time and memory of each stage at the end")
 silent_option = click.option("--silent", is_flag=True, help="Show no progress and no summary")
 
 
@@ -146,8 +156,10 @@ def colbert() -> None:
 @setting_option(IndexSettings, "heading", metavar="COLUMN")
 @setting_option(IndexSettings, "html", type=click.Choice(get_args(Html)), default="auto", show_default=True)
 @setting_option(IndexSettings, "max_tokens", type=int)
+@setting_option(IndexSettings, "pool_factor", type=int, default=1, show_default=True)
 @model_options
 @click.option("--replace", is_flag=True, help="Replace the index of this name, which is in use until then")
+@verbose_option
 @silent_option
 @click.pass_context
 def index(
@@ -158,6 +170,7 @@ def index(
     columns: tuple[str, ...],
     nbits: str,
     params: tuple[tuple[str, str], ...],
+    verbose: bool,
     silent: bool,
     **options: Any,
 ) -> None:
@@ -175,9 +188,12 @@ def index(
     started = time.perf_counter()
     with interruptible(ctx, ProgressDisplay(silent=silent)) as progress:
         made = Index.create(db, table, columns, nbits=int(nbits), params=dict(params), progress=progress, **options)
+    seconds = time.perf_counter() - started
     with made:
+        if verbose:
+            print_stages(made, seconds=seconds)
         if not silent:
-            summarise(made, seconds=time.perf_counter() - started)
+            summarise(made, seconds=seconds)
             search = [*ctx.command_path.split()[:-1], "search", db, made.name]
             click.echo(f"Search it: {shlex.join(search)} 'your question' -t", err=True)
 
@@ -192,9 +208,9 @@ def index(
 @click.option("--passages", is_flag=True, help="Output passages whole, and where they stand in their rows")
 @setting_option(SearchSettings, "nprobe", type=int)
 @setting_option(SearchSettings, "ndocs", type=int)
-@setting_option(SearchSettings, "centroid_score_threshold", "--threshold", type=float)
 @moved_model_option
 @model_options
+@click.option("-v", "--verbose", is_flag=True, help="Say which model and backend answered, and how fast")
 @output_options
 def search(
     db: str,
@@ -211,6 +227,8 @@ def search(
     dtype: str,
     batch_size: int | None,
     trust_remote_code: bool,
+    backend: str,
+    verbose: bool,
     **options: Any,
 ) -> None:
     """Find the rows that answer a query best
@@ -227,6 +245,7 @@ def search(
     from colbert_sqlite import Index
 
     refuse_two_formats(output, fmt)
+    started = time.perf_counter()
     with Index.open(
         db,
         index,
@@ -235,9 +254,13 @@ def search(
         dtype=dtype,
         batch_size=batch_size,
         trust_remote_code=trust_remote_code,
+        backend=backend,
     ) as opened:
         asked = spelled_as_in_table(db, opened.settings.table, columns)
         hits = opened.search(query, k, params=dict(params), **options)
+        if verbose:
+            seconds, encoder = time.perf_counter() - started, opened.encoder
+            click.echo(f"Answered by {encoder.name}, {encoder.backend}, in {seconds:.2f} s", err=True)
         shown = asked or (title_column(hits[0], opened.settings) if hits else [])
     if not hits:
         click.echo("Nothing matches.", err=True)
@@ -351,9 +374,10 @@ def drop(db: str, index: str, ignore: bool) -> None:
 @index_argument
 @moved_model_option
 @model_options
+@verbose_option
 @silent_option
 @click.pass_context
-def rebuild(ctx: click.Context, /, db: str, index: str, silent: bool, **options: Any) -> None:
+def rebuild(ctx: click.Context, /, db: str, index: str, verbose: bool, silent: bool, **options: Any) -> None:
     """Build an index anew from its table as it is now
 
     Its settings stay the same, and it is in use until the new one is complete. Interrupted, it goes on where it stopped
@@ -370,14 +394,18 @@ def rebuild(ctx: click.Context, /, db: str, index: str, silent: bool, **options:
     with Index.open(db, index, **options) as opened:
         with interruptible(ctx, ProgressDisplay(silent=silent)) as progress:
             opened.rebuild(progress=progress)
+        seconds = time.perf_counter() - started
+        if verbose:
+            print_stages(opened, seconds=seconds)
         if not silent:
-            summarise(opened, seconds=time.perf_counter() - started)
+            summarise(opened, seconds=seconds)
 
 
-@colbert.command()
+@colbert.group(cls=ColbertGroup, invoke_without_command=True)
 @json_option
-def models(as_json: bool) -> None:
-    """List the models that have a short name
+@click.pass_context
+def models(ctx: click.Context, /, as_json: bool) -> None:
+    """List the models that have a short name, or export a model
 
     The --model of an index may also be any folder, or any repository on the hub, that holds a ColBERT model.
 
@@ -386,6 +414,8 @@ def models(as_json: bool) -> None:
     \b
         sqlite-utils colbert models
     """
+    if ctx.invoked_subcommand:
+        return
     from colbert_sqlite.encoders import known_models
 
     known = known_models()
@@ -407,6 +437,30 @@ def models(as_json: bool) -> None:
     )
 
 
+@models.command()
+@click.argument("name")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--int8", is_flag=True, help="Keep the weights in eight bits: smaller and faster, and a little worse")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model")
+def export(name: str, folder: Path, int8: bool, trust_remote_code: bool) -> None:
+    """Write a model to a new folder that runs without torch
+
+    On another machine, pip install 'colbert-sqlite[onnx]' is then enough to search and to index with --model FOLDER. An
+    index made with NAME can be searched with FOLDER, and the other way round. An int8 export gives other embeddings, so
+    that it is a model of its own, for indexes made with it.
+
+    Example:
+
+    \b
+        sqlite-utils colbert models export minilm minilm-onnx
+    """
+    from colbert_sqlite.encoders import export_model
+
+    export_model(name, folder, int8=int8, trust_remote_code=trust_remote_code)
+    megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    click.echo(f"Wrote {name} to {folder}, {megabytes:.0f} MB. Use it: --model {shlex.quote(str(folder))}", err=True)
+
+
 @contextmanager
 def interruptible(ctx: click.Context, display: ProgressDisplay) -> Iterator[ProgressDisplay]:
     """Show the progress of a build; after Ctrl-C, say what is done and need not be done again."""
@@ -417,6 +471,31 @@ def interruptible(ctx: click.Context, display: ProgressDisplay) -> Iterator[Prog
         rows = f"{display.n_done:,} of {display.n_rows:,} rows are done" if display.n_rows else "no row is done yet"
         click.echo(f"Interrupted: {rows}. Run the same command again to go on.", err=True)
         ctx.exit(EXIT_INTERRUPTED)
+
+
+def print_stages(index: Index, *, seconds: float) -> None:
+    """Say where the time and the memory of a build of *seconds* went."""
+    report = index.build_report
+    assert report is not None, "it was just built"
+    stages = dict(report.stages)
+    stages["other"] = Stage(seconds - sum(stage.seconds for stage in stages.values()))
+    now = memory()
+    stages["in all"] = Stage(seconds, now.anonymous, now.peak)
+    print_table(
+        [
+            {
+                "stage": name,
+                "seconds": stage.seconds,
+                "share": f"{stage.seconds / seconds:.0%}",
+                "memory": "-" if stage.anonymous is None else size(stage.anonymous),
+                "peak": "-" if stage.peak is None else size(stage.peak),
+            }
+            for name, stage in stages.items()
+        ],
+        err=True,
+    )
+    rate = f"{report.n_tokens / seconds:,.0f} a second in all"
+    click.echo(f"{report.n_tokens:,} tokens encoded by {index.encoder.backend}, {rate}", err=True)
 
 
 def summarise(index: Index, *, seconds: float) -> None:

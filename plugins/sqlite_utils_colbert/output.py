@@ -66,7 +66,7 @@ def print_rows(rows: Sequence[Row], output: str | None) -> None:
         click.echo(line)
 
 
-def print_table(rows: Sequence[Row], fmt: str | None = None) -> None:
+def print_table(rows: Sequence[Row], fmt: str | None = None, *, err: bool = False) -> None:
     """Print *rows*, whose cells are already as short as they should be, as a table."""
     if not rows:
         return
@@ -79,7 +79,7 @@ def print_table(rows: Sequence[Row], fmt: str | None = None) -> None:
         # A text key such as 007 or 1e5 must not be read as a number.
         disable_numparse=True,
     )
-    click.echo(table)
+    click.echo(table, err=err)
 
 
 def terminal_width() -> int:

@@ -1,10 +1,11 @@
 """What compression and pruning cost: nDCG@10 and recall of an index against exhaustive MaxSim, beside BM25.
 
-    python -m tests.benchmarks.quality [--data ../shared/data] [--model minilm] [COLLECTION …]
+    python -m tests.benchmarks.quality [--data ../shared/data] [--model minilm] [--pool-factor 1] [COLLECTION …]
 
 A collection is a folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/test.tsv, any of them gzipped. Each is
 put in a fresh database, indexed at every nbits, and searched through ``Index.search`` with default settings. The
-embeddings are made once and shared by all, so the columns differ in nothing but the index. Prints Markdown.
+embeddings are made once and shared by all, so the columns differ in nothing but the index. Exhaustive MaxSim is always
+over all tokens, whatever the index pools. Prints Markdown, a row per collection and pool factor.
 """
 
 from __future__ import annotations
@@ -123,28 +124,31 @@ def overlap(run: Run, truth: Run, k: int) -> float:
     return float(np.mean(shares))
 
 
-def measure(folder: Path, encoder: RememberingEncoder) -> str:
+def measure(folder: Path, encoder: RememberingEncoder, pool_factors: Sequence[int]) -> Iterator[str]:
     corpus = [json.loads(line) for line in read_lines(folder / "corpus.jsonl")]
     qrels: dict[str, dict[str, int]] = {}
     for line in read_lines(folder / "qrels" / "test.tsv")[1:]:
         qid, doc, grade = line.split("\t")
         qrels.setdefault(qid, {})[doc] = int(grade)
     queries = {q["_id"]: q["text"] for q in map(json.loads, read_lines(folder / "queries.jsonl")) if q["_id"] in qrels}
-    cells = [folder.name, f"{len(corpus):,}", str(len(queries)), f"{ndcg(qrels, bm25(corpus, queries)):.3f}"]
+    lexical = ndcg(qrels, bm25(corpus, queries))
     truth: Run = {}
-    with tempfile.TemporaryDirectory() as temporary:
+    model: Any = encoder
+    for pool_factor in pool_factors:
+        cells: list[str] = []
         for nbits in NBITS:
-            path = Path(temporary) / f"{nbits}.db"
-            make_database(path, corpus)
-            model: Any = encoder
-            with Index.create(path, "documents", ["text"], heading="title", model=model, nbits=nbits) as index:
-                if not truth:
-                    truth = exhaustive(path, encoder, queries)
-                    cells.append(f"{ndcg(qrels, truth):.3f}")
-                run = search_all(index, queries, 10)
-                cells += [f"{ndcg(qrels, run):.3f}", f"{overlap(run, truth, 10):.3f}"]
-                cells.append(f"{overlap(search_all(index, queries, K), truth, K):.3f}")
-    return "| " + " | ".join(cells) + " |"
+            with tempfile.TemporaryDirectory() as temporary:
+                path = Path(temporary) / "quality.db"
+                make_database(path, corpus)
+                options: dict[str, Any] = {"heading": "title", "nbits": nbits, "pool_factor": pool_factor}
+                with Index.create(path, "documents", ["text"], model=model, **options) as index:
+                    truth = truth or exhaustive(path, encoder, queries)
+                    run = search_all(index, queries, 10)
+                    cells += [f"{ndcg(qrels, run):.3f}", f"{overlap(run, truth, 10):.3f}"]
+                    cells.append(f"{overlap(search_all(index, queries, K), truth, K):.3f}")
+                    cells.append(f"{index.info()['bytes'] / 1e6:.1f}")
+        whole = [f"{len(corpus):,}", str(len(queries)), f"{lexical:.3f}", f"{ndcg(qrels, truth):.3f}"]
+        yield "| " + " | ".join([folder.name, *whole, str(pool_factor), *cells]) + " |"
 
 
 def main() -> None:
@@ -152,14 +156,16 @@ def main() -> None:
     parser.add_argument("collections", nargs="*", default=["cranfield", "med", "cacm", "npl"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--model", default="minilm")
+    parser.add_argument("--pool-factor", type=int, nargs="+", default=[1])
     arguments = parser.parse_args()
-    columns = ["collection", "documents", "queries", "BM25", "exhaustive"]
-    columns += [f"{what}, {nbits} bits" for nbits in NBITS for what in ("index", "recall@10", f"recall@{K}")]
+    columns = ["collection", "documents", "queries", "BM25", "exhaustive", "pool factor"]
+    columns += [f"{what}, {nbits} bits" for nbits in NBITS for what in ("index", "recall@10", f"recall@{K}", "MB")]
     print("| " + " | ".join(columns) + " |")
-    print("|" + " --- |" * 3 + " ---: |" * (len(columns) - 3))
+    print("|" + " --- |" + " ---: |" * (len(columns) - 1))
     for collection in arguments.collections:
         encoder = RememberingEncoder(load_encoder(arguments.model))
-        print(measure(arguments.data / collection, encoder), flush=True)
+        for row in measure(arguments.data / collection, encoder, arguments.pool_factor):
+            print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,350 @@
+"""Token embeddings from an ONNX file, without torch.
+
+In: texts, and a folder: one that export.py wrote, or a checkpoint that brings its transformer as ONNX. Out: float32
+arrays, L2-normalised. Leaves to others: which folder to load (models.py), what a checkpoint's files say (checkpoint.py,
+sides.py), tokens (tokens.py).
+
+A folder that export.py wrote holds ``model.onnx`` (ids and attention mask in, normalised embeddings out), its weights
+in ``model.onnx.data``, ``tokenizer.json``, and ``colbert_sqlite.json``, which says what else there is to know.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from colbert_sqlite.encoders.checkpoint import Checkpoint, read_json, weight_files
+from colbert_sqlite.encoders.exports import DESCRIPTION, DESCRIPTION_FORMAT, MODEL, WEIGHTS, backend
+from colbert_sqlite.encoders.sides import read_tokenizer, read_vocabulary, side_of
+from colbert_sqlite.encoders.tokens import Side, encode, tokenize
+from colbert_sqlite.errors import ModelError
+
+# Of one batch, padding included.
+BATCH_TOKENS = 4096
+# The output of our exports, which are complete; then those of others, which end at the transformer or after it.
+EMBEDDINGS = "embeddings"
+HIDDEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
+TOKEN_OUTPUTS = (EMBEDDINGS, *HIDDEN_OUTPUTS)
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+ACTIVATIONS: dict[str | None, Callable[[NDArray[np.float32]], NDArray[np.float32]] | None] = {
+    None: None,
+    "torch.nn.modules.linear.Identity": None,
+    "torch.nn.modules.activation.Tanh": np.tanh,
+    "torch.nn.modules.activation.ReLU": lambda rows: np.maximum(rows, 0),
+}
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+ERRORS_ONLY = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What ``colbert_sqlite.json`` says: all but the numbers of the network and the words of the tokenizer."""
+
+    model: str  # what the exported model was called
+    fingerprint: str  # of the model these files stand for; an int8 model has one of its own
+    dim: int
+    int8: bool
+    onnx_bytes: int
+    queries: Side
+    passages: Side
+
+    def to_json(self) -> str:
+        values = {"format": DESCRIPTION_FORMAT, **asdict(self)}
+        for side in ("queries", "passages"):
+            values[side]["skip"] = sorted(values[side]["skip"])
+        return json.dumps(values, ensure_ascii=False, indent=2) + "\n"
+
+
+def read_description(folder: Path) -> Description:
+    """What an exported folder says about itself.
+
+    :raises ModelError: if that is damaged, or was written by another version
+    """
+    path = folder / DESCRIPTION
+    try:
+        values = read_json(path)
+        if (written := values.pop("format")) != DESCRIPTION_FORMAT:
+            raise ModelError(
+                f"{path} has format {written}, and this version reads format {DESCRIPTION_FORMAT}: export the model again"
+            )
+        for side in ("queries", "passages"):
+            values[side] = Side(**values[side] | {"skip": frozenset(values[side]["skip"])})
+            if not 0 < values[side].length:
+                raise ValueError(f"{side} of {values[side].length} tokens")
+        return Description(**values)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A map that a graph lacks. *weight* and *residual* are float32 [n_out, n_in], *bias* float32 [n_out]."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32] | None = None
+    activation: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
+    residual: NDArray[np.float32] | None = None
+
+    def __call__(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        out = rows @ self.weight.T
+        if self.bias is not None:
+            out += self.bias
+        if self.activation is not None:
+            out = self.activation(out)
+        return out if self.residual is None else out + rows @ self.residual.T
+
+
+class OnnxEncoder:
+    """A network that onnxruntime runs on the processor, fed with our tokens.
+
+    :param path: ONNX file; takes ``input_ids`` and ``attention_mask``, and ``token_type_ids`` if it must
+    :param projection: maps applied to what the file gives, for one that ends at the transformer
+    :param batch_size: texts in one batch; None fits it to their length
+    :raises ModelError: if onnxruntime can't read the file, or it is not such a network
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        name: str,
+        fingerprint: str,
+        dim: int,
+        queries: Side,
+        passages: Side,
+        tokenizer: Tokenizer,
+        projection: Sequence[Dense] = (),
+        int8: bool = False,
+        batch_size: int | None = None,
+    ) -> None:
+        self.name = name
+        self.fingerprint = fingerprint
+        self.tokenizer = tokenizer
+        self.backend = backend(int8)
+        self.dim = dim
+        self.queries = queries
+        self.passages = passages
+        self.query_length = queries.length
+        self.document_length = passages.length
+        self.n_special_tokens = len(tokenize(tokenizer, [""], passages)[0].ids)
+        self._path = path
+        self._projection = projection
+        self._batch_size = batch_size
+        self._session = _session(path)
+        self._inputs = {node.name for node in self._session.get_inputs()}
+        outputs = {node.name: node.shape for node in self._session.get_outputs()}
+        self._output = next((name for name in TOKEN_OUTPUTS if name in outputs), next(iter(outputs)))
+        shape = outputs[self._output]
+        if not {"input_ids", "attention_mask"} <= self._inputs <= set(INPUTS) or len(shape) != 3:
+            raise ModelError(f"{path} does not turn token ids into an embedding per token")
+        if isinstance(shape[2], int) and shape[2] == dim and self._output not in HIDDEN_OUTPUTS:
+            self._projection = ()
+        elif isinstance(shape[2], int) and shape[2] != (projection[0].weight.shape[1] if projection else dim):
+            raise ModelError(f"{path} gives {shape[2]} dimensions, and its model has {dim}")
+
+    def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """One array [n_tokens, dim] per query, rows L2-normalised, in the order of *texts*."""
+        return self._encode(texts, self.queries)
+
+    def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """One array [n_tokens, dim] per passage, rows L2-normalised, skiplist tokens left out."""
+        return self._encode(texts, self.passages)
+
+    def _encode(self, texts: Sequence[str], side: Side) -> list[NDArray[np.float32]]:
+        return encode(
+            self.tokenizer,
+            texts,
+            side,
+            self._run,
+            dim=self.dim,
+            max_tokens=BATCH_TOKENS,
+            max_count=self._batch_size,
+        )
+
+    def _run(self, ids: NDArray[np.int64], attention: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[n_texts, n_tokens, dim], padding included."""
+        feeds = {"input_ids": ids, "attention_mask": attention}
+        if "token_type_ids" in self._inputs:
+            feeds["token_type_ids"] = np.zeros_like(ids)
+        try:
+            (found,) = self._session.run([self._output], feeds)
+        except Exception as error:
+            raise ModelError(f"{self._path} fails: {_first_line(error)}") from error
+        rows: NDArray[np.float32] = found.astype(np.float32, copy=False)
+        for dense in self._projection:
+            rows = dense(rows)
+        if self._output != EMBEDDINGS:
+            rows = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+        return rows
+
+
+def from_export(folder: Path, *, name: str, batch_size: int | None) -> OnnxEncoder:
+    """The encoder of a folder that export.py wrote.
+
+    :raises ModelError: if a file is missing or damaged
+    """
+    description = check_export(folder)
+    return OnnxEncoder(
+        folder / MODEL,
+        name=name,
+        fingerprint=description.fingerprint,
+        dim=description.dim,
+        queries=description.queries,
+        passages=description.passages,
+        tokenizer=read_tokenizer(folder),
+        int8=description.int8,
+        batch_size=batch_size,
+    )
+
+
+def check_export(folder: Path) -> Description:
+    """What an exported folder says about itself, if all of it is there.
+
+    :raises ModelError: if a file is missing, cut short or damaged
+    """
+    description = read_description(folder)
+    if (found := onnx_bytes(folder)) != description.onnx_bytes:
+        wanted = f"{description.onnx_bytes:,} bytes"
+        raise ModelError(f"{MODEL} and {WEIGHTS} in {folder} have {found:,} of {wanted}: export the model again")
+    return description
+
+
+def onnx_bytes(folder: Path) -> int:
+    """Size of an exported network, as a cheap sign that it is whole."""
+    return sum(path.stat().st_size for path in (folder / MODEL, folder / WEIGHTS) if path.is_file())
+
+
+def from_checkpoint(
+    checkpoint: Checkpoint, path: Path, *, name: str, fingerprint: str, batch_size: int | None
+) -> OnnxEncoder:
+    """The encoder of a checkpoint whose transformer, or all of it, is also there as the ONNX file *path*.
+
+    :raises ModelError: if its projection has an activation that numpy lacks, or lacks its weights
+    """
+    vocabulary = read_vocabulary(checkpoint)
+    projection = _projection(checkpoint)
+    return OnnxEncoder(
+        path,
+        name=name,
+        fingerprint=fingerprint,
+        dim=projection[-1].weight.shape[0],
+        queries=side_of(checkpoint, checkpoint.queries, vocabulary),
+        passages=side_of(checkpoint, checkpoint.passages, vocabulary),
+        tokenizer=vocabulary.tokenizer,
+        projection=projection,
+        batch_size=batch_size,
+    )
+
+
+def from_single_vector_model(
+    path: Path,
+    folder: Path,
+    projection: Path,
+    *,
+    name: str,
+    fingerprint: str,
+    query_length: int,
+    document_length: int,
+    batch_size: int | None,
+) -> OnnxEncoder:
+    """The token embeddings of a transformer that was trained for one vector per text, projected by *projection*.
+
+    :param path: its ONNX file; *folder* has its tokenizer.json
+    :param projection: safetensors file with ``weight`` [dim, hidden size] and ``bias`` [dim]
+    """
+    tokenizer = read_tokenizer(folder)
+    linear = read_tensors(projection, ["weight", "bias"])
+    skip = frozenset(i for mark in string.punctuation if (i := tokenizer.token_to_id(mark)) is not None)
+    return OnnxEncoder(
+        path,
+        name=name,
+        fingerprint=fingerprint,
+        dim=linear["weight"].shape[0],
+        queries=Side(length=query_length),
+        passages=Side(length=document_length, skip=skip),
+        tokenizer=tokenizer,
+        projection=[Dense(linear["weight"], linear["bias"])],
+        batch_size=batch_size,
+    )
+
+
+def read_tensors(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """Those of the tensors *names* that a safetensors file has, as float32; nothing else of it is read.
+
+    :raises ModelError: if the file is damaged
+    """
+    found: dict[str, NDArray[np.float32]] = {}
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > path.stat().st_size:
+                raise ValueError("its header is cut short")
+            header = json.loads(file.read(size))
+            for name in [name for name in names if name in header]:
+                entry = header[name]
+                start, end = entry["data_offsets"]
+                file.seek(8 + size + start)
+                data = file.read(end - start)
+                if entry["dtype"] == "BF16":
+                    # The upper half of a float32; numpy has no such type.
+                    values = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+                else:
+                    values = np.frombuffer(data, FLOATS[entry["dtype"]]).astype(np.float32)
+                found[name] = values.reshape(entry["shape"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from error
+    return found
+
+
+def _projection(checkpoint: Checkpoint) -> list[Dense]:
+    maps = []
+    for folder in checkpoint.module_folders[1:] or checkpoint.module_folders:
+        plain = {"activation_function": None}
+        settings = plain if checkpoint.layout == "stanford" else read_json(folder / "config.json")
+        activation = settings.get("activation_function", "unknown")
+        if activation not in ACTIVATIONS:
+            raise ModelError(f"the projection in {folder} has an activation that needs torch: {activation}")
+        tensors: dict[str, NDArray[np.float32]] = {}
+        for path in weight_files(folder):
+            tensors |= read_tensors(path, ["linear.weight", "linear.bias", "residual.weight"])
+        if "linear.weight" not in tensors:
+            raise ModelError(f"{folder} has no linear.weight, the projection of a ColBERT model")
+        weight, residual = tensors["linear.weight"], None
+        if settings.get("use_residual"):
+            residual = tensors.get("residual.weight", np.eye(weight.shape[1], dtype=np.float32))
+        maps.append(Dense(weight, tensors.get("linear.bias"), ACTIVATIONS[activation], residual))
+    return maps
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = _n_threads()
+    # Threads that wait by spinning take the processor from whatever comes after the encoding.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(f"onnxruntime can't read {path}: {_first_line(error)}") from error
+
+
+def _n_threads() -> int:
+    """OMP_NUM_THREADS, as torch and numpy have it, else the processors that this process may use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
