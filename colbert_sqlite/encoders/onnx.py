@@ -73,9 +73,8 @@ def read_description(folder: Path) -> Description:
     try:
         values = read_json(path)
         if (written := values.pop("format")) != DESCRIPTION_FORMAT:
-            raise ModelError(
-                f"{path} has format {written}, and this version reads format {DESCRIPTION_FORMAT}: export the model again"
-            )
+            readable = f"this version reads format {DESCRIPTION_FORMAT}"
+            raise ModelError(f"{path} has format {written}, and {readable}: export the model again")
         for side in ("queries", "passages"):
             values[side] = Side(**values[side] | {"skip": frozenset(values[side]["skip"])})
             if not 0 < values[side].length:

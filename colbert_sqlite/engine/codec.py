@@ -164,7 +164,7 @@ class ResidualCodec:
         codes = kmeans.NearestCentroid(centroids).of(sample)
         residuals = sample - centroids[codes]
         sizes = np.sqrt(np.square(residuals).mean(axis=1, keepdims=True))
-        normal: NDArray[np.float32] = residuals / np.where(sizes > 0, sizes, np.float32(1))
+        normal = (residuals / np.where(sizes > 0, sizes, 1)).astype(np.float32)
         cutoffs, weights = least_squares_buckets(normal, nbits)
         codec = cls(nbits, directions, cutoffs, _in_levels(weights), float(np.abs(residuals).mean()), scale_step=1.0)
         largest = float(codec._pack(sample, codes)[1].max())

@@ -18,6 +18,7 @@ HALVES = np.dtype("<f2")
 DOCLENS = np.dtype("<u4")
 GAPS = np.dtype("<u2")
 CENTROIDS = np.dtype("i1")
+RESIDUALS = np.dtype("u1")
 CODES = {name: np.dtype(name) for name in ("<u2", "<u4")}
 
 # A gap of this value moves on by as much without naming an id, so that 16 bits are enough for any gap.
@@ -44,12 +45,17 @@ def from_blobs(blobs: Sequence[object], dtype: np.dtype[Any], what: str) -> tupl
 
     :raises IndexCorrupt: if one of them is no BLOB, or its length no multiple of the item size
     """
-    sound = [blob for blob in blobs if isinstance(blob, bytes) and len(blob) % dtype.itemsize == 0]
-    if len(sound) != len(blobs):
-        raise IndexCorrupt(f"{what} are not all BLOBs of {dtype.itemsize}-byte items")
-    offsets = np.zeros(len(sound) + 1, np.int64)
-    np.cumsum([len(blob) // dtype.itemsize for blob in sound], out=offsets[1:])
-    return np.frombuffer(b"".join(sound), dtype), offsets
+    damaged = IndexCorrupt(f"{what} are not all BLOBs of {dtype.itemsize}-byte items")
+    try:
+        joined = b"".join(blobs)  # type: ignore[arg-type]
+    except TypeError:
+        raise damaged from None
+    offsets = np.zeros(len(blobs) + 1, np.int64)
+    sizes = np.fromiter(map(len, blobs), np.int64, len(blobs))  # type: ignore[arg-type]
+    if np.any(sizes % dtype.itemsize):
+        raise damaged
+    np.cumsum(sizes // dtype.itemsize, out=offsets[1:])
+    return np.frombuffer(joined, dtype), offsets
 
 
 def pack_ids(ids: NDArray[np.int64]) -> bytes:
