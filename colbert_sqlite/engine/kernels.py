@@ -171,7 +171,7 @@ def unpack_levels(
             row += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, fastmath=REORDER | {"nnan"})
 def sum_best_similarities(
     products: NDArray[np.int32],
     token_scales: NDArray[np.float32],

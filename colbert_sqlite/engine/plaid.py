@@ -17,11 +17,8 @@ checked here before a kernel sees it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,13 +31,13 @@ from colbert_sqlite.engine.products import Products
 from colbert_sqlite.errors import IndexCorrupt, ShapeError
 from colbert_sqlite.settings import SearchSettings
 
-# Passages whose residuals are in memory at once: two megabytes, which stay in the cache and which the allocator keeps.
-# With four times as many, giving the memory back and getting it again took as long as reading.
-RESIDUALS_AT_ONCE = 256
+# Passages whose residuals are in memory at once: about five megabytes. One search uses one thread: scoring these while
+# the next are read made it no faster, because reading takes the GIL for every row, and several searches run at once.
+RESIDUALS_AT_ONCE = 512
 
-# Rows multiplied at once: 1,024 tokens or centroids of 128 dimensions, and their products with 32 query tokens, are a
-# quarter of a megabyte and stay in the second level cache.
-ROWS_AT_ONCE = 1_024
+# Rows multiplied at once: 2,048 tokens or centroids of 128 dimensions, and their products with 32 query tokens, are
+# half a megabyte and stay in the second level cache.
+ROWS_AT_ONCE = 2_048
 
 # A similarity of 1 is this many steps of an int16, whatever the length of the query's vectors.
 LARGEST_STEP = 32_000
@@ -404,45 +401,16 @@ def _rescored(
     postings: Postings,
     read_codes: Callable[[NDArray[np.int64]], tuple[Codes, NDArray[np.int64]]],
 ) -> list[NDArray[np.float32]]:
-    """Stage 4 for each query and the passages chosen for it. One block is scored while the next is read."""
+    """Stage 4 for each query and the passages chosen for it."""
     wanted = _union(chosen)
     scores = [np.empty(len(ids), np.float32) for ids in chosen]
-
-    def score(
-        block: NDArray[np.int64],
-        codes: Codes,
-        offsets: NDArray[np.int64],
-        residuals: NDArray[np.uint8],
-        starts: NDArray[np.int64],
-    ) -> None:
-        for query, ids, of_query in zip(queries, chosen, scores, strict=True):
-            begin, end = np.searchsorted(ids, (block[0], block[-1] + 1))
-            positions = np.searchsorted(block, ids[begin:end])
-            of_query[begin:end] = rescore(query, codes, offsets, residuals, starts, positions)
-
-    scoring: Future[None] | None = None
     for first in range(0, len(wanted), RESIDUALS_AT_ONCE):
         block = wanted[first : first + RESIDUALS_AT_ONCE]
         tokens = *read_codes(block), *postings.residuals(block)
-        if scoring is not None:
-            scoring.result()
-            scoring = None
-        if first + RESIDUALS_AT_ONCE < len(wanted):
-            scoring = _workers().submit(score, block, *tokens)
-        else:
-            score(block, *tokens)
+        for query, ids, of_query in zip(queries, chosen, scores, strict=True):
+            begin, end = np.searchsorted(ids, (block[0], block[-1] + 1))
+            of_query[begin:end] = rescore(query, *tokens, np.searchsorted(block, ids[begin:end]))
     return scores
-
-
-@cache
-def _workers() -> ThreadPoolExecutor:
-    """The threads of all searches of this process: as many as may run at once, however many searches there are."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="colbert-sqlite")
-
-
-if hasattr(os, "register_at_fork"):
-    # A child process has none of its parent's threads.
-    os.register_at_fork(after_in_child=_workers.cache_clear)
 
 
 def _union(ids: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -22,9 +22,6 @@ Database: TypeAlias = "str | os.PathLike[str] | sqlite3.Connection | SqliteUtils
 
 MINIMUM_SQLITE = (3, 37, 0)
 
-# SQLite maps no more than it was compiled for, mostly 2 GB, and reads the rest of a longer file.
-_MAPPED_BYTES = 1 << 40
-
 
 def connect(db: Database) -> tuple[sqlite3.Connection, bool]:
     """Return a connection, and whether it is ours to close.
@@ -52,8 +49,6 @@ def connect(db: Database) -> tuple[sqlite3.Connection, bool]:
     except sqlite3.OperationalError as error:
         raise SourceError(f"{path} can't be opened: {error}") from None
     try:
-        # Pages are read where the operating system holds them, not copied to a cache of our own first.
-        conn.execute(f"PRAGMA mmap_size = {_MAPPED_BYTES}")
         conn.execute("PRAGMA schema_version").fetchone()
     except sqlite3.DatabaseError as error:
         conn.close()
