@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Thread
 from types import TracebackType
 from typing import Any
 
@@ -252,6 +253,8 @@ class Index:
 
     def _encoder(self, *, indexing: bool) -> Encoder:
         if self._loaded is None:
+            if not indexing:
+                Thread(target=plaid.load_kernels, args=[self._store.entry.settings.nbits]).start()
             encoder, entry = self._load(indexing), self._store.entry
             if (encoder.fingerprint, encoder.dim) != (entry.model_fingerprint, entry.dim):
                 raise ModelMismatch(

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import reference
@@ -10,7 +15,10 @@ from colbert_sqlite.engine import plaid
 from colbert_sqlite.engine.codec import ResidualCodec
 from colbert_sqlite.engine.plaid import ArrayPostings
 from colbert_sqlite.errors import IndexCorrupt, ShapeError
+from colbert_sqlite.index import Index
 from colbert_sqlite.settings import SearchSettings
+
+ROOT = Path(__file__).parents[1]
 
 WIDE = SearchSettings(nprobe=1000, ndocs=4000)
 NARROW = SearchSettings(nprobe=2, ndocs=40)
@@ -362,3 +370,25 @@ def test_residual_rows_outside_what_was_read_are_refused(world, starts):
 def test_residuals_of_another_codec_are_refused(world, residuals):
     with pytest.raises(IndexCorrupt, match="9 bytes a token"):
         plaid.rescore(world.prepared()[0], np.zeros(3, np.uint16), np.array([0, 3]), residuals, np.zeros(1, np.int64))
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 4, 8])
+def test_after_loading_the_kernels_a_search_of_a_database_compiles_none(tmp_path, nbits):
+    """In a process of its own, where no other test has called them."""
+    with sqlite3.connect(tmp_path / "t.db") as db:
+        db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT)")
+        db.executemany("INSERT INTO t (body) VALUES (?)", [(f"a{i} b{i + 1}",) for i in range(40)])
+    Index.create(db, "t", ["body"], model="hashing", nbits=nbits)
+    db.close()
+    script = """
+import sys
+from colbert_sqlite import Index
+from colbert_sqlite.engine import kernels, plaid
+
+plaid.load_kernels(int(sys.argv[2]))
+compiled = {name: f.signatures for name, f in vars(kernels).items() if hasattr(f, "signatures")}
+assert sum(map(len, compiled.values())) > 4
+Index.open(sys.argv[1], "t").search("a1 b2", k=2, nprobe=2, ndocs=16)
+assert {name: getattr(kernels, name).signatures for name in compiled} == compiled
+"""
+    subprocess.run([sys.executable, "-c", script, tmp_path / "t.db", str(nbits)], check=True, cwd=ROOT)
