@@ -23,7 +23,7 @@ from colbert_sqlite.errors import ColbertError, IndexCorrupt, ModelError, ModelM
 from colbert_sqlite.indexing import ProgressCallback, build, codec_from
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, extract
 from colbert_sqlite.results import Hit, Passage
-from colbert_sqlite.settings import Html, IndexSettings, SearchSettings
+from colbert_sqlite.settings import MOST_K, MOST_NDOCS, MOST_NPROBE, Html, IndexSettings, SearchSettings
 from colbert_sqlite.storage.check import check
 from colbert_sqlite.storage.connection import Database, atomic, connect, plain_rows, reading
 from colbert_sqlite.storage.scratch import remove_scratch, scratch_path
@@ -253,9 +253,13 @@ class Index:
 
     def _encoder(self, *, indexing: bool) -> Encoder:
         if self._loaded is None:
-            if not indexing:
-                Thread(target=plaid.load_kernels, args=[self._store.entry.settings.nbits]).start()
-            encoder, entry = self._load(indexing), self._store.entry
+            kernels = Thread(target=plaid.load_kernels, args=[self._store.entry.settings.nbits])
+            kernels.start()
+            try:
+                encoder, entry = self._load(indexing), self._store.entry
+            finally:
+                # A process forked meanwhile would inherit numba's lock.
+                kernels.join()
             if (encoder.fingerprint, encoder.dim) != (entry.model_fingerprint, entry.dim):
                 raise ModelMismatch(
                     f"index {entry.name!r} was built with {entry.model!r} (dim {entry.dim}, fingerprint "
@@ -306,8 +310,8 @@ class Index:
 
         They are encoded in one batch, and what several of them need is read once. Arguments and errors as there.
         """
-        if type(k) is not int or k < 1:
-            raise ValueError(f"k must be a whole number of at least 1, not {k!r}")
+        if type(k) is not int or not 1 <= k <= MOST_K:
+            raise ValueError(f"k must be a whole number from 1 to {MOST_K:,}, not {k!r}")
         if isinstance(pks, (str, bytes)):
             raise ValueError(f"pks is a list of primary keys: [{pks!r}]")
         if isinstance(queries, (str, bytes)):
@@ -318,7 +322,12 @@ class Index:
         settings = SearchSettings(
             nprobe=default.nprobe if nprobe is None else nprobe, ndocs=default.ndocs if ndocs is None else ndocs
         )
+        if not queries:
+            return []
         embeddings = self.encoder.encode_queries(queries)
+        for query, embedding in zip(queries, embeddings, strict=True):
+            if len(embedding) == 0:
+                raise ValueError(f"model {self.encoder.name!r} leaves nothing of the query {query!r}: use other words")
         if not all(np.isfinite(embedding).all() for embedding in embeddings):
             raise ModelError(f"model {self.encoder.name!r} gives embeddings that are no numbers: compute in float32")
         with self._reading():
@@ -466,10 +475,11 @@ class Index:
     ) -> list[list[Hit]]:
         stored, codec = self._read_codec()
         snapshot = Snapshot(self._store, stored)
-        wider = dataclasses.replace(
-            settings, nprobe=_WIDER * settings.nprobe, ndocs=_WIDER * max(settings.ndocs, _WIDER * k)
+        wider = SearchSettings(
+            nprobe=min(_WIDER * settings.nprobe, MOST_NPROBE),
+            ndocs=min(_WIDER * max(settings.ndocs, _WIDER * k), MOST_NDOCS),
         )
-        longest = max(map(len, embeddings), default=1)
+        longest = max(map(len, embeddings))
         at_once = max(1, min(_QUERIES_AT_ONCE, _SCORES_IN_MEMORY // (codec.n_centroids * longest)))
         ranked: list[list[Hit]] = []
         for first in range(0, len(embeddings), at_once):
@@ -479,9 +489,11 @@ class Index:
                 hits = self._hits(passage_ids, scores, k)
                 # Candidates may share rows, or rows may be gone: look wider before returning fewer than there are.
                 for exhaustive in (False, True):
+                    if len(hits) == k:
+                        break
                     n_scored = len(passage_ids)
                     scored_all = snapshot.has_at_most(n_scored) if allowed is None else n_scored == len(allowed)
-                    if len(hits) == k or scored_all or len(hits) == self._store.count_rows(allowed):
+                    if scored_all or len(hits) == self._store.count_rows(allowed):
                         break
                     passage_ids, scores = plaid.search(embedding, codec, snapshot, wider, allowed, exhaustive)
                     hits = self._hits(passage_ids, scores, k)

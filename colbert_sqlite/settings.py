@@ -14,6 +14,10 @@ from typing import Any, Literal, get_args
 Html = Literal["auto", "yes", "no"]
 
 NBITS = (1, 2, 4, 8)
+# Beyond any index, and far from what overflows.
+MOST_NPROBE = 1 << 20
+MOST_NDOCS = 1 << 31
+MOST_K = MOST_NDOCS // 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +50,7 @@ class IndexSettings:
             raise ValueError("name at least one column to index")
         if len({c.lower() for c in self.columns}) != len(self.columns):
             raise ValueError(f"a column is named twice: {', '.join(self.columns)}")
-        if self.nbits not in NBITS:
+        if type(self.nbits) is not int or self.nbits not in NBITS:
             raise ValueError(f"nbits must be 1, 2, 4 or 8, not {self.nbits}")
         if self.html not in get_args(Html):
             raise ValueError(f"html must be auto, yes or no, not {self.html!r}")
@@ -82,10 +86,10 @@ class SearchSettings:
     ndocs: int = field(metadata={"help": "passages whose codes are read; a quarter of them is scored exactly"})
 
     def __post_init__(self) -> None:
-        if self.nprobe < 1:
-            raise ValueError(f"nprobe must be at least 1, not {self.nprobe}")
-        if self.ndocs < 4:
-            raise ValueError(f"ndocs must be at least 4, not {self.ndocs}")
+        for name, least, most in (("nprobe", 1, MOST_NPROBE), ("ndocs", 4, MOST_NDOCS)):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"{name} must be a whole number from {least} to {most:,}, not {value!r}")
 
     @classmethod
     def for_k(cls, k: int) -> SearchSettings:

@@ -179,7 +179,17 @@ def test_least_squares_buckets_round_closer_than_quantiles(nbits):
 
 @pytest.mark.parametrize(
     ("n_tokens", "expected"),
-    [(1, 1), (7, 1), (8, 2), (400, 100), (2156, 512), (1_231_699, 16_384), (70_000_000, 131_072)],
+    [
+        (1, 1),
+        (7, 1),
+        (8, 2),
+        (400, 100),
+        (2156, 512),
+        (524_287, 8_192),
+        (524_288, 16_384),
+        (1_231_699, 32_768),
+        (70_000_000, 262_144),
+    ],
 )
 def test_number_of_centroids_for_an_index(n_tokens, expected):
     assert n_centroids_for(n_tokens) == expected

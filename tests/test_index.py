@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import sqlite_utils
 
 from colbert_sqlite.encoders import Encoder, load_encoder
+from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.engine.maxsim import maxsim
 from colbert_sqlite.errors import (
     IndexCorrupt,
@@ -111,9 +114,13 @@ def test_a_broken_condition_is_one_sentence(small_index: Index) -> None:
         ({"query": " "}, "the query is empty"),
         ({"query": ["x"]}, r"a query is one text, not \['x'\]"),
         ({"query": "\udc80"}, "the query has characters that are no Unicode text"),
-        ({"query": "x", "k": 0}, "k must be a whole number of at least 1, not 0"),
-        ({"query": "x", "k": 2.5}, "k must be a whole number of at least 1, not 2.5"),
-        ({"query": "x", "nprobe": 0}, "nprobe must be at least 1, not 0"),
+        ({"query": "x", "k": 0}, "k must be a whole number from 1 to 134,217,728, not 0"),
+        ({"query": "x", "k": 2.5}, "k must be a whole number from 1 to .*, not 2.5"),
+        ({"query": "x", "k": 10**19}, "k must be a whole number from 1 to .*, not 10000000000000000000"),
+        ({"query": "x", "nprobe": 0}, "nprobe must be a whole number from 1 to 1,048,576, not 0"),
+        ({"query": "x", "nprobe": True}, "nprobe must be a whole number from 1 to .*, not True"),
+        ({"query": "x", "ndocs": 17.5}, "ndocs must be a whole number from 4 to .*, not 17.5"),
+        ({"query": "x", "ndocs": 10**30}, "ndocs must be a whole number from 4 to .*"),
         ({"query": "x", "pks": "12"}, r"pks is a list of primary keys: \['12'\]"),
         ({"query": "x", "pks": [2**70]}, r"\(1180591620717411303424,\) can't be a key"),
         ({"query": "x", "pks": [{}]}, r"\(\{\},\) can't be a key"),
@@ -338,7 +345,7 @@ def test_an_index_of_another_version_can_be_listed_replaced_and_dropped(
     conn = sqlite3.connect(db_path)
     conn.execute("UPDATE _colbert_indexes SET schema_version = 99, settings = '{' WHERE name = 'posts'")
     conn.commit()
-    with pytest.raises(SchemaVersionError, match="index 'posts' has schema version 99, this release reads 1: drop it"):
+    with pytest.raises(SchemaVersionError, match="index 'posts' has schema version 99, this release reads 2: drop it"):
         small_index.search("comet")
     assert [(i["name"], i["state"]) for i in list_indexes(db_path)] == [("posts", "unreadable"), ("titles", "ready")]
     replaced = Index.create(db_path, "posts", ["body"], model=encoder, replace=True)
@@ -349,6 +356,49 @@ def test_an_index_of_another_version_can_be_listed_replaced_and_dropped(
         replaced.search("comet")
     drop(db_path, "posts")
     assert [i["name"] for i in list_indexes(db_path)] == ["titles"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE _colbert_posts_codes SET codes = CAST(substr(codes, 3) AS BLOB)",
+        "UPDATE _colbert_posts_codes SET codes = CAST(codes || x'0000' AS BLOB)",
+        "UPDATE _colbert_posts_codes SET codes = x'' WHERE passage_id = 2",
+        "UPDATE _colbert_posts_passages SET doclen = doclen - 1 WHERE passage_id = 2",
+        "UPDATE _colbert_posts_passages SET doclen = 1 << 36, residual_start = 0",
+        "UPDATE _colbert_posts_codec SET stream_tokens = 1 << 39",
+        "UPDATE _colbert_indexes SET model_fingerprint = x'00'",
+    ],
+)
+def test_damage_is_never_a_wrong_hit(small_index: Index, damage: str) -> None:
+    small_index._store.conn.execute(damage)
+    with pytest.raises(IndexCorrupt, match="index 'posts'"):
+        Index.open(small_index._store.conn, "posts", model=small_index.encoder).search("bread")
+
+
+class StopWords(HashingEncoder):
+    """A model that skips every word of a query."""
+
+    def encode_queries(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.empty((0, self.dim), np.float32) for _ in texts]
+
+
+def test_a_query_that_the_model_leaves_nothing_of(small_index: Index) -> None:
+    with (
+        Index.open(small_index._store.conn, "posts", model=StopWords(128)) as index,
+        pytest.raises(ValueError, match="leaves nothing of the query 'the': use other words"),
+    ):
+        index.search("the")
+
+
+def test_no_queries_have_no_hits(small_index: Index) -> None:
+    assert small_index.search_many([]) == []
+
+
+def test_a_loaded_model_leaves_no_thread(small_index: Index) -> None:
+    before = threading.active_count()
+    assert Index.open(small_index._store.conn, "posts").encoder
+    assert threading.active_count() == before
 
 
 def test_a_temporary_table_does_not_hide_the_source(db_path: Path, encoder: Encoder) -> None:

@@ -98,7 +98,7 @@ def test_tokens_come_back_whatever_was_added_and_deleted_before(
     for key, row in expected.items():
         passage_ids = store.passage_ids_of([(key,)])
         codes, offsets = snapshot.codes(passage_ids)
-        residuals, starts = snapshot.residuals(passage_ids)
+        residuals, starts = snapshot.residuals(passage_ids, np.diff(offsets))
         for i, passage in enumerate(row.passages):
             found = codes[offsets[i] : offsets[i + 1]]
             assert found.tolist() == passage.codes.tolist()
@@ -199,7 +199,7 @@ def test_another_schema_version_is_refused() -> None:
     conn = sqlite3.connect(":memory:", isolation_level=None)
     new_store(conn)
     conn.execute("UPDATE _colbert_indexes SET schema_version = 99")
-    with pytest.raises(SchemaVersionError, match="index 'posts' has schema version 99, this release reads 1"):
+    with pytest.raises(SchemaVersionError, match="index 'posts' has schema version 99, this release reads 2"):
         read_entries(conn, "posts")
 
 
@@ -222,6 +222,10 @@ def test_another_schema_version_is_refused() -> None:
         ("UPDATE {ivf} SET passage_ids = x'09'", "inverted lists are not all BLOBs of 2-byte items"),
         ("UPDATE {codec} SET dim = 13", "the codec of index 'posts' contradicts itself"),
         ("UPDATE {codec} SET codes_dtype = '<f8'", "the codec of index 'posts' contradicts itself"),
+        ("UPDATE {codec} SET scale_step = 1e300", "the codec of index 'posts' contradicts itself"),
+        ("UPDATE {codec} SET scale_step = 0", "the codec of index 'posts' contradicts itself"),
+        ("UPDATE {codec} SET bucket_weights = CAST(zeroblob(60) || x'01000000' AS BLOB)", "contradicts itself"),
+        ("UPDATE {codec} SET bucket_weights = CAST(zeroblob(60) || x'0000c07f' AS BLOB)", "contradicts itself"),
         ("UPDATE {codec} SET block_tokens = 'z'", "the codec of index 'posts' contradicts itself"),
         ("UPDATE {codec} SET block_tokens = 1 << 60", "the codec of index 'posts' contradicts itself"),
         ("UPDATE {centroids} SET centroids = x'00'", "the codec of index 'posts' contradicts itself"),
@@ -274,6 +278,7 @@ def test_reading_damaged_codes_is_an_error(damage: str) -> None:
         "UPDATE {passages} SET residual_start = 100000 WHERE passage_id = 2",
         "UPDATE {passages} SET doclen = -1 WHERE passage_id = 2",
         "UPDATE {passages} SET doclen = 'x' WHERE passage_id = 2",
+        "UPDATE {passages} SET doclen = 1499 WHERE passage_id = 2",
         "UPDATE {passages} SET doclen = 1 << 62 WHERE passage_id = 2",
         "UPDATE {passages} SET residual_start = 1 << 62 WHERE passage_id = 2",
     ],
@@ -285,4 +290,4 @@ def test_reading_damaged_residuals_is_an_error(damage: str) -> None:
         store.append([row_of(1, [1300, 1500])])
     conn.execute(damage.format(residuals=store.table("residuals"), passages=store.table("passages")))
     with pytest.raises(IndexCorrupt):
-        Snapshot(store, codec_of(store)).residuals(np.array([1, 2]))
+        Snapshot(store, codec_of(store)).residuals(np.array([1, 2]), np.array([1300, 1500]))

@@ -15,7 +15,7 @@ plain sum of centroid and residual: it needs no normalising, and a query's produ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,9 @@ HELDOUT_SHARE = 20
 HELDOUT_MOST = 50_000
 HELDOUT_LEAST = 20
 TOKENS_AT_ONCE = 1 << 16
+
+# Least for an index that has more centroids than PLAID's.
+TOKENS_PER_CENTROID = 32
 
 # Enough for the error to be within 1 % of its limit at 1 to 4 bits.
 BUCKET_ROUNDS = 100
@@ -111,6 +114,11 @@ class ResidualCodec:
         return kernels.fixed((lengths / np.sqrt(np.maximum(squares, 1))).astype(np.float32))
 
     @cached_property
+    def longest(self) -> float:
+        """The length of the longest centroid."""
+        return 1.0 if self.centroids.dtype == np.int8 else float(np.linalg.norm(self.vectors, axis=1).max())
+
+    @cached_property
     def weights_of_byte(self) -> NDArray[np.float32]:
         """The values that a packed byte stands for: float32 [256, 8 // nbits]."""
         weights: NDArray[np.float32] = self.bucket_weights[
@@ -168,8 +176,7 @@ class ResidualCodec:
         cutoffs, weights = least_squares_buckets(normal, nbits)
         codec = cls(nbits, directions, cutoffs, _in_levels(weights), float(np.abs(residuals).mean()), scale_step=1.0)
         largest = float(codec._pack(sample, codes)[1].max())
-        object.__setattr__(codec, "scale_step", SCALE_MARGIN * largest / LARGEST_BYTE or 1.0)
-        return codec
+        return replace(codec, scale_step=SCALE_MARGIN * largest / LARGEST_BYTE or 1.0)
 
     def compress(self, embeddings: NDArray[np.floating]) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
         """Codes uint32 [n] and packed residuals uint8 [n, bytes_per_token] of embeddings, float16 or float32 [n, dim].
@@ -265,15 +272,21 @@ def bytes_per_token(dim: int, nbits: int, *, scaled: bool = True) -> int:
 
 
 def n_centroids_for(n_tokens: int) -> int:
-    """How many centroids an index of so many tokens should have: PLAID's power of two nearest below 16 * sqrt(tokens).
+    """How many centroids an index of so many tokens should have: a power of two below 32 * sqrt(tokens).
 
-    Never more than a quarter of the tokens, so that a small index still learns what residuals look like.
+    Half of that, which is PLAID's number, where each would serve fewer than 32 tokens: the more centroids, the better
+    the passages that they choose (tests/benchmarks/centroids.py), but at 128 dimensions 32 tokens are what keeps
+    centroids to four bytes a token. Never more than a quarter of the tokens, so that a small index still learns what
+    residuals look like.
 
     :raises ValueError: if there are no tokens
     """
     if n_tokens < 1:
         raise ValueError(f"an index needs at least 1 token, not {n_tokens}")
-    return int(min(2 ** int(np.log2(16 * np.sqrt(n_tokens))), max(1, n_tokens // 4)))
+    n_centroids = int(2 ** int(np.log2(32 * np.sqrt(n_tokens))))
+    if n_centroids * TOKENS_PER_CENTROID > n_tokens:
+        n_centroids //= 2
+    return min(n_centroids, max(1, n_tokens // 4))
 
 
 def quantile_buckets(residuals: NDArray[np.float32], nbits: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

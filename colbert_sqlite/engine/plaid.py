@@ -43,8 +43,10 @@ ROWS_AT_ONCE = 2_048
 LARGEST_STEP = 32_000
 LARGEST_INT8 = 127
 
-# Passage ids this close together are counted in an array with a place for each.
-DENSE_SPAN = 1 << 24
+# Passage ids are counted in an array with a place for each between the lowest and the highest, if that has few places
+# for each id that was listed, or few altogether.
+PLACES_PER_ID = 64
+FEW_PLACES = 1 << 16
 
 Codes = NDArray[np.uint16] | NDArray[np.uint32]
 
@@ -64,9 +66,11 @@ class Postings(Protocol):
     def codes(self, passage_ids: NDArray[np.int64]) -> tuple[Codes, NDArray[np.int64]]:
         """Codes of these passages, one after another in the order given, and int64 offsets [n + 1] into them."""
 
-    def residuals(self, passage_ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def residuals(
+        self, passage_ids: NDArray[np.int64], doclens: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Packed residuals uint8 [n_rows, bytes_per_token] and int64 starts [n]: passage i owns as many rows from
-        ``starts[i]`` on as it has codes. Rows may hold other tokens in between.
+        ``starts[i]`` on as its doclen, which is the number of its codes. Rows may hold other tokens in between.
         """
 
 
@@ -114,7 +118,9 @@ class ArrayPostings:
         parts = [self.token_codes[self.offsets[i] : self.offsets[i + 1]] for i in positions]
         return np.concatenate([self.token_codes[:0], *parts]), np.cumsum([0, *map(len, parts)])
 
-    def residuals(self, passage_ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def residuals(
+        self, passage_ids: NDArray[np.int64], doclens: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         return self.token_residuals, self.offsets[np.searchsorted(self.passage_ids, passage_ids)]
 
 
@@ -134,9 +140,8 @@ class Query:
         steps = np.where(largest > 0, largest, 1) / LARGEST_INT8
         self._values = np.rint(self.embeddings / steps).astype(np.int8)
         self._steps = steps.ravel().astype(np.float32)
-        longest = float(np.linalg.norm(self.embeddings, axis=1).max())
-        # The rounded values may be a little longer than the query they stand for.
-        self.score_step = np.float32((longest or 1.0) * 1.02 / LARGEST_STEP)
+        longest = float(np.linalg.norm(self._values * self._steps[:, None], axis=1).max()) * codec.longest
+        self.score_step = np.float32((longest or 1.0) / LARGEST_STEP)
         self.centroid_scores = np.empty((0, len(embeddings)), np.int16)
 
     def probe(self, nprobe: int) -> NDArray[np.int64]:
@@ -224,8 +229,9 @@ def load_kernels(nbits: int) -> None:
         nbits, np.ones((2, 8), np.int8), np.zeros(n_buckets - 1, np.float32), np.ones(n_buckets, np.float32), 0.0, 1.0
     )
     residuals = np.zeros((2, codec.bytes_per_token), np.uint8)
-    postings = ArrayPostings(np.arange(2), np.zeros(2, np.uint16), np.arange(3), residuals)
-    search(np.ones((1, 8), np.float32), codec, postings, SearchSettings(nprobe=1, ndocs=4))
+    for codes in (np.zeros(2, np.uint16), np.zeros(2, np.uint32)):
+        postings = ArrayPostings(np.arange(2), codes, np.arange(3), residuals)
+        search(np.ones((1, 8), np.float32), codec, postings, SearchSettings(nprobe=1, ndocs=4))
 
 
 def score_lists(
@@ -247,7 +253,7 @@ def score_lists(
     of_probed = query.centroid_scores[probed, np.arange(len(probed))[:, None]].astype(np.int32)
     gains = of_probed - of_probed[:, -1:]
     lowest, span = int(listed.min()), int(np.ptp(listed)) + 1
-    if span <= DENSE_SPAN:
+    if span <= PLACES_PER_ID * len(listed) + FEW_PLACES:
         ids, numbers = None, listed - lowest
     else:
         ids, numbers = np.unique(listed, return_inverse=True)
@@ -421,10 +427,12 @@ def _rescored(
     scores = [np.empty(len(ids), np.float32) for ids in chosen]
     for first in range(0, len(wanted), RESIDUALS_AT_ONCE):
         block = wanted[first : first + RESIDUALS_AT_ONCE]
-        tokens = *read_codes(block), *postings.residuals(block)
+        codes, offsets = read_codes(block)
+        residuals, starts = postings.residuals(block, np.diff(offsets))
         for query, ids, of_query in zip(queries, chosen, scores, strict=True):
             begin, end = np.searchsorted(ids, (block[0], block[-1] + 1))
-            of_query[begin:end] = rescore(query, *tokens, np.searchsorted(block, ids[begin:end]))
+            positions = np.searchsorted(block, ids[begin:end])
+            of_query[begin:end] = rescore(query, codes, offsets, residuals, starts, positions)
     return scores
 
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 REGISTRY = "_colbert_indexes"
 PARTS = ("passages", "codes", "residuals", "centroids", "ivf", "codec", "queue")
 

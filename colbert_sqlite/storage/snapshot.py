@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +17,22 @@ from colbert_sqlite.errors import IndexCorrupt
 from colbert_sqlite.storage.blobs import CODES, RESIDUALS, from_blobs, unpack_ids
 from colbert_sqlite.storage.store import Store, StoredCodec
 
-# What one query reads is freed again and read for the next. The C library of Linux gives freed memory back to the
-# system above a threshold, which follows the largest block that was ever freed; getting it again took longer than the
-# reading. The block that raises it is never touched, so it costs nothing.
-np.empty(24 << 20, np.uint8)
+
+@cache
+def _keep_freed_memory() -> None:
+    """Have the C library of Linux keep what one query read and freed, instead of getting it again for the next.
+
+    It gives memory back above a threshold that follows the largest block ever freed. The block that raises it here is
+    never touched, so it costs nothing; without it a search took up to a third longer.
+    """
+    np.empty(24 << 20, np.uint8)
 
 
 class Snapshot:
     """Codes, inverted lists and residuals of one index, straight from its tables."""
 
     def __init__(self, store: Store, codec: StoredCodec) -> None:
+        _keep_freed_memory()
         self._conn: sqlite3.Connection = store.conn
         self._name = store.entry.name
         self._codec = codec
@@ -77,12 +84,15 @@ class Snapshot:
         codes, offsets = from_blobs([row[0] for row in rows], dtype, f"codes of index {self._name!r}")
         return codes.astype(dtype.newbyteorder("="), copy=False), offsets
 
-    def residuals(self, passage_ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def residuals(
+        self, passage_ids: NDArray[np.int64], doclens: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Return rows of packed residuals [n, bytes_per_token] and where in them each passage starts.
 
         The rows are the blocks of the token stream that these passages touch, whole.
 
-        :raises IndexCorrupt: if blocks are missing or have a broken length
+        :param doclens: int64 [n], the numbers of codes that were read of these passages
+        :raises IndexCorrupt: if passages have other doclens, or blocks are missing or have a broken length
         """
         places = self._conn.execute(
             "SELECT p.residual_start, p.doclen FROM json_each(?) AS ids"
@@ -96,10 +106,10 @@ class Snapshot:
         if not places:
             return np.empty((0, width), np.uint8), np.empty(0, np.int64)
         try:
-            first, doclens = np.array(places, np.int64).T
+            first, stored_doclens = np.array(places, np.int64).T
         except OverflowError:
             raise damaged from None
-        if np.any(first < 0) or np.any(doclens < 0) or np.any(doclens > end) or np.any(first > end - doclens):
+        if np.any(stored_doclens != doclens) or np.any(first < 0) or np.any(first > end - doclens):
             raise damaged
         first_blocks, last_blocks = first // per_block, (first + doclens - 1) // per_block
         n_blocks = np.where(doclens, last_blocks - first_blocks + 1, 0)

@@ -7,7 +7,6 @@ that span several calls (``connection.atomic``), reading token data for a search
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +40,10 @@ CENTROIDS_PER_BLOCK = 1024
 _PAGE_OVERHEAD = 64
 
 _REGISTRY = qualified(REGISTRY)
+
+
+# Larger weights of residuals, and smaller ones, come from damage: products with them would overflow.
+_LARGEST_WEIGHT = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,8 @@ def read_entries(conn: sqlite3.Connection, name: str) -> list[Entry]:
                 "build it again with: sqlite-utils colbert index"
             )
         try:
+            if not all(isinstance(text, str) for text in (*rest[:2], *rest[4:])):
+                raise ValueError("a text of it is no text")
             names, types = zip(*json.loads(keys), strict=True)
             entries.append(Entry(name, state, version, table, names, types, IndexSettings.from_json(settings), *rest))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -398,9 +403,11 @@ class Store:
             and dim == self.entry.dim
             and centroids.size == n_centroids * dim > 0
             and len(bucket_weights) == len(bucket_cutoffs) + 1 == 1 << nbits
-            and bool(np.isfinite(bucket_weights).all())
             and isinstance(scale_step, float)
-            and 0 < scale_step < math.inf
+            # Residuals of unit vectors; written so that NaN is refused too.
+            and 0 <= (largest_weight := float(np.abs(bucket_weights).max())) < _LARGEST_WEIGHT
+            and (largest_weight == 0 or largest_weight > 1 / _LARGEST_WEIGHT)
+            and 0 < scale_step < _LARGEST_WEIGHT
             and dtype in CODES
             and 0 < block_tokens <= 1 << 16
             and 0 <= stream_tokens < 1 << 40
