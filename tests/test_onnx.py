@@ -263,12 +263,21 @@ def test_a_damaged_export_is_one_sentence(exported: Path, name: str, damage: str
     assert "\n" not in str(caught.value)
 
 
+SIDE = {"length": 8, "skip": []}
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"format": 99}, "has format 99, and this version reads format 1: export the model again"),
         ({"queries": {"length": 0}}, "is damaged"),
         ({"passages": None}, "is damaged"),
+        ({"passages": SIDE | {"prompt": 3}}, "is damaged: its passages can't be read so"),
+        ({"passages": SIDE | {"marker": 10**30}}, "is damaged: its passages can't be read so"),
+        ({"queries": SIDE | {"expand_to": 9}}, "is damaged: its queries can't be read so"),
+        ({"queries": SIDE | {"skip": ["a"]}}, "is damaged: its queries can't be read so"),
+        ({"fingerprint": "../.."}, "is damaged: '../..' is no fingerprint"),
+        ({"int8": "no"}, "is damaged: int8 is 'no'"),
         ({"dim": 8}, "gives 16 dimensions, and its model has 8"),
     ],
     ids=str,
@@ -311,27 +320,35 @@ def test_a_failed_export_leaves_nothing(checkpoint: Path, tmp_path: Path, monkey
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_killed_export_leaves_no_folder_of_that_name(checkpoint: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from colbert_sqlite.encoders import export, export_model;"
-        "export._compare = lambda *_: (print('written', flush=True), time.sleep(60));"
-        f"export_model({str(checkpoint)!r}, Path({str(tmp_path / 'out' / 'folder')!r}))"
-    )
-    code = code.replace(
-        "import export, export_model", "import export_model; import colbert_sqlite.encoders.export as export"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def test_a_killed_export_leaves_nothing_that_is_taken_for_one(checkpoint: Path, cache: Path) -> None:
+    code = """
+import sys, time
+from colbert_sqlite.encoders import load_encoder
+import colbert_sqlite.encoders.export as export
+export._compare = lambda *_: (print("written", flush=True), time.sleep(60))
+load_encoder(sys.argv[1], backend="onnx")
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, checkpoint], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process.stdout:
         assert process.stdout.readline() == "written\n"
         process.send_signal(signal.SIGKILL)
         process.wait()
-    (left,) = (tmp_path / "out").iterdir()
-    assert left.name.startswith("folder.unfinished-")
+    (left,) = cache.iterdir()
+    fingerprint, _, rest = left.name.partition(".")
+    assert rest.startswith("unfinished-")
     hours_ago = time.time() - 7200
     os.utime(left, (hours_ago, hours_ago))
-    export_model(str(checkpoint), tmp_path / "out" / "folder")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["folder"]
+    assert load_encoder(str(checkpoint), backend="onnx").fingerprint == fingerprint
+    assert [path.name for path in cache.iterdir()] == [fingerprint]
+
+
+def test_what_lies_beside_a_new_folder_is_left_alone(checkpoint: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "model.unfinished-novel"
+    mine.mkdir()
+    os.utime(mine, (0, 0))
+    export_model(str(checkpoint), tmp_path / "model")
+    assert mine.is_dir()
 
 
 # Which backend
@@ -415,6 +432,49 @@ def test_a_damaged_cache_is_said_to_be_so_and_mended(
     assert "export the model again" in caplog.text
     load_encoder(str(checkpoint), indexing=True)
     assert load_encoder(str(checkpoint), fingerprint=fingerprint).backend.startswith("onnxruntime ")
+
+
+@pytest.mark.parametrize("description", ["", "[]", "{}", None])
+def test_a_cache_without_a_description_is_passed_over_and_mended(
+    checkpoint: Path, cache: Path, description: str | None
+) -> None:
+    fingerprint = load_encoder(str(checkpoint), indexing=True).fingerprint
+    path = cache / fingerprint / "colbert_sqlite.json"
+    if description is None:
+        path.unlink()
+    else:
+        path.write_text(description)
+    assert backend_for(str(checkpoint), fingerprint=fingerprint).startswith("torch ")
+    assert load_encoder(str(checkpoint), fingerprint=fingerprint).backend.startswith("torch ")
+    assert load_encoder(str(checkpoint), backend="onnx").backend.startswith("onnxruntime ")
+    assert backend_for(str(checkpoint), fingerprint=fingerprint).startswith("onnxruntime ")
+
+
+def test_onnx_that_was_asked_for_is_never_quietly_torch(checkpoint: Path, cache: Path) -> None:
+    fingerprint = load_encoder(str(checkpoint), indexing=True).fingerprint
+    path = cache / fingerprint / "model.onnx"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(errors.ModelError, match="onnxruntime can't read"):
+        load_encoder(str(checkpoint), backend="onnx")
+
+
+def test_indexing_exports_whatever_the_index_is_made_with(checkpoint: Path, cache: Path) -> None:
+    encoder = load_encoder(str(checkpoint), indexing=True, device="cpu", dtype="bfloat16")
+    assert "bfloat16" in encoder.backend
+    assert [path.name for path in cache.iterdir()] == [encoder.fingerprint]
+
+
+def test_a_rebuild_works_where_only_the_export_is_left(checkpoint: Path, cache: Path, db_path: Path) -> None:
+    with Index.create(db_path, "posts", ["body"], model=str(checkpoint)) as index:
+        shutil.rmtree(checkpoint)
+    with Index.open(db_path, "posts") as index:
+        assert index.rebuild()["rows"] == 5
+        assert index.encoder.backend.startswith("onnxruntime ")
+
+
+def test_encoders_of_one_file_share_what_runs_it(exported: Path) -> None:
+    first, second = load_encoder(str(exported)), load_encoder(str(exported))
+    assert first._session is second._session  # type: ignore[attr-defined]
 
 
 def test_without_torch_a_model_without_onnx_says_what_to_do(checkpoint: Path, without_torch: None) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -20,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from colbert_sqlite.encoders.exports import DESCRIPTION, MODEL, WEIGHTS
-from colbert_sqlite.encoders.onnx import EMBEDDINGS, Description, OnnxEncoder, from_export, onnx_bytes
+from colbert_sqlite.encoders.exports import DESCRIPTION, MODEL, WEIGHTS, Description, onnx_bytes
+from colbert_sqlite.encoders.onnx import EMBEDDINGS, OnnxEncoder, from_export
 from colbert_sqlite.encoders.sentence_transformers import SentenceTransformersEncoder, reading
 from colbert_sqlite.errors import MissingDependency, ModelError
 
@@ -30,6 +29,7 @@ OPSET = 17
 TOLERANCE = 1e-3
 # What was left behind by a process that was killed, and can't be at work any more.
 STALE_SECONDS = 3600
+UNFINISHED = ".unfinished-"
 # Empty, short, longer than any network takes; together they make a batch with much padding.
 PROBES = ("", "a", "how do I back up postgres?", "Café, déjà vu — 日本語 🍕", "the quick brown fox; " * 300)
 
@@ -59,8 +59,7 @@ def export(encoder: SentenceTransformersEncoder, folder: Path, *, int8: bool = F
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists: name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(folder)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.unfinished-", dir=folder.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}{UNFINISHED}", dir=folder.parent))
     try:
         with reading(unfinished), _quiet_torch():
             _write_graph(encoder, unfinished / MODEL)
@@ -71,9 +70,10 @@ def export(encoder: SentenceTransformersEncoder, folder: Path, *, int8: bool = F
         _move_weights(unfinished / MODEL)
         _describe(encoder, unfinished, int8=int8)
         from_export(unfinished, name=encoder.name, batch_size=None)
-        # Temporary folders, and onnx's files of weights, are their owner's alone.
-        unfinished.chmod(0o777 & ~_umask())
-        (unfinished / WEIGHTS).chmod(0o666 & ~_umask())
+        # Temporary folders, and onnx's files of weights, are their owner's alone; the description is as others are.
+        mode = (unfinished / DESCRIPTION).stat().st_mode & 0o666
+        (unfinished / WEIGHTS).chmod(mode)
+        unfinished.chmod(mode | (mode & 0o444) >> 2)
         if folder.exists():
             folder.rmdir()
         unfinished.rename(folder)
@@ -177,13 +177,8 @@ def _quiet_torch() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _remove_stale(folder: Path) -> None:
-    for left in folder.parent.glob(f"{folder.name}.unfinished-*"):
+def remove_stale(folder: Path) -> None:
+    """Remove what killed exports left in *folder*, in which nothing else should be."""
+    for left in folder.glob(f"*{UNFINISHED}*"):
         if time.time() - left.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -14,7 +14,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 
 from colbert_sqlite.encoders.checkpoint import TO_CONVERT, weight_files
 from colbert_sqlite.encoders.exports import READY_MADE, ready_made
-from colbert_sqlite.errors import ModelError, ModelNotFound
+from colbert_sqlite.errors import MissingDependency, ModelError, ModelNotFound
 
 # A machine without network should say so at once.
 TIMEOUT_SECONDS = 5.0
@@ -24,8 +24,9 @@ ONNX_FILES = (*READY_MADE, *(f"{name}{end}" for name in READY_MADE for end in ("
 
 
 def is_cached(repository: str) -> bool:
-    """Whether the weights of *repository* are on this machine."""
-    return isinstance(try_to_load_from_cache(repository, "model.safetensors"), str)
+    """Whether the weights of *repository* are on this machine, as safetensors or ONNX."""
+    files = ("model.safetensors", *READY_MADE)
+    return any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
 
 
 def fetch(repository: str, name: str, files: Sequence[str] = FILES, *, onnx: bool = False) -> Path:
@@ -35,11 +36,17 @@ def fetch(repository: str, name: str, files: Sequence[str] = FILES, *, onnx: boo
     :param files: patterns of the files to take
     :param onnx: take its ONNX file too, where it has one
     :raises ModelNotFound: if it is in neither place
+    :raises MissingDependency: if only its ONNX file is missing
     :raises ModelError: if the repository has no safetensors
     """
     cached = _in_cache(repository, files, onnx)
     if cached is not None:
         return cached
+    if onnx and _in_cache(repository, files, onnx=False):
+        raise MissingDependency(
+            f"the model {name!r} is on this machine without an ONNX file, so it needs torch: pip install "
+            "'colbert-sqlite[torch]', or export it elsewhere with colbert-sqlite models export"
+        )
     cache = str(constants.HF_HUB_CACHE).replace(str(Path.home()), "~", 1)
     nowhere = f"no model {name!r} on this machine (looked in {cache})"
     try:

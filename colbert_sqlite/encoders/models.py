@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from colbert_sqlite.encoders import exports
-from colbert_sqlite.encoders.checkpoint import Checkpoint, read_checkpoint, read_json, sha256
+from colbert_sqlite.encoders.checkpoint import Checkpoint, read_checkpoint, sha256
 from colbert_sqlite.errors import MissingDependency, ModelError, ModelNotFound
 
 if TYPE_CHECKING:
@@ -132,6 +132,26 @@ def load_encoder(
     for_speed = indexing and _has_torch()
     if not needs_torch and not for_speed and (encoder := _from_cache(fingerprint, name, batch_size)):
         return encoder
+    try:
+        return _load_found(name, device, dtype, batch_size, trust_remote_code, backend, indexing)
+    except ModelNotFound:
+        # A rebuild of an index whose model is gone, but for its export.
+        if not needs_torch and (encoder := _from_cache(fingerprint, name, batch_size)):
+            return encoder
+        raise
+
+
+def _load_found(
+    name: str,
+    device: str | None,
+    dtype: str,
+    batch_size: int | None,
+    trust_remote_code: bool,
+    backend: str,
+    indexing: bool,
+) -> Encoder:
+    """The encoder of a model whose files must be found first."""
+    needs_torch = _needs_torch(backend, device, dtype)
     folder = None if name == DEFAULT_MODEL else _folder_named(name)
     if folder is not None and exports.is_export(folder):
         if needs_torch:
@@ -145,18 +165,16 @@ def load_encoder(
     if backend == "onnx" and not exports.can_run():
         raise MissingDependency("the onnx backend needs onnxruntime: pip install 'colbert-sqlite[onnx]'")
     source = _minilm() if name == DEFAULT_MODEL else _checkpoint(name, folder, trust_remote_code)
-    if needs_torch or not exports.can_run():
-        return source.by_torch(device, dtype, batch_size)
     if not _has_torch():
         return _from_cache(source.fingerprint, source.name, batch_size) or source.ready_made(batch_size)
-    if backend == "onnx" or indexing:
+    if backend == "onnx":
+        return _run_export(_export_to_cache(source), source.name, batch_size)
+    if indexing and backend == "auto" and exports.can_run():
         try:
             _export_to_cache(source)
         except Exception as error:
-            if backend == "onnx":
-                raise
             logger.warning("searches will need torch, as %s was not exported to ONNX: %s", source.name, error)
-    if indexing and backend == "auto" and _torch_is_faster(device):
+    if needs_torch or (indexing and _torch_is_faster(device)):
         return source.by_torch(device, dtype, batch_size)
     return _from_cache(source.fingerprint, source.name, batch_size) or source.by_torch(device, dtype, batch_size)
 
@@ -188,13 +206,18 @@ def backend_for(
         from colbert_sqlite.encoders.hashing import HashingEncoder
 
         return HashingEncoder.backend
-    export = exports.cached(fingerprint)
-    if export is None and exports.is_export(Path(name)):
-        export = Path(name)
-    if not _needs_torch(backend, device, dtype) and exports.can_run() and (export or not _has_torch()):
-        described = read_json(export / exports.DESCRIPTION) if export else {}
-        return exports.backend(bool(described.get("int8")))
-    return f"torch {exports.version('torch')}" if _has_torch() else "none: pip install 'colbert-sqlite[onnx]'"
+    needs_torch = _needs_torch(backend, device, dtype)
+    if not needs_torch and exports.can_run():
+        for export in filter(None, (exports.cached(fingerprint), Path(name))):
+            try:
+                return exports.backend(exports.check_export(export).int8)
+            except ModelError:
+                continue
+        if backend == "onnx" or (not _has_torch() and exports.ready_made(Path(name))):
+            return exports.backend(int8=False)
+    if _has_torch():
+        return f"torch {exports.version('torch')}"
+    return "none: pip install 'colbert-sqlite[torch]', or --model with an export"
 
 
 def _needs_torch(backend: str, device: str | None, dtype: str) -> bool:
@@ -231,19 +254,26 @@ def _from_cache(fingerprint: str | None, name: str, batch_size: int | None) -> E
         return None
 
 
-def _export_to_cache(source: _Source) -> None:
-    """Make sure that there is a sound export of this model in the cache."""
-    from colbert_sqlite.encoders.export import export
-    from colbert_sqlite.encoders.onnx import check_export
+def _export_to_cache(source: _Source) -> Path:
+    """The sound export of this model in the cache, made if there is none."""
+    from colbert_sqlite.encoders.export import export, remove_stale
 
     folder = exports.cached_folder(source.fingerprint)
-    if exports.is_export(folder):
+    if folder.exists():
         try:
-            check_export(folder)
-            return
+            exports.check_export(folder)
+            return folder
         except ModelError:
             shutil.rmtree(folder)
-    export(source.by_torch("cpu", "float32", None), folder)
+    remove_stale(folder.parent)
+    try:
+        export(source.by_torch("cpu", "float32", None), folder)
+    except (OSError, ValueError):
+        # Another process may have been faster.
+        if not folder.exists():
+            raise
+        exports.check_export(folder)
+    return folder
 
 
 class _Source(Protocol):

@@ -14,8 +14,10 @@ import json
 import os
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import onnxruntime
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from colbert_sqlite.encoders.checkpoint import Checkpoint, read_json, weight_files
-from colbert_sqlite.encoders.exports import DESCRIPTION, DESCRIPTION_FORMAT, MODEL, WEIGHTS, backend
+from colbert_sqlite.encoders.exports import MODEL, backend, check_export
 from colbert_sqlite.encoders.sides import read_tokenizer, read_vocabulary, side_of
 from colbert_sqlite.encoders.tokens import Side, encode, tokenize
 from colbert_sqlite.errors import ModelError
@@ -41,47 +43,10 @@ ACTIVATIONS: dict[str | None, Callable[[NDArray[np.float32]], NDArray[np.float32
     "torch.nn.modules.activation.Tanh": np.tanh,
     "torch.nn.modules.activation.ReLU": lambda rows: np.maximum(rows, 0),
 }
+_loading = Lock()
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
-ERRORS_ONLY = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Description:
-    """What ``colbert_sqlite.json`` says: all but the numbers of the network and the words of the tokenizer."""
-
-    model: str  # what the exported model was called
-    fingerprint: str  # of the model these files stand for; an int8 model has one of its own
-    dim: int
-    int8: bool
-    onnx_bytes: int
-    queries: Side
-    passages: Side
-
-    def to_json(self) -> str:
-        values = {"format": DESCRIPTION_FORMAT, **asdict(self)}
-        for side in ("queries", "passages"):
-            values[side]["skip"] = sorted(values[side]["skip"])
-        return json.dumps(values, ensure_ascii=False, indent=2) + "\n"
-
-
-def read_description(folder: Path) -> Description:
-    """What an exported folder says about itself.
-
-    :raises ModelError: if that is damaged, or was written by another version
-    """
-    path = folder / DESCRIPTION
-    try:
-        values = read_json(path)
-        if (written := values.pop("format")) != DESCRIPTION_FORMAT:
-            readable = f"this version reads format {DESCRIPTION_FORMAT}"
-            raise ModelError(f"{path} has format {written}, and {readable}: export the model again")
-        for side in ("queries", "passages"):
-            values[side] = Side(**values[side] | {"skip": frozenset(values[side]["skip"])})
-            if not 0 < values[side].length:
-                raise ValueError(f"{side} of {values[side].length} tokens")
-        return Description(**values)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} is damaged: {error}") from error
+# onnxruntime's own lines of log: what goes wrong reaches the user as one sentence of ours.
+FATAL_ONLY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,23 +170,6 @@ def from_export(folder: Path, *, name: str, batch_size: int | None) -> OnnxEncod
     )
 
 
-def check_export(folder: Path) -> Description:
-    """What an exported folder says about itself, if all of it is there.
-
-    :raises ModelError: if a file is missing, cut short or damaged
-    """
-    description = read_description(folder)
-    if (found := onnx_bytes(folder)) != description.onnx_bytes:
-        wanted = f"{description.onnx_bytes:,} bytes"
-        raise ModelError(f"{MODEL} and {WEIGHTS} in {folder} have {found:,} of {wanted}: export the model again")
-    return description
-
-
-def onnx_bytes(folder: Path) -> int:
-    """Size of an exported network, as a cheap sign that it is whole."""
-    return sum(path.stat().st_size for path in (folder / MODEL, folder / WEIGHTS) if path.is_file())
-
-
 def from_checkpoint(
     checkpoint: Checkpoint, path: Path, *, name: str, fingerprint: str, batch_size: int | None
 ) -> OnnxEncoder:
@@ -299,23 +247,23 @@ def read_tensors(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float
                 else:
                     values = np.frombuffer(data, FLOATS[entry["dtype"]]).astype(np.float32)
                 found[name] = values.reshape(entry["shape"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
     return found
 
 
 def _projection(checkpoint: Checkpoint) -> list[Dense]:
     maps = []
-    for folder in checkpoint.module_folders[1:] or checkpoint.module_folders:
-        plain = {"activation_function": None}
-        settings = plain if checkpoint.layout == "stanford" else read_json(folder / "config.json")
+    stanford = checkpoint.layout == "stanford"
+    for folder in checkpoint.module_folders if stanford else checkpoint.module_folders[1:]:
+        settings = {"activation_function": None} if stanford else read_json(folder / "config.json")
         activation = settings.get("activation_function", "unknown")
         if activation not in ACTIVATIONS:
             raise ModelError(f"the projection in {folder} has an activation that needs torch: {activation}")
         tensors: dict[str, NDArray[np.float32]] = {}
         for path in weight_files(folder):
             tensors |= read_tensors(path, ["linear.weight", "linear.bias", "residual.weight"])
-        if "linear.weight" not in tensors:
+        if "linear.weight" not in tensors or tensors["linear.weight"].ndim != 2:
             raise ModelError(f"{folder} has no linear.weight, the projection of a ColBERT model")
         weight, residual = tensors["linear.weight"], None
         if settings.get("use_residual"):
@@ -325,8 +273,15 @@ def _projection(checkpoint: Checkpoint) -> list[Dense]:
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
+    """One of this process for each file: threads that search have theirs in common, and the memory of its weights."""
+    with _loading:
+        return _loaded(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: Path, _changed: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     options.intra_op_num_threads = _n_threads()
     # Threads that wait by spinning take the processor from whatever comes after the encoding.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

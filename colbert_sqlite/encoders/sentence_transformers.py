@@ -227,7 +227,8 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
 def beats_onnxruntime(device: str | None) -> bool:
     """Whether torch at its defaults encodes passages faster on *device* than onnxruntime does on the processor.
 
-    TO MEASURE
+    all-MiniLM-L6-v2 on two cores with AMX, tokens a second: torch in bfloat16 35,300, in float32 10,600, onnxruntime
+    6,900 (tests/benchmarks/encode.py). In float32 it depends on the processor: on an AMD EPYC onnxruntime was faster.
     """
     place = choose_device(device)
     return place != "cpu" or choose_dtype("auto", place) == torch.bfloat16
