@@ -152,9 +152,7 @@ class Index:
             if owned:
                 conn.close()
             raise
-        index = cls(
-            store, owns_connection=owned, load=lambda _: encoder, backend=lambda: getattr(encoder, "backend", "")
-        )
+        index = cls(store, owns_connection=owned, load=lambda _: encoder, backend=lambda: encoder.backend)
         index.build_report = report
         return index
 

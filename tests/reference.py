@@ -10,11 +10,6 @@ def top_rows(scores, n_best):
     return np.stack([np.lexsort((np.arange(len(column)), -column))[:n_best] for column in scores.T])
 
 
-def buckets(embeddings, codes, centroids, cutoffs):
-    """Number of cutoffs strictly below each value of each residual."""
-    return np.searchsorted(cutoffs, embeddings - centroids[codes], side="left")
-
-
 def pack(bucket_numbers, nbits):
     """Bytes of 8 // nbits neighbouring values, the first in the lowest bits, padded with zeros."""
     n_values = 8 // nbits
@@ -80,6 +75,27 @@ def interact(codes, offsets, centroid_scores):
             for first, last in zip(offsets[:-1], offsets[1:], strict=True)
         ]
     )
+
+
+def sum_listed(lists, probed, gains, n_passages):
+    """For each passage, the best gain of each query token among its lists that name it, summed; -1 if none does."""
+    sums = []
+    for passage in range(n_passages):
+        named = [[int(gains[t, i]) for i, c in enumerate(row) if passage in lists[c]] for t, row in enumerate(probed)]
+        sums.append(sum(max(row, default=0) for row in named) if any(named) else -1)
+    return sums
+
+
+def best_similarities(products, token_scales, residuals, starts, ends, codes, first_codes, table, step):
+    """MaxSim of each passage: of its centroids' scores plus the scaled products of its residuals."""
+    scores, first = [], 0
+    for start, end, code in zip(starts, ends, first_codes, strict=True):
+        n = end - start
+        of_residuals = products[first : first + n] * token_scales * residuals[start:end, :1]
+        similarities = table[codes[code : code + n]] * step + of_residuals
+        scores.append(similarities.max(axis=0).sum() if n else -np.inf)
+        first += n
+    return np.array(scores)
 
 
 def list_scores(probed, codes, offsets, centroid_scores):

@@ -188,7 +188,7 @@ def test_least_squares_buckets_round_closer_than_quantiles(nbits):
         (524_287, 8_192),
         (524_288, 16_384),
         (1_231_699, 32_768),
-        (70_000_000, 262_144),
+        (70_000_000, 131_072),
     ],
 )
 def test_number_of_centroids_for_an_index(n_tokens, expected):

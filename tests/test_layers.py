@@ -17,7 +17,7 @@ sql_functions""".split()
 APART = {"encoders", "engine", "storage"}
 NEIGHBOURS = {"evaluation", "integrations", "training"}
 HOSTS = {"click", "tqdm", "tabulate", "datasette", "llm", "sqlite_utils_colbert", "datasette_colbert", "llm_colbert"}
-HEAVY = {"torch", "transformers", "sentence_transformers", "numba", "onnxruntime"}
+HEAVY = {"torch", "transformers", "sentence_transformers", "numba", "numkong", "scipy", "onnxruntime"}
 
 
 def core_modules() -> list[str]:
@@ -60,9 +60,10 @@ def test_the_core_imports_no_host_and_no_plugin(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", core_modules())
-def test_numba_enters_through_the_kernels_alone(path: str) -> None:
-    imports_numba = any(name.split(".")[0] == "numba" for name in imported_names(path))
-    assert not imports_numba or path == "colbert_sqlite/engine/kernels.py"
+def test_compiled_libraries_enter_through_one_file_each(path: str) -> None:
+    doors = {"kernels.py": {"numba"}, "products.py": {"numkong"}, "pooling.py": {"scipy"}}
+    libraries = {name.split(".")[0] for name in imported_names(path)} & {"numba", "numkong", "scipy"}
+    assert libraries <= (doors.get(Path(path).name, set()) if Path(path).parent.name == "engine" else set())
 
 
 @pytest.mark.parametrize("path", core_modules())
@@ -73,7 +74,7 @@ def test_model_libraries_enter_through_three_files(path: str) -> None:
         "colbert_sqlite/encoders/onnx.py": {"onnxruntime"},
         "colbert_sqlite/encoders/export.py": {"torch", "onnx", "onnxruntime"},
     }
-    libraries = {name.split(".")[0] for name in imported_names(path)} & {*HEAVY, "onnx"} - {"numba"}
+    libraries = {name.split(".")[0] for name in imported_names(path)} & {*HEAVY, "onnx"} - {"numba", "numkong", "scipy"}
     assert libraries <= doors.get(path, set())
 
 

@@ -33,6 +33,7 @@ TOKENS_AT_ONCE = 1 << 16
 
 # Least for an index that has more centroids than PLAID's.
 TOKENS_PER_CENTROID = 32
+MOST_CENTROIDS = 1 << 17
 
 # Enough for the error to be within 1 % of its limit at 1 to 4 bits.
 BUCKET_ROUNDS = 100
@@ -277,7 +278,7 @@ def n_centroids_for(n_tokens: int) -> int:
     Half of that, which is PLAID's number, where each would serve fewer than 32 tokens: the more centroids, the better
     the passages that they choose (tests/benchmarks/centroids.py), but at 128 dimensions 32 tokens are what keeps
     centroids to four bytes a token. Never more than a quarter of the tokens, so that a small index still learns what
-    residuals look like.
+    residuals look like, nor than 131,072, which every query scores, and which a sample of a million tokens still teaches.
 
     :raises ValueError: if there are no tokens
     """
@@ -286,7 +287,7 @@ def n_centroids_for(n_tokens: int) -> int:
     n_centroids = int(2 ** int(np.log2(32 * np.sqrt(n_tokens))))
     if n_centroids * TOKENS_PER_CENTROID > n_tokens:
         n_centroids //= 2
-    return min(n_centroids, max(1, n_tokens // 4))
+    return min(n_centroids, max(1, n_tokens // 4), MOST_CENTROIDS)
 
 
 def quantile_buckets(residuals: NDArray[np.float32], nbits: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

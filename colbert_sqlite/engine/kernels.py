@@ -1,8 +1,8 @@
 """The compiled loops, each with a slow twin in ``tests/reference.py``. The only ``import numba``.
 
 In: plain arrays that the caller has checked; nothing is checked here, and a code or an offset out of range ends the
-process. Out: plain arrays. Leaves to others: every check, every matrix product (numpy's BLAS is the fastest at hand),
-and threads (kernels are serial and release the GIL).
+process. Out: plain arrays. Leaves to others: every check, matrix products (products.py, numpy), and threads (kernels
+are serial and release the GIL).
 
 Arrays are passed read-only where they are only read (see :func:`fixed`), so that each kernel is compiled once for an
 array from a file and the same array made in memory.

@@ -29,7 +29,7 @@ from colbert_sqlite.indexing import Progress
 class LookUpEncoder:
     """An encoder whose texts are numbers of passages and queries."""
 
-    name = "precomputed"
+    name = backend = "precomputed"
     fingerprint = "precomputed"
     query_length = document_length = 512
     n_special_tokens = 0
