@@ -430,14 +430,17 @@ def test_a_wrong_search_is_one_line(indexed: str, words: tuple[str, ...]) -> Non
     assert error("search", indexed, *words).startswith("Error: ")
 
 
-COMMANDS_THAT_SAY_EACH_STEP = """
+COMMANDS_THAT_WAIT_TO_BE_INTERRUPTED = """
+import time
 from colbert_sqlite import indexing
 from sqlite_utils_colbert import cli, progress
 
 class Display(progress.ProgressDisplay):
     def __call__(self, now):
         super().__call__(now)
-        print(now.done, flush=True)
+        if now.done >= 100:
+            print("now", flush=True)
+            time.sleep(60)
 
 indexing._CHUNK_BYTES = 5000
 cli.ProgressDisplay = Display
@@ -456,15 +459,14 @@ def test_an_interrupted_build_says_how_to_go_on_and_goes_on(tmp_path: Path, monk
     db.close()
     words = ["index", path, "notes", "body", "--model", "hashing"]
     build = subprocess.Popen(
-        [sys.executable, "-c", COMMANDS_THAT_SAY_EACH_STEP, *words],
+        [sys.executable, "-c", COMMANDS_THAT_WAIT_TO_BE_INTERRUPTED, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins")])},
     )
     assert build.stdout is not None
-    while int(build.stdout.readline()) < 100:
-        pass
+    assert build.stdout.readline() == "now\n"
     build.send_signal(signal.SIGINT)
     _, said = build.communicate()
     assert build.returncode == 130

@@ -278,7 +278,7 @@ def n_centroids_for(n_tokens: int) -> int:
     Half of that, which is PLAID's number, where each would serve fewer than 32 tokens: the more centroids, the better
     the passages that they choose (tests/benchmarks/centroids.py), but at 128 dimensions 32 tokens are what keeps
     centroids to four bytes a token. Never more than a quarter of the tokens, so that a small index still learns what
-    residuals look like, nor than 131,072, which every query scores, and which a sample of a million tokens still teaches.
+    residuals look like, nor than 131,072: each query scores them all, and a sample of a million tokens teaches no more.
 
     :raises ValueError: if there are no tokens
     """

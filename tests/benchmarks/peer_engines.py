@@ -94,7 +94,7 @@ class Ours:
             small.search("a b", k=2, nprobe=4, ndocs=16)
 
     def settings(self) -> list[Setting]:
-        grid = [(4, 256), (8, 512), (8, 1024), (16, 2048), (16, 4096), (32, 4096), (32, 8192), (64, 16384)]
+        grid = [(8, 256), (16, 512), (16, 1024), (16, 1536), (32, 2048), (32, 4096), (32, 8192), (64, 16384)]
         arguments = [{"nprobe": nprobe, "ndocs": ndocs} for nprobe, ndocs in grid]
         wide = [(f"{each['nprobe']}/{each['ndocs']}", k, each) for k in (10, 100) for each in arguments]
         # A quarter of ndocs is scored exactly, and no fewer passages than k make sense.
