@@ -167,7 +167,7 @@ class _Build:
             codec = ResidualCodec.train(
                 sample,
                 nbits=self.settings.nbits,
-                n_centroids=n_centroids_for(max(1, self.n_tokens_estimated)),
+                n_centroids=self._n_centroids(self.n_tokens_estimated),
                 seed=self.settings.seed,
             )
         doclens = [len(e) for e in embeddings]
@@ -282,11 +282,14 @@ class _Build:
                 else:
                     more += passages
             self.progress(Progress("encode", len(rows), max(len(rows), self.n_rows)))
-            n_centroids = n_centroids_for(max(1, n_estimated * self.n_rows // n_seen))
+            n_centroids = self._n_centroids(n_estimated * self.n_rows // n_seen)
             if n_tokens >= min(_SAMPLE_TOKENS, _SAMPLE_PER_CENTROID * n_centroids):
                 break
         self.n_tokens_estimated = n_estimated * self.n_rows // max(1, n_seen)
         return rows, embeddings, more
+
+    def _n_centroids(self, n_tokens: int) -> int:
+        return n_centroids_for(max(1, n_tokens), self.encoder.dim, self.settings.nbits)
 
     def _embed_rows(self, rows: Sequence[_SplitRow], scratch: Scratch) -> list[list[NDArray[np.float16]]]:
         """Return the embeddings of the passages of each row, of the first so many where there are too many."""

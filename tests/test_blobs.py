@@ -31,7 +31,7 @@ def test_near_ids_take_two_bytes_each() -> None:
 
 
 def test_codes_take_two_bytes_until_there_is_no_room_to_grow() -> None:
-    assert [codes_dtype(n) for n in (1, 32768, 32769, 65536)] == ["<u2", "<u2", "<u4", "<u4"]
+    assert [codes_dtype(n) for n in (1, 52429, 52430, 65536)] == ["<u2", "<u2", "<u4", "<u4"]
 
 
 @pytest.mark.parametrize("blob", [b"abc", None, "text", 7])

@@ -105,10 +105,10 @@ def test_same_seed_same_codec():
 @pytest.mark.parametrize("n_tokens", [1, 2, 3, 19, 20, 399, 400])
 def test_codec_can_be_trained_on_any_number_of_tokens(nbits, n_tokens):
     points = directions(n_tokens, 16)
-    codec = ResidualCodec.train(points, nbits=nbits, n_centroids=n_centroids_for(n_tokens))
+    codec = ResidualCodec.train(points, nbits=nbits, n_centroids=n_centroids_for(n_tokens, 16, nbits))
     decompressed = codec.decompress(*codec.compress(points))
     assert decompressed.shape == points.shape and np.isfinite(decompressed).all()
-    assert 1 <= codec.n_centroids <= n_centroids_for(n_tokens)
+    assert 1 <= codec.n_centroids <= n_centroids_for(n_tokens, 16, nbits)
 
 
 @pytest.mark.parametrize("token", [[0, 0, 0, 0], [0.5, 0.5, 0.5, 0.5]])
@@ -178,26 +178,26 @@ def test_least_squares_buckets_round_closer_than_quantiles(nbits):
 
 
 @pytest.mark.parametrize(
-    ("n_tokens", "expected"),
+    ("n_tokens", "nbits", "expected"),
     [
-        (1, 1),
-        (7, 1),
-        (8, 2),
-        (400, 100),
-        (2156, 512),
-        (524_287, 8_192),
-        (524_288, 16_384),
-        (1_231_699, 32_768),
-        (70_000_000, 131_072),
+        (1, 4, 1),
+        (7, 4, 1),
+        (8, 4, 2),
+        (2156, 4, 539),
+        (42_190, 4, 2_464),
+        (1_231_699, 4, 31_273),
+        (1_231_699, 2, 15_877),
+        (7_000_000, 4, 52_428),
+        (70_000_000, 4, 131_072),
     ],
 )
-def test_number_of_centroids_for_an_index(n_tokens, expected):
-    assert n_centroids_for(n_tokens) == expected
+def test_number_of_centroids_for_an_index(n_tokens, nbits, expected):
+    assert n_centroids_for(n_tokens, 128, nbits) == expected
 
 
 def test_number_of_centroids_needs_a_token():
     with pytest.raises(ValueError, match="at least 1 token"):
-        n_centroids_for(0)
+        n_centroids_for(0, 128, 4)
 
 
 def small_codec(**changes):

@@ -31,8 +31,10 @@ HELDOUT_MOST = 50_000
 HELDOUT_LEAST = 20
 TOKENS_AT_ONCE = 1 << 16
 
-# Least for an index that has more centroids than PLAID's.
-TOKENS_PER_CENTROID = 32
+# Centroids take one byte for so many of residuals.
+CENTROIDS_SHARE = 20
+# So many leave room for a quarter more in codes of two bytes, and four bytes are only worth it for twice as many.
+TWO_BYTE_CENTROIDS = 52_428
 MOST_CENTROIDS = 1 << 17
 
 # Enough for the error to be within 1 % of its limit at 1 to 4 bits.
@@ -272,21 +274,22 @@ def bytes_per_token(dim: int, nbits: int, *, scaled: bool = True) -> int:
     return scaled + -(-dim * nbits // 8)
 
 
-def n_centroids_for(n_tokens: int) -> int:
-    """How many centroids an index of so many tokens should have: a power of two below 32 * sqrt(tokens).
+def n_centroids_for(n_tokens: int, dim: int, nbits: int) -> int:
+    """How many centroids an index of so many tokens should have: 12 to 32 times the square root of that.
 
-    Half of that, which is PLAID's number, where each would serve fewer than 32 tokens: the more centroids, the better
-    the passages that they choose (tests/benchmarks/centroids.py), but at 128 dimensions 32 tokens are what keeps
-    centroids to four bytes a token. Never more than a quarter of the tokens, so that a small index still learns what
-    residuals look like, nor than 131,072: each query scores them all, and a sample of a million tokens teaches no more.
+    The more, the better the passages that they choose (tests/benchmarks/centroids.py): as many as take a twentieth of
+    the space of the residuals. PLAID has 8 to 16 times the square root, a power of two. Never more than a quarter of
+    the tokens, so that what residuals look like can still be learnt, nor than 131,072: each query scores them all, and
+    a sample of a million tokens teaches no more.
 
     :raises ValueError: if there are no tokens
     """
     if n_tokens < 1:
         raise ValueError(f"an index needs at least 1 token, not {n_tokens}")
-    n_centroids = int(2 ** int(np.log2(32 * np.sqrt(n_tokens))))
-    if n_centroids * TOKENS_PER_CENTROID > n_tokens:
-        n_centroids //= 2
+    affordable = n_tokens * bytes_per_token(dim, nbits) / (CENTROIDS_SHARE * dim)
+    n_centroids = int(np.clip(affordable, 12 * np.sqrt(n_tokens), 32 * np.sqrt(n_tokens)))
+    if TWO_BYTE_CENTROIDS < n_centroids < 2 * TWO_BYTE_CENTROIDS:
+        n_centroids = TWO_BYTE_CENTROIDS
     return min(n_centroids, max(1, n_tokens // 4), MOST_CENTROIDS)
 
 

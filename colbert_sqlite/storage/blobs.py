@@ -26,8 +26,8 @@ _SKIP = 0xFFFF
 
 
 def codes_dtype(n_centroids: int) -> str:
-    """Return the narrowest type for this many centroids that leaves room for twice as many."""
-    return "<u2" if 2 * n_centroids <= 0x10000 else "<u4"
+    """Return the narrowest type for this many centroids that leaves room for a quarter more."""
+    return "<u2" if n_centroids + n_centroids // 4 <= 0x10000 else "<u4"
 
 
 def from_blob(blob: object, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
