@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +25,7 @@ from tokenizers import Tokenizer
 
 from colbert_sqlite.encoders.checkpoint import Checkpoint, read_json, weight_files
 from colbert_sqlite.encoders.exports import MODEL, backend, check_export
-from colbert_sqlite.encoders.sides import read_tokenizer, read_vocabulary, side_of
+from colbert_sqlite.encoders.sides import plain_sides, read_tokenizer, read_vocabulary, side_of
 from colbert_sqlite.encoders.tokens import Side, encode, tokenize
 from colbert_sqlite.errors import ModelError
 
@@ -210,14 +209,14 @@ def from_single_vector_model(
     """
     tokenizer = read_tokenizer(folder)
     linear = read_tensors(projection, ["weight", "bias"])
-    skip = frozenset(i for mark in string.punctuation if (i := tokenizer.token_to_id(mark)) is not None)
+    queries, passages = plain_sides(tokenizer, query_length, document_length)
     return OnnxEncoder(
         path,
         name=name,
         fingerprint=fingerprint,
         dim=linear["weight"].shape[0],
-        queries=Side(length=query_length),
-        passages=Side(length=document_length, skip=skip),
+        queries=queries,
+        passages=passages,
         tokenizer=tokenizer,
         projection=[Dense(linear["weight"], linear["bias"])],
         batch_size=batch_size,

@@ -7,7 +7,6 @@ In: texts. Out: float32 arrays, L2-normalised. Leaves to others: which folder to
 from __future__ import annotations
 
 import logging
-import string
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from tokenizers import Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from colbert_sqlite.encoders.checkpoint import Checkpoint, weight_files
-from colbert_sqlite.encoders.sides import Vocabulary, side_of
+from colbert_sqlite.encoders.sides import Vocabulary, plain_sides, side_of
 from colbert_sqlite.encoders.tokens import Side, encode, tokenize
 from colbert_sqlite.errors import ModelError
 
@@ -178,13 +177,13 @@ def from_single_vector_model(
         network = MultiVectorEncoder(modules=[backbone, dense], device=place, local_files_only=True)
         _check_complete(network, folder)
     tokenizer = _tokenizer(network)
-    skip = frozenset(i for mark in string.punctuation if (i := tokenizer.token_to_id(mark)) is not None)
+    queries, passages = plain_sides(tokenizer, query_length, document_length)
     return SentenceTransformersEncoder(
         network,
         name=name,
         fingerprint=fingerprint,
-        queries=Side(length=query_length),
-        passages=Side(length=document_length, skip=skip),
+        queries=queries,
+        passages=passages,
         tokenizer=tokenizer,
         batch_size=batch_size,
     )

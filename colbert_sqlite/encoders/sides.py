@@ -6,6 +6,7 @@ Out: the two :class:`Side` of a model. Leaves to others: settings files (checkpo
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,14 @@ def side_of(checkpoint: Checkpoint, text: TextSettings, vocabulary: Vocabulary) 
         attend=text.attend,
         skip=skip,
     )
+
+
+def plain_sides(tokenizer: Tokenizer, query_length: int, document_length: int) -> tuple[Side, Side]:
+    """How a model reads queries and passages that was not trained for late interaction: it has no markers, and
+    punctuation of passages gives no embeddings.
+    """
+    skip = frozenset(i for mark in string.punctuation if (i := tokenizer.token_to_id(mark)) is not None)
+    return Side(length=query_length), Side(length=document_length, skip=skip)
 
 
 def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:

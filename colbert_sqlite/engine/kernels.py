@@ -31,6 +31,23 @@ def fixed(array: NDArray[Any]) -> NDArray[Any]:
 
 
 @njit(cache=True, nogil=True)
+def _insert(scores: NDArray[Any], row: int, best: NDArray[Any], rows: NDArray[np.int64], entry: NDArray[Any]) -> None:
+    """Insert those of a row's scores that beat the last of their column's ``best``, which is its ``entry``."""
+    last = best.shape[1] - 1
+    for column in range(len(scores)):
+        score = scores[column]
+        if score > entry[column]:
+            place = last
+            while place > 0 and best[column, place - 1] < score:
+                best[column, place] = best[column, place - 1]
+                rows[column, place] = rows[column, place - 1]
+                place -= 1
+            best[column, place] = score
+            rows[column, place] = row
+            entry[column] = best[column, last]
+
+
+@njit(cache=True, nogil=True)
 def top_rows(scores: NDArray[np.float32], n_best: int) -> NDArray[np.int64]:
     """Row numbers of the ``n_best`` highest values of each column, best first, the lower row on ties.
 
@@ -46,17 +63,7 @@ def top_rows(scores: NDArray[np.float32], n_best: int) -> NDArray[np.int64]:
             n_better += scores[row, column] > entry[column]
         if n_better == 0:
             continue
-        for column in range(n_columns):
-            score = scores[row, column]
-            if score > entry[column]:
-                place = n_best - 1
-                while place > 0 and best[column, place - 1] < score:
-                    best[column, place] = best[column, place - 1]
-                    rows[column, place] = rows[column, place - 1]
-                    place -= 1
-                best[column, place] = score
-                rows[column, place] = row
-                entry[column] = best[column, n_best - 1]
+        _insert(scores[row], row, best, rows, entry)
     return rows
 
 
@@ -90,17 +97,7 @@ def score_centroids(
             n_better += score > entry[column]
         if n_better == 0:
             continue
-        for column in range(n_columns):
-            score = table[row, column]
-            if score > entry[column]:
-                place = n_best - 1
-                while place > 0 and best[column, place - 1] < score:
-                    best[column, place] = best[column, place - 1]
-                    rows[column, place] = rows[column, place - 1]
-                    place -= 1
-                best[column, place] = score
-                rows[column, place] = row
-                entry[column] = best[column, n_best - 1]
+        _insert(table[row], row, best, rows, entry)
 
 
 @njit(cache=True, nogil=True)
