@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from colbert_sqlite.encoders.checkpoint import Checkpoint, read_json, weight_files
 from colbert_sqlite.encoders.exports import MODEL, backend, check_export
 from colbert_sqlite.encoders.sides import plain_sides, read_tokenizer, read_vocabulary, side_of
-from colbert_sqlite.encoders.tokens import Side, encode, tokenize
+from colbert_sqlite.encoders.tokens import NetworkEncoder, Side
 from colbert_sqlite.errors import ModelError
 
 # Of one batch, padding included.
@@ -66,7 +66,7 @@ class Dense:
         return out if self.residual is None else out + rows @ self.residual.T
 
 
-class OnnxEncoder:
+class OnnxEncoder(NetworkEncoder):
     """A network that onnxruntime runs on the processor, fed with our tokens.
 
     :param path: ONNX file; takes ``input_ids`` and ``attention_mask``, and ``token_type_ids`` if it must
@@ -89,19 +89,19 @@ class OnnxEncoder:
         int8: bool = False,
         batch_size: int | None = None,
     ) -> None:
-        self.name = name
-        self.fingerprint = fingerprint
-        self.tokenizer = tokenizer
-        self.backend = backend(int8)
-        self.dim = dim
-        self.queries = queries
-        self.passages = passages
-        self.query_length = queries.length
-        self.document_length = passages.length
-        self.n_special_tokens = len(tokenize(tokenizer, [""], passages)[0].ids)
+        super().__init__(
+            name=name,
+            fingerprint=fingerprint,
+            backend=backend(int8),
+            dim=dim,
+            queries=queries,
+            passages=passages,
+            tokenizer=tokenizer,
+            batch_tokens=BATCH_TOKENS,
+            batch_size=batch_size,
+        )
         self._path = path
         self._projection = projection
-        self._batch_size = batch_size
         self._session = _session(path)
         self._inputs = {node.name for node in self._session.get_inputs()}
         outputs = {node.name: node.shape for node in self._session.get_outputs()}
@@ -114,27 +114,7 @@ class OnnxEncoder:
         elif isinstance(shape[2], int) and shape[2] != (projection[0].weight.shape[1] if projection else dim):
             raise ModelError(f"{path} gives {shape[2]} dimensions, and its model has {dim}")
 
-    def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """One array [n_tokens, dim] per query, rows L2-normalised, in the order of *texts*."""
-        return self._encode(texts, self.queries)
-
-    def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """One array [n_tokens, dim] per passage, rows L2-normalised, skiplist tokens left out."""
-        return self._encode(texts, self.passages)
-
-    def _encode(self, texts: Sequence[str], side: Side) -> list[NDArray[np.float32]]:
-        return encode(
-            self.tokenizer,
-            texts,
-            side,
-            self._run,
-            dim=self.dim,
-            max_tokens=BATCH_TOKENS,
-            max_count=self._batch_size,
-        )
-
     def _run(self, ids: NDArray[np.int64], attention: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[n_texts, n_tokens, dim], padding included."""
         feeds = {"input_ids": ids, "attention_mask": attention}
         if "token_type_ids" in self._inputs:
             feeds["token_type_ids"] = np.zeros_like(ids)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from colbert_sqlite.encoders.checkpoint import Checkpoint, weight_files
 from colbert_sqlite.encoders.sides import Vocabulary, plain_sides, side_of
-from colbert_sqlite.encoders.tokens import Side, encode, tokenize
+from colbert_sqlite.encoders.tokens import NetworkEncoder, Side
 from colbert_sqlite.errors import ModelError
 
 # Of one batch, padding included. On two cores 4,096 was the fastest of 1,024 to 16,384 (blog paragraphs, bfloat16);
@@ -34,7 +34,7 @@ CPU_BATCH_TOKENS = 4096
 GPU_BATCH_TOKENS = 32768
 
 
-class SentenceTransformersEncoder:
+class SentenceTransformersEncoder(NetworkEncoder):
     """A network of sentence-transformers modules, fed with our tokens.
 
     :param network: Transformer, then Dense modules on token embeddings
@@ -52,42 +52,22 @@ class SentenceTransformersEncoder:
         tokenizer: Tokenizer,
         batch_size: int | None = None,
     ) -> None:
-        self.name = name
-        self.fingerprint = fingerprint
-        self.tokenizer = tokenizer
-        self.dim = _dim(network)
         weights = next(network.parameters()).dtype
         version, numbers = torch.__version__.partition("+")[0], str(weights).removeprefix("torch.")
-        self.backend = f"torch {version} {numbers} ({network.device})"
-        self.query_length = queries.length
-        self.document_length = passages.length
-        self.n_special_tokens = len(tokenize(tokenizer, [""], passages)[0].ids)
-        self.network = network.eval()
-        self.queries = queries
-        self.passages = passages
-        self._batch_size = batch_size
-
-    def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """One array [n_tokens, dim] per query, rows L2-normalised, in the order of *texts*."""
-        return self._encode(texts, self.queries)
-
-    def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """One array [n_tokens, dim] per passage, rows L2-normalised, skiplist tokens left out."""
-        return self._encode(texts, self.passages)
-
-    def _encode(self, texts: Sequence[str], side: Side) -> list[NDArray[np.float32]]:
-        return encode(
-            self.tokenizer,
-            texts,
-            side,
-            self._run,
-            dim=self.dim,
-            max_tokens=CPU_BATCH_TOKENS if self.network.device.type == "cpu" else GPU_BATCH_TOKENS,
-            max_count=self._batch_size,
+        super().__init__(
+            name=name,
+            fingerprint=fingerprint,
+            backend=f"torch {version} {numbers} ({network.device})",
+            dim=_dim(network),
+            queries=queries,
+            passages=passages,
+            tokenizer=tokenizer,
+            batch_tokens=CPU_BATCH_TOKENS if network.device.type == "cpu" else GPU_BATCH_TOKENS,
+            batch_size=batch_size,
         )
+        self.network = network.eval()
 
     def _run(self, ids: NDArray[np.int64], attention: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[n_texts, n_tokens, dim], padding included."""
         device = self.network.device
         features = {
             "input_ids": torch.from_numpy(ids).to(device),

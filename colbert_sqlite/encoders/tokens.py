@@ -7,7 +7,8 @@ reading a model's files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,9 +17,6 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-# Ids and attention mask, int64 [n_texts, n_tokens], to embeddings [n_texts, n_tokens, dim], padding included.
-Network = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,30 +95,63 @@ def batches(lengths: Sequence[int], *, max_tokens: int, max_count: int | None = 
         yield batch
 
 
-def encode(
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    side: Side,
-    network: Network,
-    *,
-    dim: int,
-    max_tokens: int,
-    max_count: int | None,
-) -> list[NDArray[np.float32]]:
-    """One array [n_tokens, dim] per text, in the order of *texts*: what *network* says of the tokens that are kept.
+class NetworkEncoder(ABC):
+    """An encoder whose network turns tokens into embeddings; subclasses run it.
 
-    :param max_tokens: of one batch, padding included; *max_count* texts at most
+    :param backend: what runs the network
+    :param batch_tokens: most tokens of one batch, padding included
+    :param batch_size: most texts of one batch; None: as many as ``batch_tokens`` allow
     """
-    tokens = tokenize(tokenizer, texts, side)
-    embeddings: list[NDArray[np.float32]] = [np.empty((0, dim), np.float32)] * len(tokens)
-    lengths = [len(t.ids) for t in tokens]
-    for batch in batches(lengths, max_tokens=max_tokens, max_count=max_count):
-        shape = (len(batch), lengths[batch[0]])
-        ids = np.zeros(shape, np.int64)
-        attention = np.zeros(shape, np.int64)
-        for row, position in enumerate(batch):
-            ids[row, : lengths[position]] = tokens[position].ids
-            attention[row, : lengths[position]] = tokens[position].attention
-        for position, rows in zip(batch, network(ids, attention), strict=True):
-            embeddings[position] = rows[: lengths[position]][tokens[position].keep]
-    return embeddings
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        fingerprint: str,
+        backend: str,
+        dim: int,
+        queries: Side,
+        passages: Side,
+        tokenizer: Tokenizer,
+        batch_tokens: int,
+        batch_size: int | None,
+    ) -> None:
+        self.name = name
+        self.fingerprint = fingerprint
+        self.backend = backend
+        self.dim = dim
+        self.queries = queries
+        self.passages = passages
+        self.tokenizer = tokenizer
+        self.query_length = queries.length
+        self.document_length = passages.length
+        self.n_special_tokens = len(tokenize(tokenizer, [""], passages)[0].ids)
+        self._batch_tokens = batch_tokens
+        self._batch_size = batch_size
+
+    def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """One array [n_tokens, dim] per query, rows L2-normalised, in the order of *texts*."""
+        return self._encode(texts, self.queries)
+
+    def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """One array [n_tokens, dim] per passage, rows L2-normalised, skiplist tokens left out."""
+        return self._encode(texts, self.passages)
+
+    def _encode(self, texts: Sequence[str], side: Side) -> list[NDArray[np.float32]]:
+        tokens = tokenize(self.tokenizer, texts, side)
+        embeddings: list[NDArray[np.float32]] = [np.empty((0, self.dim), np.float32)] * len(tokens)
+        lengths = [len(t.ids) for t in tokens]
+        for batch in batches(lengths, max_tokens=self._batch_tokens, max_count=self._batch_size):
+            shape = (len(batch), lengths[batch[0]])
+            ids = np.zeros(shape, np.int64)
+            attention = np.zeros(shape, np.int64)
+            for row, position in enumerate(batch):
+                ids[row, : lengths[position]] = tokens[position].ids
+                attention[row, : lengths[position]] = tokens[position].attention
+            for position, rows in zip(batch, self._run(ids, attention), strict=True):
+                embeddings[position] = rows[: lengths[position]][tokens[position].keep]
+        return embeddings
+
+    @abstractmethod
+    def _run(self, ids: NDArray[np.int64], attention: NDArray[np.int64]) -> NDArray[np.float32]:
+        """L2-normalised embeddings [n_texts, n_tokens, dim] of ids and mask [n_texts, n_tokens], padding included."""

@@ -112,7 +112,7 @@ class ResidualCodec:
     @cached_property
     def inverse_norms(self) -> NDArray[np.float32]:
         """What makes each of :attr:`directions` as long as its centroid: float32 [n_centroids]."""
-        squares = np.einsum("ij,ij->i", self.directions, self.directions, dtype=np.int64)
+        squares = np.einsum("ij,ij->i", self.directions, self.directions, dtype=np.float32)
         lengths = 1.0 if self.centroids.dtype == np.int8 else np.linalg.norm(self.vectors, axis=1)
         return kernels.fixed((lengths / np.sqrt(np.maximum(squares, 1))).astype(np.float32))
 
