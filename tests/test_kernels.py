@@ -144,18 +144,20 @@ def test_gather_ranges(rng, lengths):
 
 
 @several
-@given(generators, st.integers(1, 20), st.integers(1, 20))
-def test_improve_nearest(rng, n_embeddings, n_centroids):
+@given(generators, st.integers(1, 20), st.integers(1, 20), st.sampled_from([np.int32, np.float32]))
+def test_improve_nearest(rng, n_embeddings, n_centroids, dtype):
     """In two calls, whose centroids alternate, so that the smaller id may come later."""
-    similarities = rng.integers(-3, 3, (n_embeddings, n_centroids)).astype(np.float32)
+    similarities = rng.integers(-3, 3, (n_embeddings, n_centroids)).astype(dtype)
+    scales = rng.integers(1, 4, n_centroids).astype(np.float32)
     nearest, best = np.zeros(n_embeddings, np.uint32), np.full(n_embeddings, -np.inf, np.float32)
     rows = rng.permutation(n_embeddings)
     for ids in (np.arange(1, n_centroids, 2), np.arange(0, n_centroids, 2)):
         if len(ids):
             part = np.ascontiguousarray(similarities[rows][:, ids])
-            kernels.improve_nearest(part, rows, ids, nearest, best)
-    assert nearest.tolist() == similarities.argmax(axis=1).tolist()
-    assert best.tolist() == similarities.max(axis=1).tolist()
+            kernels.improve_nearest(part, scales[ids], rows, ids, nearest, best)
+    scaled = similarities * scales
+    assert nearest.tolist() == scaled.argmax(axis=1).tolist()
+    assert best.tolist() == scaled.max(axis=1).tolist()
 
 
 @several

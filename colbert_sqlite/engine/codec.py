@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.engine import kernels, kmeans
+from colbert_sqlite.engine.products import whole_numbers
 from colbert_sqlite.errors import IndexCorrupt, ShapeError
 from colbert_sqlite.settings import NBITS
 
@@ -328,8 +329,7 @@ def least_squares_buckets(
 
 def to_directions(centroids: NDArray[np.float32]) -> NDArray[np.int8]:
     """What is stored of centroids: int8 [n, dim], each row scaled so that its largest value is 127, and rounded."""
-    largest = np.abs(centroids).max(axis=1, keepdims=True).astype(np.float64)
-    return np.rint(centroids / np.where(largest > 0, largest, 1) * 127).astype(np.int8)
+    return whole_numbers(centroids)[0]
 
 
 def from_directions(directions: NDArray[np.int8]) -> NDArray[np.float32]:

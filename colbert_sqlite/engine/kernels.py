@@ -281,9 +281,10 @@ def pack_residuals(
             scales[token] = (parallel_weight * along * target + of_both) / below if below > 0 else np.float32(0)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, fastmath=REORDER | {"nnan"})
 def improve_nearest(
-    similarities: NDArray[np.float32],
+    products: NDArray[Any],
+    scales: NDArray[np.float32],
     rows: NDArray[np.int64],
     centroid_ids: NDArray[np.int64],
     nearest: NDArray[np.uint32],
@@ -291,19 +292,21 @@ def improve_nearest(
 ) -> None:
     """Where a similarity beats the best so far of its embedding, put its centroid and itself in their place.
 
-    ``similarities`` is [n_rows, n_centroids] between embeddings ``rows`` and ``centroid_ids`` (rising); ``nearest``
-    and ``best`` hold one value for each embedding. Ties go to the smaller centroid id.
+    Similarities are ``products`` [n_rows, n_centroids] of embeddings ``rows`` and ``centroid_ids`` (rising), times
+    ``scales`` of the centroids; ``nearest`` and ``best`` hold one value for each embedding. Ties go to the smaller
+    centroid id.
     """
-    n_columns = similarities.shape[1]
+    n_columns = products.shape[1]
     for i in range(len(rows)):
         highest = np.float32(-np.inf)
         for column in range(n_columns):
-            highest = max(highest, similarities[i, column])
+            similarity = np.float32(products[i, column]) * scales[column]
+            highest = similarity if similarity > highest else highest
         row = rows[i]
         if highest < best[row]:
             continue
         for column in range(n_columns):
-            if similarities[i, column] == highest:
+            if np.float32(products[i, column]) * scales[column] == highest:
                 if highest > best[row] or centroid_ids[column] < nearest[row]:
                     nearest[row] = centroid_ids[column]
                     best[row] = highest

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.engine import kernels
+from colbert_sqlite.engine.products import Products, whole_numbers
 
 N_ROUNDS = 8
 SAMPLES_PER_CENTROID = 128
@@ -63,20 +64,22 @@ def nearest(
 
     Compares with every centroid: uint32 and float32 [n].
     """
-    ids = np.arange(len(centroids))
+    ids, scales = np.arange(len(centroids)), np.ones(len(centroids), np.float32)
     found = np.zeros(len(embeddings), np.uint32)
     best = np.full(len(embeddings), -np.inf, np.float32)
     transposed = np.ascontiguousarray(centroids.T)
     step = max(64, BLOCK_VALUES // max(1, len(centroids)))
     for first in range(0, len(embeddings), step):
         rows = np.arange(first, min(first + step, len(embeddings)))
-        kernels.improve_nearest(embeddings[rows[0] : rows[-1] + 1] @ transposed, rows, ids, found, best)
+        products = embeddings[rows[0] : rows[-1] + 1] @ transposed
+        kernels.improve_nearest(products, scales, rows, ids, found, best)
     return found, best
 
 
 class NearestCentroid:
     """Finds the nearest of many centroids: exactly for up to 4,096 of them, through the 8 nearest of the coarse cells
-    beyond. The answer depends on the centroids alone.
+    and in whole numbers beyond, where 1 token in 50 gets another that is nearly as near. The answer depends on the
+    centroids alone.
     """
 
     def __init__(self, centroids: NDArray[np.float32]) -> None:
@@ -88,6 +91,14 @@ class NearestCentroid:
         n_cells = _n_cells(len(self.centroids))
         centres = _lloyd(self.centroids, n_cells, np.random.default_rng(0))
         return centres, _members(nearest(self.centroids, centres)[0], n_cells)
+
+    @cached_property
+    def _directions(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """The centroids in whole numbers, and what makes these as long as the centroids are."""
+        directions, _ = whole_numbers(self.centroids)
+        lengths = np.linalg.norm(self.centroids, axis=1)
+        norms = np.sqrt(np.einsum("ij,ij->i", directions, directions, dtype=np.float32))
+        return directions, (lengths / np.maximum(norms, 1)).astype(np.float32)
 
     def of(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint32]:
         """Centroid id of each embedding: float32 [n, dim] to uint32 [n]."""
@@ -101,9 +112,13 @@ class NearestCentroid:
         visits = _members(probed.ravel(), len(centres))
         found = np.zeros(len(embeddings), np.uint32)
         best = np.full(len(embeddings), -np.inf, np.float32)
+        directions, scales = self._directions
+        # One embedding's own scale changes nothing about which centroid is nearest to it.
+        values, _ = whole_numbers(embeddings)
         for ids, visit in zip(members, visits, strict=True):
             rows = visit // N_PROBED_CELLS
-            kernels.improve_nearest(embeddings[rows] @ self.centroids[ids].T, rows, ids, found, best)
+            products = Products(directions[ids], len(rows)).of(values[rows])
+            kernels.improve_nearest(products, scales[ids], rows, ids, found, best)
         return found
 
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from colbert_sqlite.engine import kernels
 from colbert_sqlite.engine.codec import ResidualCodec
 from colbert_sqlite.engine.maxsim import maxsim_scores
-from colbert_sqlite.engine.products import Products
+from colbert_sqlite.engine.products import Products, whole_numbers
 from colbert_sqlite.errors import IndexCorrupt, ShapeError
 from colbert_sqlite.settings import SearchSettings
 
@@ -41,7 +41,6 @@ ROWS_AT_ONCE = 2_048
 
 # A similarity of 1 is this many steps of an int16, whatever the length of the query's vectors.
 LARGEST_STEP = 32_000
-LARGEST_INT8 = 127
 
 # Passage ids are counted in an array with a place for each between the lowest and the highest, if that has few places
 # for each id that was listed, or few altogether.
@@ -136,10 +135,7 @@ class Query:
             raise ShapeError(f"a query of shape {embeddings.shape} does not fit an index of {codec.dim} dimensions")
         self.embeddings = np.ascontiguousarray(embeddings, np.float32)
         self.codec = codec
-        largest = np.abs(self.embeddings).max(axis=1, keepdims=True)
-        steps = np.where(largest > 0, largest, 1) / LARGEST_INT8
-        self._values = np.rint(self.embeddings / steps).astype(np.int8)
-        self._steps = steps.ravel().astype(np.float32)
+        self._values, self._steps = whole_numbers(self.embeddings)
         longest = float(np.linalg.norm(self._values * self._steps[:, None], axis=1).max()) * codec.longest
         self.score_step = np.float32((longest or 1.0) / LARGEST_STEP)
         self.centroid_scores = np.empty((0, len(embeddings)), np.int16)

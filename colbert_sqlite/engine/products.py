@@ -1,7 +1,7 @@
 """Matrix products of whole numbers, on the widest instructions the processor has. The only ``import numkong``.
 
-In: int8 matrices. Out: int32 inner products, exact. Leaves to others: turning embeddings into whole numbers, and
-threads (a product runs on the thread that asks for it and releases the GIL).
+In: embeddings, or int8 matrices. Out: int8 matrices, or int32 inner products, exact. Leaves to others: what steps and
+products count, and threads (a product runs on the thread that asks for it and releases the GIL).
 """
 
 from __future__ import annotations
@@ -11,6 +11,16 @@ from typing import Any
 import numkong
 import numpy as np
 from numpy.typing import NDArray
+
+LARGEST_INT8 = 127
+
+
+def whole_numbers(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Rows [n, width] as int8, each in steps of its own, of which its largest value is 127; and those steps [n]."""
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    largest = np.where(largest > 0, largest, 1).astype(np.float32)
+    # In this order, since a step of the smallest floats there are is 0.
+    return np.rint(rows / largest * LARGEST_INT8).astype(np.int8), largest.ravel() / np.float32(LARGEST_INT8)
 
 
 class Products:
