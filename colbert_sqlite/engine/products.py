@@ -20,7 +20,8 @@ def whole_numbers(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[
     largest = np.abs(rows).max(axis=1, keepdims=True)
     largest = np.where(largest > 0, largest, 1).astype(np.float32)
     # In this order, since a step of the smallest floats there are is 0.
-    return np.rint(rows / largest * LARGEST_INT8).astype(np.int8), largest.ravel() / np.float32(LARGEST_INT8)
+    values = np.rint(rows / largest * LARGEST_INT8).astype(np.int8)
+    return values, (largest.ravel() / LARGEST_INT8).astype(np.float32)
 
 
 class Products:
