@@ -327,7 +327,10 @@ class Index:
             if len(embedding) == 0:
                 raise ValueError(f"model {self.encoder.name!r} leaves nothing of the query {query!r}: use other words")
         if not all(np.isfinite(embedding).all() for embedding in embeddings):
-            raise ModelError(f"model {self.encoder.name!r} gives embeddings that are no numbers: compute in float32")
+            raise ModelError(
+                f"model {self.encoder.name!r} gives embeddings that are no numbers: its files are damaged, or it needs "
+                "dtype float32"
+            )
         with self._reading():
             return self._ranked(embeddings, k, settings, self._allowed(where, params, pks))
 

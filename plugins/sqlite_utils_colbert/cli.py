@@ -194,8 +194,9 @@ def index(
             print_stages(made, seconds=seconds)
         if not silent:
             summarise(made, seconds=seconds)
-            search = [*ctx.command_path.split()[:-1], "search", db, made.name]
-            click.echo(f"Search it: {shlex.join(search)} 'your question' -t", err=True)
+            if made.counts["passages"]:
+                search = [*ctx.command_path.split()[:-1], "search", db, made.name]
+                click.echo(f"Search it: {shlex.join(search)} 'your question' -t", err=True)
 
 
 @colbert.command()
