@@ -30,6 +30,7 @@ N_PROBED_CELLS = 8
 # Similarities held at once, in values: small enough to be still in cache when the best are picked.
 BLOCK_VALUES = 1 << 20
 TOKENS_AT_ONCE = 1 << 16
+VISITORS_AT_ONCE = 256
 
 
 def train(
@@ -116,9 +117,11 @@ class NearestCentroid:
         # One embedding's own scale changes nothing about which centroid is nearest to it.
         values, _ = whole_numbers(embeddings)
         for ids, visit in zip(members, visits, strict=True):
-            rows = visit // N_PROBED_CELLS
-            products = Products(directions[ids], len(rows)).of(values[rows])
-            kernels.improve_nearest(products, scales[ids], rows, ids, found, best)
+            visitors, of_ids = visit // N_PROBED_CELLS, scales[ids]
+            products = Products(directions[ids], VISITORS_AT_ONCE)
+            for first in range(0, len(visitors), VISITORS_AT_ONCE):
+                rows = visitors[first : first + VISITORS_AT_ONCE]
+                kernels.improve_nearest(products.of(values[rows]), of_ids, rows, ids, found, best)
         return found
 
 
