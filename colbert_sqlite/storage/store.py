@@ -609,9 +609,10 @@ class Store:
         for part in PARTS:
             name = table_name(self.entry.name, part, building=self._building)
             try:
+                # In an aggregate, pageno is the number of pages; pgsize overflows at 4 GB.
                 (size,) = self.conn.execute(
-                    "SELECT sum(pgsize) FROM dbstat WHERE aggregate = TRUE AND name IN"
-                    " (SELECT name FROM main.sqlite_master WHERE tbl_name = ?)",
+                    "SELECT sum(pageno) * (SELECT page_size FROM pragma_page_size) FROM dbstat WHERE aggregate = TRUE"
+                    " AND name IN (SELECT name FROM main.sqlite_master WHERE tbl_name = ?)",
                     (name,),
                 ).fetchone()
             except sqlite3.OperationalError:
