@@ -430,8 +430,9 @@ def test_a_wrong_search_is_one_line(indexed: str, words: tuple[str, ...]) -> Non
     assert error("search", indexed, *words).startswith("Error: ")
 
 
+# A process that was started in the background ignores SIGINT, and so would its children.
 COMMANDS_THAT_WAIT_TO_BE_INTERRUPTED = """
-import time
+import signal, time
 from colbert_sqlite import indexing
 from sqlite_utils_colbert import cli, progress
 
@@ -442,6 +443,7 @@ class Display(progress.ProgressDisplay):
             print("now", flush=True)
             time.sleep(60)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 indexing._CHUNK_BYTES = 5000
 cli.ProgressDisplay = Display
 cli.colbert()
