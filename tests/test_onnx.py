@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from parity_cases import CASES, texts_and_expected
 from sqlite_utils_colbert.cli import colbert
 
 from colbert_sqlite import Index, errors
@@ -29,16 +30,6 @@ pytest.importorskip("onnx")
 pytest.importorskip("sentence_transformers")
 
 ROOT = Path(__file__).resolve().parent.parent
-CASES = [
-    "stanford_bert",
-    "stanford_bert_unkpunct",
-    "stanford_xlmr",
-    "pylate_bert",
-    "pylate_bert_2dense",
-    "pylate_modernbert",
-    "pylate_noprefix",
-    "st6_native",
-]
 TEXTS = ["the quick brown fox", "", "late interaction, every query token. " * 40]
 FILES = ["colbert_sqlite.json", "model.onnx", "model.onnx.data", "tokenizer.json"]
 
@@ -95,14 +86,8 @@ def by_torch(folder: Path) -> Encoder:
     return load_encoder(str(folder), device="cpu", dtype="float32", backend="torch")
 
 
-def reference(shared: Path, case: str) -> tuple[dict[str, list[str]], dict[str, Any]]:
-    folder = shared / "reference" / "parity" / case
-    with np.load(folder / "expected.npz") as npz:
-        return json.loads((folder / "texts.json").read_text(encoding="utf-8")), dict(npz)
-
-
 def assert_equals_reference(encoder: Encoder, shared: Path, case: str) -> None:
-    texts, expected = reference(shared, case)
+    texts, expected = texts_and_expected(shared, case)
     queries = encoder.encode_queries(texts["queries"])
     passages = encoder.encode_passages(texts["docs"])
     dim = expected["D"].shape[1]

@@ -6,34 +6,21 @@ differs, whatever it holds: emoji, CJK, unknown characters, literal [MASK] and [
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from parity_cases import CASES, texts_and_expected
 
 from colbert_sqlite.encoders import load_encoder
 
 pytest.importorskip("sentence_transformers")
 
-CASES = [
-    "stanford_bert",
-    "stanford_bert_unkpunct",
-    "stanford_xlmr",
-    "pylate_bert",
-    "pylate_bert_2dense",
-    "pylate_modernbert",
-    "pylate_noprefix",
-    "st6_native",
-]
-
 
 @pytest.mark.parametrize("case", CASES)
 def test_embeddings_equal_the_reference(shared: Path, case: str) -> None:
     folder = shared / "reference" / "parity" / case
-    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
-    with np.load(folder / "expected.npz") as npz:
-        expected = dict(npz)
+    texts, expected = texts_and_expected(shared, case)
     query_lengths = expected.get("querylens", [expected["Q"].shape[1]] * len(texts["queries"]))
 
     encoder = load_encoder(str(folder), device="cpu", dtype="float32")

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.engine import kernels, kmeans
-from colbert_sqlite.engine.products import whole_numbers
+from colbert_sqlite.engine.products import inverse_norms, whole_numbers
 from colbert_sqlite.errors import IndexCorrupt, ShapeError
 from colbert_sqlite.settings import NBITS
 
@@ -113,14 +113,19 @@ class ResidualCodec:
     @cached_property
     def inverse_norms(self) -> NDArray[np.float32]:
         """What makes each of :attr:`directions` as long as its centroid: float32 [n_centroids]."""
-        squares = np.einsum("ij,ij->i", self.directions, self.directions, dtype=np.float32)
-        lengths = 1.0 if self.centroids.dtype == np.int8 else np.linalg.norm(self.vectors, axis=1)
-        return kernels.fixed((lengths / np.sqrt(np.maximum(squares, 1))).astype(np.float32))
+        return kernels.fixed(inverse_norms(self.directions, self._lengths))
 
-    @cached_property
+    @property
     def longest(self) -> float:
         """The length of the longest centroid."""
-        return 1.0 if self.centroids.dtype == np.int8 else float(np.linalg.norm(self.vectors, axis=1).max())
+        return float(self._lengths.max())
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.float32]:
+        if self.centroids.dtype == np.int8:
+            return np.ones(self.n_centroids, np.float32)
+        lengths: NDArray[np.float32] = np.linalg.norm(self.vectors, axis=1)
+        return lengths
 
     @cached_property
     def weights_of_byte(self) -> NDArray[np.float32]:

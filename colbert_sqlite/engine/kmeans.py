@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.engine import kernels
-from colbert_sqlite.engine.products import Products, whole_numbers
+from colbert_sqlite.engine.products import Products, inverse_norms, whole_numbers
 
 N_ROUNDS = 8
 SAMPLES_PER_CENTROID = 128
@@ -97,9 +97,7 @@ class NearestCentroid:
     def _directions(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         """The centroids in whole numbers, and what makes these as long as the centroids are."""
         directions, _ = whole_numbers(self.centroids)
-        lengths = np.linalg.norm(self.centroids, axis=1)
-        norms = np.sqrt(np.einsum("ij,ij->i", directions, directions, dtype=np.float32))
-        return directions, (lengths / np.maximum(norms, 1)).astype(np.float32)
+        return directions, inverse_norms(directions, np.linalg.norm(self.centroids, axis=1))
 
     def of(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint32]:
         """Centroid id of each embedding: float32 [n, dim] to uint32 [n]."""

@@ -24,6 +24,13 @@ def whole_numbers(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[
     return values, (largest.ravel() / LARGEST_INT8).astype(np.float32)
 
 
+def inverse_norms(directions: NDArray[np.int8], lengths: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What makes rows of whole numbers [n, width] as long as they should be, float32 [n]; a row of zeros stays so."""
+    squares = np.einsum("ij,ij->i", directions, directions, dtype=np.float32)
+    inverse: NDArray[np.float32] = (lengths / np.sqrt(np.maximum(squares, 1))).astype(np.float32)
+    return inverse
+
+
 class Products:
     """Inner products of any rows with the few rows of one query, up to so many rows at a time.
 
