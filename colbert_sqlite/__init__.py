@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ShapeError,
         SourceError,
     )
-    from colbert_sqlite.index import Index, list_indexes
+    from colbert_sqlite.index import Index, list_indexes, upgrade
     from colbert_sqlite.indexing import Progress
     from colbert_sqlite.results import Hit, Passage
     from colbert_sqlite.settings import IndexSettings, SearchSettings
@@ -52,6 +52,7 @@ __all__ = [
     "SourceError",
     "list_indexes",
     "load_encoder",
+    "upgrade",
 ]
 
 _HOMES = {
@@ -63,6 +64,7 @@ _HOMES = {
     "SearchSettings": "settings:SearchSettings",
     "list_indexes": "index:list_indexes",
     "load_encoder": "encoders:load_encoder",
+    "upgrade": "index:upgrade",
 }
 
 

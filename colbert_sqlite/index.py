@@ -7,6 +7,7 @@ statement; this module wires encoders, engine and storage together.
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Thread
@@ -18,18 +19,40 @@ from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder, backend_for, load_encoder
 from colbert_sqlite.engine import plaid
-from colbert_sqlite.engine.codec import ResidualCodec
-from colbert_sqlite.errors import ColbertError, IndexCorrupt, ModelError, ModelMismatch, SourceError
-from colbert_sqlite.indexing import ProgressCallback, build, codec_from
+from colbert_sqlite.engine.codec import ResidualCodec, from_directions, n_centroids_for
+from colbert_sqlite.engine.kmeans import cells_of
+from colbert_sqlite.errors import (
+    ColbertError,
+    IndexCorrupt,
+    MissingDependency,
+    ModelError,
+    ModelMismatch,
+    ModelNotFound,
+    SourceError,
+)
+from colbert_sqlite.indexing import Progress, ProgressCallback, build, codec_from
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, extract
 from colbert_sqlite.results import Hit, Passage
-from colbert_sqlite.settings import MOST_K, MOST_NDOCS, MOST_NPROBE, Html, IndexSettings, SearchSettings
+from colbert_sqlite.settings import (
+    MOST_K,
+    MOST_NDOCS,
+    MOST_NPROBE,
+    MOST_QUERY_CHARACTERS,
+    Html,
+    IndexSettings,
+    SearchSettings,
+)
 from colbert_sqlite.storage.check import check
 from colbert_sqlite.storage.connection import Database, atomic, connect, plain_rows, reading
+from colbert_sqlite.storage.registry import drop_index, read_entry, refuse_to_replace, registered
 from colbert_sqlite.storage.scratch import remove_scratch, scratch_path
 from colbert_sqlite.storage.snapshot import Snapshot
 from colbert_sqlite.storage.source import Key, Source
-from colbert_sqlite.storage.store import Store, StoredCodec, drop_index, read_entry, refuse_to_replace, registered
+from colbert_sqlite.storage.store import Store
+from colbert_sqlite.storage.stored_codec import StoredCodec
+from colbert_sqlite.storage.upgrade import IN_PLACE_FROM, outdated, upgrade_in_place
+from colbert_sqlite.storage.writer import only_writer, remove_lock
+from colbert_sqlite.syncing import compact, repair, sync
 from colbert_sqlite.timing import BuildReport
 
 # How much wider the second attempt looks when the first found too few rows; the third scores everything.
@@ -37,6 +60,9 @@ _WIDER = 4
 # Queries of one batch that share what they read, and what they may hold of centroid scores: 64 MB.
 _QUERIES_AT_ONCE = 16
 _SCORES_IN_MEMORY = 1 << 25
+# When a rebuild pays: recent rows lie so much farther from the centroids, and there are so many of them.
+_DRIFT = 0.2
+_DRIFTED_SHARE = 0.05
 
 
 class Index:
@@ -54,7 +80,7 @@ class Index:
         self._load = load
         self._backend = backend
         self._loaded: Encoder | None = None
-        self._codec: tuple[str, StoredCodec, ResidualCodec] | None = None
+        self._codec: tuple[tuple[object, ...], ResidualCodec] | None = None
         self.build_report: BuildReport | None = None
         """Time and memory of each stage of the build that made this object, or of its rebuild; None after open."""
 
@@ -79,6 +105,7 @@ class Index:
         batch_size: int | None = None,
         trust_remote_code: bool = False,
         backend: str = "auto",
+        triggers: bool = True,
         progress: ProgressCallback | None = None,
         replace: bool = False,
     ) -> Index:
@@ -96,6 +123,7 @@ class Index:
         :param html: strip HTML markup: ``auto``, ``yes`` or ``no``
         :param max_tokens: longest passage in tokens; default: the model's document length, at most 256
         :param pool_factor: keep one token in so many, merging those of a passage that are most alike; needs scipy
+        :param triggers: let triggers on the table note which rows change; without them :meth:`sync` compares every row
         :param device: ``cpu``, ``cuda``, ``mps``; default: the best there is
         :param dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, what the model computes in
         :param backend: ``torch``, ``onnx``, or ``auto``, the faster there is
@@ -129,6 +157,7 @@ class Index:
                 html=html,
                 max_tokens=max_tokens,
                 pool_factor=pool_factor,
+                triggers=triggers,
             )
             if isinstance(model, str) or model is None:
                 with report.step("load"):
@@ -146,15 +175,34 @@ class Index:
             settings = dataclasses.replace(
                 settings, model=encoder.name, max_tokens=_passage_tokens(max_tokens, encoder)
             )
-            with plain_rows(conn):
+            with _writing(conn, name, progress):
                 store = build(conn, name, source, settings, encoder, progress or _ignore, report, replace=replace)
+                index = cls(store, owns_connection=owned, load=lambda _: encoder, backend=lambda: encoder.backend)
+                index._catch_up(source, progress, report)
         except BaseException:
             if owned:
                 conn.close()
             raise
-        index = cls(store, owns_connection=owned, load=lambda _: encoder, backend=lambda: encoder.backend)
         index.build_report = report
         return index
+
+    def _catch_up(self, source: Source, progress: ProgressCallback | None, report: BuildReport) -> None:
+        """Bring up the rows that changed while the index was built, if triggers noted them."""
+        if self.settings.triggers:
+            self._sync(source, progress, report)
+
+    def _sync(
+        self, source: Source, progress: ProgressCallback | None, report: BuildReport, *, full: bool = False
+    ) -> dict[str, int]:
+        return sync(
+            self._store,
+            source,
+            lambda many: self._encoder(indexing=many),
+            lambda store: self._read_codec(store)[1],
+            progress or _ignore,
+            report,
+            full=full,
+        )
 
     @classmethod
     def open(
@@ -341,10 +389,11 @@ class Index:
         :raises IndexCorrupt: if its codec contradicts itself
         """
         with self._reading():
-            entry, codec = self._store.entry, self._read_codec()[1]
+            entry, codec = self._store.entry, self._codec_row()
             bytes_by_part = self._store.bytes_by_part()
             summary = _summary(self._store)
             tokens = summary["tokens"]
+            drift = _drift(codec)
             total = sum(bytes_by_part.values())
             return {
                 **summary,
@@ -357,23 +406,99 @@ class Index:
                 "key_columns": list(entry.key_columns),
                 "model_fingerprint": entry.model_fingerprint,
                 "backend": self._backend(),
+                "triggers": entry.settings.triggers,
+                "pending_changes": self._store.queue_length() if entry.queue_complete else None,
                 "n_centroids": codec.n_centroids,
+                "n_centroids_added": codec.n_centroids - codec.n_trained,
+                "drift": drift,
+                "rebuild_pays": _why_rebuild(codec, tokens, drift),
                 "generation": entry.generation,
                 "schema_version": entry.schema_version,
                 "created": entry.created,
                 "updated": entry.updated,
                 "bytes_by_part": bytes_by_part,
+                "bytes_reclaimable": self._store.stream.dead_tokens(codec) * codec.bytes_per_token,
                 "bytes_per_token": round(total / tokens, 2) if tokens else None,
             }
 
     def verify(self) -> list[str]:
-        """Return a sentence per problem found in the stored data; none when the index is sound.
+        """Return a sentence per problem found; none when the index is sound and in step with its table.
+
+        What is stored is compared with itself, with its checksums and with the table, and the model with the
+        fingerprint it had. Rows that the next :meth:`sync` will bring up are no problem.
 
         :raises IndexNotFound: if the index was dropped meanwhile
+        :raises IndexCorrupt: if its registry entry is damaged
         :raises SourceError: if the table is gone or its key was changed
         """
         with self._reading():
-            return check(self._store, self._source())
+            problems = check(self._store, self._source()).problems
+        try:
+            self._encoder(indexing=False)
+        except (ModelNotFound, ModelMismatch, ModelError, MissingDependency) as error:
+            problems.append(str(error))
+        return problems
+
+    def sync(self, *, full: bool = False, progress: ProgressCallback | None = None) -> dict[str, int]:
+        """Bring the index in step with its table; return how many rows were added, updated, deleted and compared.
+
+        Where triggers note what changes, only that is looked at. All rows are compared, by their content hashes, where
+        there are no triggers, where they were lost (with a table that was dropped or transformed: they are put back),
+        and with *full*. Waits for another process that writes the same index.
+
+        :raises IndexNotFound: if the index was dropped meanwhile
+        :raises IndexCorrupt: if what has to change is damaged
+        :raises SourceError: if the table is gone or its key was changed
+        :raises ModelNotFound: if rows are to be encoded and the model is not on this machine
+        :raises ModelMismatch: if it is not the one the index was built with
+        """
+        report = BuildReport()
+        with _writing(self._store.conn, self.name, progress):
+            with self._reading():
+                source = self._source()
+            counts = self._sync(source, progress, report, full=full)
+        self.build_report = report
+        return counts
+
+    def repair(self, *, progress: ProgressCallback | None = None) -> dict[str, int]:
+        """Remove what :meth:`verify` finds damaged and encode the rows it belonged to again; then :meth:`sync` fully.
+
+        Return how many rows were added, updated, deleted and compared. Errors as in :meth:`sync`.
+
+        :raises IndexCorrupt: if codec or registry entry are damaged: only building it again helps then
+        """
+        report = BuildReport()
+        with _writing(self._store.conn, self.name, progress):
+            with self._reading():
+                source = self._source()
+                found = check(self._store, source)
+            if found.passages or found.rows or found.orphans:
+                # What is removed could not be encoded again without it.
+                self._encoder(indexing=False)
+            if found.damaged:
+                with atomic(self._store.conn):
+                    repair(self._store.check_ready(), found)
+            counts = self._sync(source, progress, report, full=True)
+        self.build_report = report
+        return counts
+
+    def optimize(self, *, progress: ProgressCallback | None = None) -> int:
+        """Close the gaps that deleted rows left, without encoding anything; return the bytes made free.
+
+        The file keeps them for reuse until it is vacuumed.
+
+        :raises IndexNotFound: if the index was dropped meanwhile
+        :raises IndexCorrupt: if residuals are damaged
+        """
+        with _writing(self._store.conn, self.name, progress):
+            before = self._reclaimable()
+            compact(self._store)
+            return before - self._reclaimable()
+
+    def _reclaimable(self) -> int:
+        with self._reading():
+            codec = self._codec_row()
+            return self._store.stream.dead_tokens(codec) * codec.bytes_per_token
 
     def rebuild(
         self,
@@ -391,13 +516,14 @@ class Index:
         report = BuildReport()
         with report.step("load"):
             encoder = self._encoder(indexing=True)
-        with self._reading():
-            entry = self._store.entry
-            source = self._inspect()
-        with plain_rows(self._store.conn):
+        with _writing(self._store.conn, self.name, progress):
+            with self._reading():
+                entry = self._store.entry
+                source = self._inspect()
             self._store = build(
                 self._store.conn, entry.name, source, entry.settings, encoder, progress or _ignore, report, replace=True
             )
+            self._catch_up(source, progress, report)
         self.build_report = report
         return self.counts
 
@@ -438,14 +564,21 @@ class Index:
             )
         return source
 
-    def _read_codec(self) -> tuple[StoredCodec, ResidualCodec]:
-        build_id = self._store.entry.build_id
-        if self._codec is None or self._codec[0] != build_id:
-            stored = self._store.read_codec()
-            if stored is None:
-                raise IndexCorrupt(f"index {self.name!r} has no codec: build it again with --replace")
-            self._codec = build_id, stored, codec_from(stored)
-        return self._codec[1:]
+    def _codec_row(self, store: Store | None = None) -> StoredCodec:
+        stored = (store or self._store).read_codec()
+        if stored is None:
+            raise IndexCorrupt(f"index {self.name!r} has no codec: build it again with --replace")
+        return stored
+
+    def _read_codec(self, store: Store | None = None) -> tuple[StoredCodec, ResidualCodec]:
+        """The codec as it is now; its centroids are read again only after there are others."""
+        store = store or self._store
+        stored = self._codec_row(store)
+        # A growth that was rolled back may be followed by one of as many centroids.
+        version = store.entry.build_id, stored.n_centroids, store.codec.last_checksum()
+        if self._codec is None or self._codec[0] != version:
+            self._codec = version, codec_from(store, stored)
+        return stored, self._codec[1]
 
     def _allowed(
         self, where: str | None, params: Mapping[str, Any] | None, pks: Iterable[Any] | None
@@ -524,13 +657,15 @@ class Index:
                 if found is None:
                     continue
                 row, raw = found
+                # As it is spelled now: an equal key may replace another, 1.0 for 1, or "a" for "A".
+                key = tuple(row[column] for column in source.keys)
                 assert settings.max_tokens is not None
                 text = extract(raw.values, raw.heading, html=settings.html, max_tokens=settings.max_tokens).text
                 hits.append(
                     Hit(
                         rank=len(hits) + 1,
                         score=score,
-                        pk=place.key[0] if len(place.key) == 1 else place.key,
+                        pk=key[0] if len(key) == 1 else key,
                         row=row,
                         passage=Passage(text[place.start : place.end], place.start, place.end, place.ordinal),
                         index=entry.name,
@@ -564,6 +699,59 @@ def list_indexes(db: Database) -> list[dict[str, Any]]:
             conn.close()
 
 
+def registered_names(db: Database) -> tuple[str, ...]:
+    """Return the names of all indexes in use, of whatever version."""
+    conn, owned = connect(db)
+    try:
+        with plain_rows(conn):
+            return tuple(known.name for known in registered(conn) if known.state == "ready")
+    finally:
+        if owned:
+            conn.close()
+
+
+def upgrade(db: Database, name: str, *, progress: ProgressCallback | None = None, **model_options: Any) -> bool:
+    """Bring an index that an earlier release wrote to this release's format; return whether there was anything to do.
+
+    Version 2 is brought up in place. The rows of an index of version 1 are encoded again.
+
+    :param model_options: as in :meth:`Index.open`, where the model is now and how it runs
+    :raises IndexNotFound: if there is no such index
+    :raises IndexCorrupt: if what is stored contradicts itself
+    :raises SchemaVersionError: if a newer release wrote it
+    """
+    conn, owned = connect(db)
+    try:
+        with _writing(conn, name, progress):
+            old = outdated(conn, name) if any(e.name.lower() == name.lower() for e in registered(conn)) else None
+            if old is None:
+                Store.open(conn, name)
+                return False
+            if old.schema_version >= IN_PLACE_FROM:
+                upgrade_in_place(conn, old.name, lambda directions: cells_of(from_directions(directions)))
+        settings = old.settings
+        if old.schema_version < IN_PLACE_FROM:
+            Index.create(
+                conn,
+                settings.table,
+                settings.columns,
+                name=old.name,
+                **{
+                    "model": settings.model,
+                    **{f: getattr(settings, f) for f in ("nbits", "where", "params", "heading", "html", "max_tokens")},
+                    **{option: value for option, value in model_options.items() if value is not None},
+                },
+                progress=progress,
+                replace=True,
+            )
+        else:
+            Index.open(conn, old.name, **model_options).sync(progress=progress)
+        return True
+    finally:
+        if owned:
+            conn.close()
+
+
 def drop(db: Database, name: str) -> None:
     """Remove an index, finished or not, of whatever version.
 
@@ -580,6 +768,7 @@ def drop(db: Database, name: str) -> None:
                     drop_index(conn, entry.name, entry.state)
             if (path := scratch_path(conn, name)) is not None:
                 remove_scratch(path)
+            remove_lock(conn, name)
     finally:
         if owned:
             conn.close()
@@ -600,9 +789,34 @@ def _summary(store: Store) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _writing(conn: sqlite3.Connection, name: str, progress: ProgressCallback | None) -> Iterator[None]:
+    """Be the only one who writes an index."""
+    report = progress or _ignore
+    with plain_rows(conn), only_writer(conn, name, lambda: report(Progress("wait", 0, 1))):
+        yield
+
+
+def _drift(codec: StoredCodec) -> float | None:
+    """How much farther from their centroids the tokens of rows synced lately are than the first ones were."""
+    if not codec.recent_tokens or not codec.avg_residual:
+        return None
+    return round(codec.recent_residual / codec.recent_tokens / codec.avg_residual - 1, 3)
+
+
+def _why_rebuild(codec: StoredCodec, n_tokens: int, drift: float | None) -> str | None:
+    if drift is not None and drift >= _DRIFT and codec.recent_tokens >= _DRIFTED_SHARE * n_tokens:
+        return f"rows added lately fit the codec {drift:.0%} worse than the first ones"
+    if n_tokens and n_centroids_for(n_tokens, codec.dim, codec.nbits) >= 2 * codec.n_centroids:
+        return f"{n_tokens:,} tokens have outgrown {codec.n_centroids:,} centroids"
+    return None
+
+
 def _check_query(query: object) -> None:
     if not isinstance(query, str):
         raise ValueError(f"a query is one text, not {query!r}")
+    if len(query) > MOST_QUERY_CHARACTERS:
+        raise ValueError(f"the query has {len(query):,} characters: at most {MOST_QUERY_CHARACTERS:,} are taken")
     if not query.strip():
         raise ValueError("the query is empty")
     try:

@@ -17,7 +17,9 @@ NBITS = (1, 2, 4, 8)
 # Beyond any index, and far from what overflows.
 MOST_NPROBE = 1 << 20
 MOST_NDOCS = 1 << 31
-MOST_K = MOST_NDOCS // 16
+MOST_K = 1 << 20
+# Far more than any model reads of a query.
+MOST_QUERY_CHARACTERS = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,25 +45,34 @@ class IndexSettings:
     pool_factor: int = field(
         default=1, metadata={"help": "keep one token in so many, merging those most alike: 2 halves the index"}
     )
+    triggers: bool = field(default=True, metadata={"help": "let triggers on the table note which rows change"})
     seed: int = 42
 
     def __post_init__(self) -> None:
         if not self.columns:
             raise ValueError("name at least one column to index")
+        # Whatever the annotations say: they come from a file too.
+        texts: list[object] = [self.table, self.model, *self.columns]
+        texts += [text for text in (self.where, self.heading) if text is not None]
+        if not all(isinstance(text, str) and "\0" not in text for text in texts):
+            raise ValueError(f"table, columns, model, where and heading must be text without NUL: {texts}")
         if len({c.lower() for c in self.columns}) != len(self.columns):
             raise ValueError(f"a column is named twice: {', '.join(self.columns)}")
         if type(self.nbits) is not int or self.nbits not in NBITS:
             raise ValueError(f"nbits must be 1, 2, 4 or 8, not {self.nbits}")
         if self.html not in get_args(Html):
             raise ValueError(f"html must be auto, yes or no, not {self.html!r}")
-        try:
-            json.dumps(self.params)
-        except TypeError:
-            raise ValueError(
-                f"params must be text, numbers or NULL, to be stored with the index: {self.params}"
-            ) from None
-        if self.max_tokens is not None and self.max_tokens < 16:
-            raise ValueError(f"max_tokens must be at least 16, not {self.max_tokens}")
+        params: object = self.params
+        if not isinstance(params, dict) or not all(
+            isinstance(name, str) and isinstance(value, (str, int, float, type(None))) for name, value in params.items()
+        ):
+            raise ValueError(f"params must be text, numbers or NULL, to be stored with the index: {self.params}")
+        if self.max_tokens is not None and (type(self.max_tokens) is not int or self.max_tokens < 16):
+            raise ValueError(f"max_tokens must be a whole number of at least 16, not {self.max_tokens!r}")
+        if type(self.triggers) is not bool:
+            raise ValueError(f"triggers must be True or False, not {self.triggers!r}")
+        if type(self.seed) is not int or self.seed < 0:
+            raise ValueError(f"seed must be a whole number of at least 0, not {self.seed!r}")
         if type(self.pool_factor) is not int or self.pool_factor < 1:
             raise ValueError(f"pool_factor must be a whole number of at least 1, not {self.pool_factor}")
 
@@ -71,6 +82,8 @@ class IndexSettings:
     @classmethod
     def from_json(cls, text: str) -> IndexSettings:
         values = json.loads(text)
+        if not isinstance(values["columns"], list):
+            raise ValueError(f"columns must be a list, not {values['columns']!r}")
         values["columns"] = tuple(values["columns"])
         return cls(**values)
 

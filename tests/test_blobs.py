@@ -6,16 +6,27 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from colbert_sqlite.errors import IndexCorrupt
-from colbert_sqlite.storage.blobs import CODES, codes_dtype, from_blob, pack_ids, unpack_ids
+from colbert_sqlite.storage.blobs import CODES, checksum, codes_dtype, from_blob, pack_ids, unpack_ids, verified
 
-IDS = st.lists(st.one_of(st.integers(1, 300), st.integers(1, 1 << 22)), unique=True, max_size=50).map(sorted)
+# Few enough gaps of 16 bits between the ids of one list.
+IDS = st.lists(st.one_of(st.integers(1, 300), st.integers(1, 1 << 22)), unique=True, min_size=1, max_size=50).map(
+    sorted
+)
 
 
-@given(st.lists(IDS, max_size=5))
+def packed(lists: list[list[int]]) -> tuple[NDArray[np.int64], list[bytes]]:
+    """The first id of each list, and its BLOB."""
+    firsts = np.array([ids[0] for ids in lists], np.int64)
+    ids = np.array([i for ids in lists for i in ids], np.int64)
+    return firsts, pack_ids(ids, np.cumsum([len(ids) for ids in lists], dtype=np.int64))
+
+
+@given(st.lists(IDS, min_size=1, max_size=5))
 def test_packed_ids_come_back(lists: list[list[int]]) -> None:
-    ids, lengths = unpack_ids([pack_ids(np.array(ids, np.int64)) for ids in lists])
+    ids, lengths = unpack_ids(*packed(lists))
     assert ids.tolist() == sum(lists, [])
     assert lengths.tolist() == [len(one) for one in lists]
 
@@ -23,11 +34,23 @@ def test_packed_ids_come_back(lists: list[list[int]]) -> None:
 @pytest.mark.parametrize("gap", [0xFFFE, 0xFFFF, 0x10000, 2 * 0xFFFF, 2 * 0xFFFF + 1])
 def test_gaps_around_the_skip_value_come_back(gap: int) -> None:
     ids = [gap, 2 * gap, 2 * gap + 1]
-    assert unpack_ids([pack_ids(np.array(ids, np.int64))])[0].tolist() == ids
+    assert unpack_ids(*packed([ids]))[0].tolist() == ids
 
 
-def test_near_ids_take_two_bytes_each() -> None:
-    assert len(pack_ids(np.arange(1, 1001, dtype=np.int64))) == 2000
+def test_near_ids_take_two_bytes_each_but_for_the_first() -> None:
+    assert [len(blob) for blob in packed([[*range(1, 1001)], [7]])[1]] == [1998, 0]
+
+
+def test_a_checksum_is_that_of_all_blobs_together_and_fits_four_bytes() -> None:
+    assert checksum(b"ab", b"c") == checksum(b"abc") == 0x352441C2 - 2**31
+    assert checksum(b"") == -(2**31)
+
+
+@pytest.mark.parametrize("row", [(b"abc", 0), ("abc", 0x352441C2 - 2**31), (b"abc", None), (b"abc", "x"), (None, 0)])
+def test_a_blob_of_another_checksum_is_damaged(row: tuple[object, object]) -> None:
+    assert verified([(b"abc", 0x352441C2 - 2**31)], "codes") == [b"abc"]
+    with pytest.raises(IndexCorrupt, match="codes are (damaged: their checksums differ|not all BLOBs)"):
+        verified([row], "codes")
 
 
 def test_codes_take_two_bytes_until_there_is_no_room_to_grow() -> None:

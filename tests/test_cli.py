@@ -444,7 +444,7 @@ class Display(progress.ProgressDisplay):
             time.sleep(60)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-indexing._CHUNK_BYTES = 5000
+indexing.CHUNK_BYTES = 5000
 cli.ProgressDisplay = Display
 cli.colbert()
 """

@@ -85,7 +85,7 @@ def test_two_levels_give_exactly_as_many_centroids(many_centroids):
 
 def test_two_levels_find_nearly_the_nearest_centroid(many_centroids):
     points, centroids = many_centroids
-    found = kmeans.NearestCentroid(centroids).of(points)
+    found = kmeans.NearestCentroid(centroids, kmeans.cells_of(centroids)).of(points)
     exact, best = kmeans.nearest(points, centroids)
     assert np.mean(found == exact) > 0.95
     assert np.mean(best - (points * centroids[found]).sum(axis=1)) < 0.002
@@ -93,8 +93,8 @@ def test_two_levels_find_nearly_the_nearest_centroid(many_centroids):
 
 def test_the_nearest_centroid_depends_on_the_centroids_alone(many_centroids):
     points, centroids = many_centroids
-    whole = kmeans.NearestCentroid(centroids).of(points)
-    parts = kmeans.NearestCentroid(centroids.copy())
+    whole = kmeans.NearestCentroid(centroids, kmeans.cells_of(centroids)).of(points)
+    parts = kmeans.NearestCentroid(centroids.copy(), kmeans.cells_of(centroids))
     assert np.concatenate([parts.of(points[9000:]), parts.of(points[:9000])]).tolist() == (
         np.concatenate([whole[9000:], whole[:9000]]).tolist()
     )
@@ -102,7 +102,7 @@ def test_the_nearest_centroid_depends_on_the_centroids_alone(many_centroids):
 
 def test_no_embeddings_have_no_centroids(many_centroids):
     _, centroids = many_centroids
-    assert kmeans.NearestCentroid(centroids).of(np.empty((0, 16), np.float32)).shape == (0,)
+    assert kmeans.NearestCentroid(centroids, kmeans.cells_of(centroids)).of(np.empty((0, 16), np.float32)).shape == (0,)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOW = """errors settings timing passages encoders engine storage indexing explain rerank results index multi
+FLOW = """errors settings timing passages encoders engine storage indexing syncing explain rerank results index multi
 sql_functions""".split()
 APART = {"encoders", "engine", "storage"}
 NEIGHBOURS = {"evaluation", "integrations", "training"}

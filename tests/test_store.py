@@ -6,18 +6,20 @@ import sqlite3
 
 import numpy as np
 import pytest
+from damage import forge_checksums
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from colbert_sqlite.errors import BuildInterrupted, IndexCorrupt, IndexNotFound, SchemaVersionError
 from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage.check import check
 from colbert_sqlite.storage.connection import atomic
+from colbert_sqlite.storage.registry import drop_index, read_entries
 from colbert_sqlite.storage.schema import PARTS, quote_identifier, table_name
 from colbert_sqlite.storage.snapshot import Snapshot
 from colbert_sqlite.storage.source import Source
-from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Store, StoredCodec, drop_index, read_entries
+from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Store
+from colbert_sqlite.storage.stored_codec import StoredCodec
 
 DIM, NBITS, N_CENTROIDS = 12, 2, 40
 WIDTH = 4
@@ -33,9 +35,10 @@ def new_store(conn: sqlite3.Connection, name: str = "posts", build_id: str = "a"
 def with_codec(store: Store) -> Store:
     generator = np.random.default_rng(0)
     with atomic(store.conn):
-        store.write_codec(
+        store.codec.write(
             nbits=NBITS,
             centroids=generator.integers(-127, 128, (N_CENTROIDS, DIM)).astype(np.int8),
+            cells=np.zeros(N_CENTROIDS, np.uint16),
             bucket_cutoffs=np.array([-0.1, 0, 0.1], np.float32),
             bucket_weights=np.array([-0.2, -0.05, 0.05, 0.2], np.float32),
             avg_residual=0.1,
@@ -64,13 +67,8 @@ def codec_of(store: Store) -> StoredCodec:
     return codec
 
 
-def inverted(rows: list[tuple[NDArray[np.int64], NDArray[np.uint32]]]) -> dict[int, list[int]]:
-    lists: dict[int, set[int]] = {}
-    for passage_ids, codes in rows:
-        for passage_id in passage_ids.tolist():
-            for code in codes.tolist():
-                lists.setdefault(code, set()).add(passage_id)
-    return {code: sorted(ids) for code, ids in lists.items()}
+def source_of(conn: sqlite3.Connection) -> Source:
+    return Source.inspect(conn, "posts", ["body"])
 
 
 STEPS = st.lists(
@@ -78,9 +76,9 @@ STEPS = st.lists(
 )
 
 
-@given(STEPS)
+@given(STEPS, st.booleans())
 def test_tokens_come_back_whatever_was_added_and_deleted_before(
-    steps: list[tuple[int, list[int] | None]],
+    steps: list[tuple[int, list[int] | None]], compacted: bool
 ) -> None:
     conn = sqlite3.connect(":memory:", isolation_level=None)
     conn.execute("PRAGMA page_size = 512")
@@ -88,12 +86,20 @@ def test_tokens_come_back_whatever_was_added_and_deleted_before(
     expected: dict[int, EncodedRow] = {}
     for key, doclens in steps:
         with atomic(conn):
-            store.delete([(key,)])
+            removed = store.delete([(key,)])
             expected.pop(key, None)
             if doclens is not None:
                 expected[key] = row_of(key, doclens)
-                store.append([expected[key]])
-    lists = []
+            store.lists.change(removed, store.append([expected[key]] if doclens is not None else []))
+    assert check(store, None).problems == []
+    if compacted:
+        with atomic(conn):
+            place: tuple[int, int] | None = (0, 0)
+            while place is not None:
+                place = store.compact(*place)
+        assert store.stream.dead_tokens(codec_of(store)) == 0
+        assert check(store, None).problems == []
+    ids: set[int] = set()
     snapshot = Snapshot(store, codec_of(store))
     for key, row in expected.items():
         passage_ids = store.passage_ids_of([(key,)])
@@ -103,11 +109,8 @@ def test_tokens_come_back_whatever_was_added_and_deleted_before(
             found = codes[offsets[i] : offsets[i + 1]]
             assert found.tolist() == passage.codes.tolist()
             assert residuals[starts[i] : starts[i] + len(found)].tolist() == passage.residuals.tolist()
-            lists.append((passage_ids[i : i + 1], passage.codes))
-    with atomic(conn):
-        store.write_inverted_lists((code, np.array(ids)) for code, ids in inverted(lists).items())
-    assert check(store, None) == []
-    assert snapshot.all_passage_ids().tolist() == sorted({i for ids, _ in lists for i in ids.tolist()})
+        ids.update(passage_ids.tolist())
+    assert snapshot.all_passage_ids().tolist() == sorted(ids)
     assert store.counts() == {
         "rows": len(expected),
         "rows_without_text": sum(not row.passages for row in expected.values()),
@@ -165,7 +168,7 @@ def test_publishing_replaces_the_old_tables_and_never_uses_an_id_again() -> None
         store = with_codec(new_store(conn))
         with atomic(conn):
             store.append([row_of(1, [3, 4])])
-            published = store.publish()
+            published = store.publish(source_of(conn))
         assert published.passage_ids_of([(1,)]).tolist() == expected_ids
     assert published.entry.generation == 2
     names = {name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -189,7 +192,7 @@ def test_an_unknown_index_names_those_that_exist() -> None:
     with pytest.raises(IndexNotFound, match="index 'posts' is not complete: its first build is running"):
         Store.open(conn, "posts")
     with atomic(conn):
-        store.publish()
+        store.publish(source_of(conn))
     assert Store.open(conn, "posts").entry.name == "Posts"
     with pytest.raises(IndexNotFound, match="no index 'other' in this database; it has Posts"):
         Store.open(conn, "other")
@@ -199,57 +202,94 @@ def test_another_schema_version_is_refused() -> None:
     conn = sqlite3.connect(":memory:", isolation_level=None)
     new_store(conn)
     conn.execute("UPDATE _colbert_indexes SET schema_version = 99")
-    with pytest.raises(SchemaVersionError, match="index 'posts' has schema version 99, this release reads 2"):
+    with pytest.raises(SchemaVersionError, match="index 'posts' has schema version 99, this release reads 3"):
         read_entries(conn, "posts")
 
 
-@pytest.mark.parametrize(
-    ("damage", "problem"),
-    [
-        ("UPDATE {codes} SET codes = x'00' WHERE passage_id = 1", "passages whose codes do not have the length"),
-        ("DELETE FROM {codes} WHERE passage_id = 2", "passages whose codes do not have the length of the passage: 2"),
-        ("INSERT INTO {codes} VALUES (99, x'0000')", "codes without a passage: 99"),
-        ("UPDATE {codes} SET codes = CAST(substr(codes, 3) || x'ffff' AS BLOB)", "codes beyond the 40 centroids: 1, 2"),
-        ("UPDATE {codes} SET codes = CAST(codes AS TEXT)", "passages whose codes do not have the length"),
-        ("UPDATE {ivf} SET passage_ids = 'ab'", "inverted lists are not all BLOBs of 2-byte items"),
-        ("DELETE FROM {residuals} WHERE block = 0", "passages whose residuals are missing: 1"),
-        ("UPDATE {residuals} SET residuals = x'00' WHERE block = 0", "blocks of residuals of the wrong length: 0"),
-        ("UPDATE {passages} SET residual_start = 1 WHERE passage_id = 2", "residuals overlap or lie beyond the end: 2"),
-        ("UPDATE {passages} SET ordinal = 7 WHERE passage_id = 2", "not numbered from 0 or differ in content hash: 1"),
-        ("UPDATE {passages} SET content_hash = x'00'", "impossible offsets or hashes: 1, 2"),
-        ("DELETE FROM {ivf}", "passages missing from inverted lists: 1, 2"),
-        ("UPDATE {ivf} SET passage_ids = x'0900'", "inverted lists name passages they should not: 9"),
-        ("UPDATE {ivf} SET passage_ids = x'09'", "inverted lists are not all BLOBs of 2-byte items"),
-        ("UPDATE {codec} SET dim = 13", "the codec of index 'posts' contradicts itself"),
-        ("UPDATE {codec} SET codes_dtype = '<f8'", "the codec of index 'posts' contradicts itself"),
-        ("UPDATE {codec} SET scale_step = 1e300", "the codec of index 'posts' contradicts itself"),
-        ("UPDATE {codec} SET scale_step = 0", "the codec of index 'posts' contradicts itself"),
-        ("UPDATE {codec} SET bucket_weights = CAST(zeroblob(60) || x'01000000' AS BLOB)", "contradicts itself"),
-        ("UPDATE {codec} SET bucket_weights = CAST(zeroblob(60) || x'0000c07f' AS BLOB)", "contradicts itself"),
-        ("UPDATE {codec} SET block_tokens = 'z'", "the codec of index 'posts' contradicts itself"),
-        ("UPDATE {codec} SET block_tokens = 1 << 60", "the codec of index 'posts' contradicts itself"),
-        ("UPDATE {centroids} SET centroids = x'00'", "the codec of index 'posts' contradicts itself"),
-        ("UPDATE {centroids} SET centroids = 'text'", "centroids of index 'posts' are not all BLOBs"),
-        ("UPDATE {passages} SET doclen = 'x'", "passages whose codes do not have the length of the passage: 1, 2"),
-        ("UPDATE {passages} SET start = 'x'", "impossible offsets or hashes: 1, 2"),
-        ("DELETE FROM {codec}", "there is no codec"),
-    ],
-)
-def test_verify_names_what_is_damaged(damage: str, problem: str) -> None:
+OTHER_CODES = "UPDATE {codes} SET codes = CAST(substr(codes, 3) || x'ffff' AS BLOB)"
+OTHER_RESIDUALS = "UPDATE {residuals} SET residuals = CAST(x'ff' || substr(residuals, 2) AS BLOB) WHERE block = 0"
+# Residuals and centroids may be any bytes: only their checksums tell that these are others.
+ANY_BYTES = "any bytes will do"
+
+DAMAGE = [
+    ("UPDATE {codes} SET codes = x'00' WHERE passage_id = 1", *2 * ["whose codes do not have the length"]),
+    ("DELETE FROM {codes} WHERE passage_id = 2", *2 * ["whose codes do not have the length of the passage: 2"]),
+    ("INSERT INTO {codes} VALUES (99, x'0000', 0)", *2 * ["codes without a passage: 99"]),
+    (OTHER_CODES, "passages with codes beyond the 40 centroids: 1, 2", "codes have another checksum: 1, 2"),
+    ("UPDATE {codes} SET codes = CAST(codes AS TEXT)", *2 * ["whose codes do not have the length"]),
+    ("DELETE FROM {residuals} WHERE block = 0", *2 * ["passages whose residuals are missing: 1"]),
+    ("UPDATE {residuals} SET residuals = x'00' WHERE block = 0", *2 * ["blocks of residuals of the wrong length: 0"]),
+    (OTHER_RESIDUALS, ANY_BYTES, "blocks of residuals that have another checksum: 0"),
+    ("UPDATE {passages} SET residual_start = 1 WHERE passage_id = 2", *2 * ["overlap or lie beyond the end: 2"]),
+    (
+        "UPDATE {passages} SET ordinal = 7 WHERE passage_id = 2",
+        *2 * ["not numbered from 0 or differ in content hash: 1"],
+    ),
+    ("UPDATE {passages} SET content_hash = x'00'", *2 * ["impossible offsets, lengths or hashes: 1, 2"]),
+    ("UPDATE {passages} SET doclen = 'x'", *2 * ["impossible offsets, lengths or hashes: 1, 2"]),
+    ("UPDATE {passages} SET start = 'x'", *2 * ["impossible offsets, lengths or hashes: 1, 2"]),
+    ("DELETE FROM {ivf}", *2 * ["passages missing from inverted lists: 1, 2"]),
+    ("UPDATE {ivf} SET passage_ids = x'0900'", "lists name passages they should not: 10", "checksums differ"),
+    ("UPDATE {ivf} SET passage_ids = x'09'", "inverted lists are not all BLOBs of 2-byte items", "checksums differ"),
+    ("UPDATE {ivf} SET passage_ids = 'ab'", *2 * ["inverted lists of index 'posts' are not all BLOBs"]),
+    ("INSERT INTO {outliers} VALUES (99, 0, zeroblob(24), 0)", *2 * ["passages with damaged outliers: 99"]),
+    ("INSERT INTO {outliers} VALUES (1, 1300, zeroblob(24), 0)", *2 * ["passages with damaged outliers: 1"]),
+    ("INSERT INTO {outliers} VALUES (1, 0, zeroblob(23), 0)", *2 * ["passages with damaged outliers: 1"]),
+    ("INSERT INTO {outliers} VALUES (1, 0, zeroblob(24), 0)", ANY_BYTES, "passages with damaged outliers: 1"),
+    ("INSERT INTO {outliers} VALUES ('x', 0, zeroblob(24), 0)", *2 * ["passages with damaged outliers: x"]),
+    ("DELETE FROM {codec}", *2 * ["index 'posts' has no codec"]),
+    ("DELETE FROM {centroids}", *2 * ["the centroids of index 'posts' are damaged"]),
+    ("UPDATE {centroids} SET centroids = x'00'", *2 * ["the centroids of index 'posts' are damaged"]),
+    ("UPDATE {centroids} SET cells = x'0000'", *2 * ["the centroids of index 'posts' are damaged"]),
+    ("UPDATE {centroids} SET centroids = zeroblob(480)", ANY_BYTES, "the centroids of index 'posts' are damaged"),
+    ("UPDATE {centroids} SET centroids = 'text'", *2 * ["centroids of index 'posts' are not all BLOBs"]),
+    *(
+        (f"UPDATE {{codec}} SET {change}", "contradicts itself", "the codec of index 'posts' is damaged, its checksum")
+        for change in (
+            "dim = 13",
+            "codes_dtype = '<f8'",
+            "scale_step = 1e300",
+            "scale_step = 0",
+            "avg_residual = -1",
+            "n_trained = 41",
+            "recent_tokens = 9e999",
+            "bucket_weights = CAST(zeroblob(12) || x'01000000' AS BLOB)",
+            "bucket_weights = CAST(zeroblob(12) || x'0000c07f' AS BLOB)",
+            "bucket_cutoffs = zeroblob(16)",
+            "block_tokens = 'z'",
+            "block_tokens = 1 << 60",
+            "stream_tokens = -1",
+        )
+    ),
+]
+
+
+def damaged_store(damage: str, *, forged: bool) -> Store:
+    """An index of one row with two passages, damaged."""
     conn = sqlite3.connect(":memory:", isolation_level=None)
     store = with_codec(new_store(conn))
-    row = row_of(1, [1300, 1500])
     with atomic(conn):
-        store.append([row])
-        lists = [(np.array([i + 1]), passage.codes) for i, passage in enumerate(row.passages)]
-        store.write_inverted_lists((code, np.array(ids)) for code, ids in inverted(lists).items())
-    assert check(store, None) == []
-    tables = {part: store.table(part) for part in ("passages", "codes", "residuals", "centroids", "ivf", "codec")}
-    conn.execute(damage.format(**tables))
-    problems = check(store, None)
+        store.lists.write(store.append([row_of(1, [1300, 1500])]))
+    assert check(store, None).problems == []
+    conn.execute(damage.format(**{part: store.table(part) for part in PARTS}))
+    if forged:
+        forge_checksums(conn, "posts", building=True)
+    return store
+
+
+@pytest.mark.parametrize(("damage", "problem"), [(damage, structural) for damage, structural, _ in DAMAGE])
+def test_verify_names_what_contradicts_itself_though_checksums_agree(damage: str, problem: str) -> None:
+    problems = check(damaged_store(damage, forged=True), None).problems
+    assert any(problem in found for found in problems) or (problem, problems) == (ANY_BYTES, [])
+
+
+@pytest.mark.parametrize(("damage", "problem"), [(damage, unforged) for damage, _, unforged in DAMAGE])
+def test_verify_names_what_is_damaged(damage: str, problem: str) -> None:
+    problems = check(damaged_store(damage, forged=False), None).problems
     assert any(problem in found for found in problems), problems
 
 
+@pytest.mark.parametrize("forged", [False, True])
 @pytest.mark.parametrize(
     "damage",
     [
@@ -259,16 +299,13 @@ def test_verify_names_what_is_damaged(damage: str, problem: str) -> None:
         "UPDATE {codes} SET codes = 7",
     ],
 )
-def test_reading_damaged_codes_is_an_error(damage: str) -> None:
-    conn = sqlite3.connect(":memory:", isolation_level=None)
-    store = with_codec(new_store(conn))
-    with atomic(conn):
-        store.append([row_of(1, [1300, 1500])])
-    conn.execute(damage.format(codes=store.table("codes")))
+def test_reading_damaged_codes_is_an_error(damage: str, forged: bool) -> None:
+    store = damaged_store(damage, forged=forged)
     with pytest.raises(IndexCorrupt):
         Snapshot(store, codec_of(store)).codes(np.array([1, 2]))
 
 
+@pytest.mark.parametrize("forged", [False, True])
 @pytest.mark.parametrize(
     "damage",
     [
@@ -283,11 +320,38 @@ def test_reading_damaged_codes_is_an_error(damage: str) -> None:
         "UPDATE {passages} SET residual_start = 1 << 62 WHERE passage_id = 2",
     ],
 )
-def test_reading_damaged_residuals_is_an_error(damage: str) -> None:
-    conn = sqlite3.connect(":memory:", isolation_level=None)
-    store = with_codec(new_store(conn))
-    with atomic(conn):
-        store.append([row_of(1, [1300, 1500])])
-    conn.execute(damage.format(residuals=store.table("residuals"), passages=store.table("passages")))
+def test_reading_damaged_residuals_is_an_error(damage: str, forged: bool) -> None:
+    store = damaged_store(damage, forged=forged)
     with pytest.raises(IndexCorrupt):
         Snapshot(store, codec_of(store)).residuals(np.array([1, 2]), np.array([1300, 1500]))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "INSERT INTO {outliers} VALUES ('x', 0, zeroblob(24), 0)",
+        "INSERT INTO {outliers} VALUES (1, x'00', zeroblob(24), 0)",
+        "INSERT INTO {outliers} VALUES (1, -1, zeroblob(24), 0)",
+        "INSERT INTO {outliers} VALUES (1, 0, zeroblob(22), 0)",
+        "INSERT INTO {outliers} VALUES (1, 0, 'text', 0)",
+    ],
+)
+def test_taking_damaged_outliers_is_an_error(damage: str) -> None:
+    store = damaged_store(damage, forged=True)
+    with pytest.raises(IndexCorrupt, match="outliers of index 'posts' are"), atomic(store.conn):
+        store.take_outliers(codec_of(store))
+
+
+@pytest.mark.parametrize("forged", [False, True])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE {ivf} SET passage_ids = x'09'",
+        "UPDATE {ivf} SET passage_ids = 'text'",
+        "UPDATE {ivf} SET passage_ids = 7",
+    ],
+)
+def test_reading_damaged_lists_is_an_error(damage: str, forged: bool) -> None:
+    store = damaged_store(damage, forged=forged)
+    with pytest.raises(IndexCorrupt):
+        Snapshot(store, codec_of(store)).inverted_lists(np.arange(N_CENTROIDS))

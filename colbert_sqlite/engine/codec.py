@@ -61,6 +61,7 @@ class ResidualCodec:
     :param avg_residual: mean absolute residual of held-out tokens, the baseline against which drift is measured
     :param scale_step: what a residual's first byte counts. None: residuals have no such byte, and embeddings are
         normalised after centroid and residual are added, as in ColBERTv2 and the libraries that follow it
+    :param cells: uint16 [n_centroids]: the coarse cell of each; None: they are made when they are needed
     :raises ValueError: if nbits is none of those
     :raises ShapeError: if the arrays do not fit together
 
@@ -73,6 +74,7 @@ class ResidualCodec:
     bucket_weights: NDArray[np.float32]
     avg_residual: float
     scale_step: float | None = None
+    cells: NDArray[np.uint16] | None = None
 
     def __post_init__(self) -> None:
         if self.nbits not in NBITS:
@@ -86,6 +88,8 @@ class ResidualCodec:
                 f"{self.nbits} bits need {2**self.nbits - 1} cutoffs and {2**self.nbits} weights, "
                 f"not {self.bucket_cutoffs.shape} and {self.bucket_weights.shape}"
             )
+        if self.cells is not None and self.cells.shape != (self.n_centroids,):
+            raise ShapeError(f"{self.n_centroids} centroids need as many cells, not {self.cells.shape}")
 
     @property
     def dim(self) -> int:
@@ -148,7 +152,16 @@ class ResidualCodec:
 
     @cached_property
     def _nearest(self) -> kmeans.NearestCentroid:
-        return kmeans.NearestCentroid(self.vectors)
+        return kmeans.NearestCentroid(
+            self.centroids, kmeans.cells_of(self.vectors) if self.cells is None else self.cells
+        )
+
+    def _vectors_of(self, codes: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
+        """Centroids, and the row of each code in them: all, or those of a few codes where all are yet to be made."""
+        if self.centroids.dtype != np.int8 or "vectors" in vars(self) or 4 * len(codes) > self.n_centroids:
+            return self.vectors, codes
+        used, rows = np.unique(codes, return_inverse=True)
+        return from_directions(self.centroids[used]), rows.astype(np.uint32)
 
     @classmethod
     def train(cls, embeddings: NDArray[np.floating], *, nbits: int, n_centroids: int, seed: int = 42) -> ResidualCodec:
@@ -177,13 +190,14 @@ class ResidualCodec:
         _, first = np.unique(directions, axis=0, return_index=True)
         directions = directions[np.sort(first)]
         centroids = from_directions(directions)
+        cells = kmeans.cells_of(centroids)
         sample = embeddings[heldout].astype(np.float32)
-        codes = kmeans.NearestCentroid(centroids).of(sample)
+        codes = kmeans.NearestCentroid(directions, cells).of(sample)
         residuals = sample - centroids[codes]
         sizes = np.sqrt(np.square(residuals).mean(axis=1, keepdims=True))
         normal = (residuals / np.where(sizes > 0, sizes, 1)).astype(np.float32)
         cutoffs, weights = least_squares_buckets(normal, nbits)
-        codec = cls(nbits, directions, cutoffs, _in_levels(weights), float(np.abs(residuals).mean()), scale_step=1.0)
+        codec = cls(nbits, directions, cutoffs, _in_levels(weights), float(np.abs(residuals).mean()), 1.0, cells)
         largest = float(codec._pack(sample, codes)[1].max())
         return replace(codec, scale_step=SCALE_MARGIN * largest / LARGEST_BYTE or 1.0)
 
@@ -212,13 +226,14 @@ class ResidualCodec:
         self, embeddings: NDArray[np.float32], codes: NDArray[np.uint32]
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Packed bucket numbers of the residuals, and their scales."""
+        vectors, rows = self._vectors_of(codes)
         packed = np.empty((len(embeddings), bytes_per_token(self.dim, self.nbits, scaled=False)), np.uint8)
         scales = np.empty(len(embeddings), np.float32)
         parallel_weight = (self.dim - 1) * MATCH_COSINE**2 / (1 - MATCH_COSINE**2) - 1
         kernels.pack_residuals(
             embeddings,
-            codes,
-            self.vectors,
+            rows,
+            vectors,
             self.bucket_cutoffs,
             self.bucket_weights,
             self.nbits,
@@ -228,6 +243,23 @@ class ResidualCodec:
             scales,
         )
         return packed, scales
+
+    def vectors_of(self, codes: NDArray[np.uint32]) -> NDArray[np.float32]:
+        """The centroid of each code, float32 [n, dim]."""
+        vectors, rows = self._vectors_of(codes)
+        return vectors[rows]
+
+    def mean_residuals(self, embeddings: NDArray[np.floating], codes: NDArray[np.uint32]) -> NDArray[np.float32]:
+        """How far each embedding is from its centroid: the mean absolute value of its residual, float32 [n].
+
+        :param codes: uint32 [n], the nearest centroid of each, as :meth:`compress` gives it
+        """
+        means = np.empty(len(embeddings), np.float32)
+        for first in range(0, len(embeddings), TOKENS_AT_ONCE):
+            block = slice(first, first + TOKENS_AT_ONCE)
+            vectors, rows = self._vectors_of(codes[block])
+            means[block] = np.abs(embeddings[block] - vectors[rows]).mean(axis=1)
+        return means
 
     def decompress(self, codes: NDArray[np.integer], residuals: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embeddings, L2-normalised: float32 [n, dim] from codes [n] and residuals uint8 [n, bytes_per_token].

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,37 +78,60 @@ def nearest(
     return found, best
 
 
+def cells_of(centroids: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The coarse cell of each centroid, uint16 [n]: what is searched first for the nearest of many centroids."""
+    if len(centroids) <= EXACT_UP_TO:
+        return np.zeros(len(centroids), np.uint16)
+    centres = _lloyd(centroids, _n_cells(len(centroids)), np.random.default_rng(0))
+    return nearest(centroids, centres)[0].astype(np.uint16)
+
+
 class NearestCentroid:
     """Finds the nearest of many centroids: exactly for up to 4,096 of them, through the 8 nearest of the coarse cells
-    and in whole numbers beyond, where 1 token in 50 gets another that is nearly as near. The answer depends on the
-    centroids alone.
+    and in whole numbers beyond, where 1 token in 50 gets another that is nearly as near.
+
+    :param centroids: float32 [n, dim], or int8 directions of centroids of unit length
+    :param cells: uint16 [n], as :func:`cells_of` gives them
     """
 
-    def __init__(self, centroids: NDArray[np.float32]) -> None:
-        self.centroids = centroids
-
-    @cached_property
-    def cells(self) -> tuple[NDArray[np.float32], list[NDArray[np.int64]]]:
-        """Centres of the coarse cells, and the centroid ids in each."""
-        n_cells = _n_cells(len(self.centroids))
-        centres = _lloyd(self.centroids, n_cells, np.random.default_rng(0))
-        return centres, _members(nearest(self.centroids, centres)[0], n_cells)
+    def __init__(self, centroids: NDArray[Any], cells: NDArray[np.uint16]) -> None:
+        self._centroids = centroids
+        self._cells = cells
 
     @cached_property
     def _directions(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         """The centroids in whole numbers, and what makes these as long as the centroids are."""
-        directions, _ = whole_numbers(self.centroids)
-        return directions, inverse_norms(directions, np.linalg.norm(self.centroids, axis=1))
+        if self._centroids.dtype == np.int8:
+            return self._centroids, inverse_norms(self._centroids, np.ones(len(self._centroids), np.float32))
+        directions, _ = whole_numbers(self._centroids)
+        return directions, inverse_norms(directions, np.linalg.norm(self._centroids, axis=1))
+
+    @cached_property
+    def _vectors(self) -> NDArray[np.float32]:
+        if self._centroids.dtype != np.int8:
+            return self._centroids
+        directions, scales = self._directions
+        vectors: NDArray[np.float32] = directions * scales[:, None]
+        return vectors
+
+    @cached_property
+    def _centres(self) -> tuple[NDArray[np.float32], list[NDArray[np.int64]]]:
+        """Directions of the coarse cells, and the centroid ids in each."""
+        members = _members(self._cells, int(self._cells.max()) + 1)
+        members = [ids for ids in members if len(ids)]
+        starts = np.cumsum([0, *map(len, members)])[:-1]
+        return _unit(np.add.reduceat(self._vectors[np.concatenate(members)], starts)), members
 
     def of(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint32]:
         """Centroid id of each embedding: float32 [n, dim] to uint32 [n]."""
-        if len(self.centroids) <= EXACT_UP_TO:
-            return nearest(embeddings, self.centroids)[0]
+        if len(self._centroids) <= EXACT_UP_TO:
+            return nearest(embeddings, self._vectors)[0]
         return np.concatenate([self._through_cells(embeddings[block]) for block in _blocks(len(embeddings))])
 
     def _through_cells(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint32]:
-        centres, members = self.cells
-        probed = kernels.top_rows(centres @ embeddings.T, N_PROBED_CELLS)
+        centres, members = self._centres
+        n_probed = min(N_PROBED_CELLS, len(centres))
+        probed = kernels.top_rows(centres @ embeddings.T, n_probed)
         visits = _members(probed.ravel(), len(centres))
         found = np.zeros(len(embeddings), np.uint32)
         best = np.full(len(embeddings), -np.inf, np.float32)
@@ -115,7 +139,7 @@ class NearestCentroid:
         # One embedding's own scale changes nothing about which centroid is nearest to it.
         values, _ = whole_numbers(embeddings)
         for ids, visit in zip(members, visits, strict=True):
-            visitors, of_ids = visit // N_PROBED_CELLS, scales[ids]
+            visitors, of_ids = visit // n_probed, scales[ids]
             products = Products(directions[ids], VISITORS_AT_ONCE)
             for first in range(0, len(visitors), VISITORS_AT_ONCE):
                 rows = visitors[first : first + VISITORS_AT_ONCE]

@@ -5,7 +5,9 @@ In: arrays. Out: bytes, and back. Leaves to others: which table the bytes are in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import zlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,14 @@ HALVES = np.dtype("<f2")
 DOCLENS = np.dtype("<u4")
 GAPS = np.dtype("<u2")
 CENTROIDS = np.dtype("i1")
+CELLS = np.dtype("<u2")
 RESIDUALS = np.dtype("u1")
 CODES = {name: np.dtype(name) for name in ("<u2", "<u4")}
 
 # A gap of this value moves on by as much without naming an id, so that 16 bits are enough for any gap.
 _SKIP = 0xFFFF
+
+_HALF = 1 << 31
 
 
 def codes_dtype(n_centroids: int) -> str:
@@ -58,27 +63,73 @@ def from_blobs(blobs: Sequence[object], dtype: np.dtype[Any], what: str) -> tupl
     return np.frombuffer(joined, dtype), offsets
 
 
-def pack_ids(ids: NDArray[np.int64]) -> bytes:
-    """Return ascending, distinct, positive ids as 16-bit gaps.
+def checksum(*blobs: bytes) -> int:
+    """Return the CRC-32 of *blobs*, one after another, less 2**31: SQLite keeps it in four bytes."""
+    crc = 0
+    for blob in blobs:
+        crc = zlib.crc32(blob, crc)
+    return crc - _HALF
+
+
+def row_checksum(values: Iterable[object]) -> int:
+    """Return the checksum of a row of any values."""
+    plain = [value.hex() if isinstance(value, bytes) else value for value in values]
+    return checksum(json.dumps(plain, ensure_ascii=True).encode())
+
+
+def verified(rows: Sequence[tuple[Any, ...]], what: str) -> list[Any]:
+    """Return the BLOBs of rows (BLOB, checksum).
+
+    :raises IndexCorrupt: if a checksum is not that of its BLOB
+    """
+    blobs = [row[0] for row in rows]
+    try:
+        sums = list(map(zlib.crc32, blobs))
+    except TypeError:
+        raise IndexCorrupt(f"{what} are not all BLOBs: run verify, then repair") from None
+    # In one array: a search reads thousands of them.
+    if [row[1] + _HALF if type(row[1]) is int else None for row in rows] != sums:
+        raise IndexCorrupt(f"{what} are damaged: their checksums differ; run verify, then repair")
+    return blobs
+
+
+def pack_ids(ids: NDArray[np.int64], ends: NDArray[np.int64]) -> list[bytes]:
+    """Return lists of ascending, distinct ids as 16-bit gaps, the first id of each left out.
 
     Half the size of 32-bit ids, and decoding stays one cumulative sum.
+
+    :param ids: int64 [n], list after list; none is empty
+    :param ends: int64 [n_lists], where in *ids* each list ends
     """
     gaps = np.diff(ids, prepend=0)
+    firsts = np.concatenate([[0], ends[:-1]])
+    gaps[firsts] = 0
     skips = gaps // _SKIP
+    sizes = skips + 1
+    sizes[firsts] = 0
+    places = np.cumsum(sizes)
     # A remainder of 0 can only follow a skip, so the gap 0 is unambiguous.
-    values = np.full(len(ids) + int(skips.sum()), _SKIP, GAPS)
-    values[np.cumsum(skips + 1) - 1] = gaps % _SKIP
-    return values.tobytes()
+    values = np.full(places[-1] if len(places) else 0, _SKIP, GAPS)
+    later = sizes > 0
+    values[places[later] - 1] = (gaps % _SKIP)[later]
+    data, cuts = values.tobytes(), (places[ends - 1] * GAPS.itemsize).tolist()
+    return [data[start:end] for start, end in zip([0, *cuts[:-1]], cuts, strict=True)]
 
 
-def unpack_ids(blobs: Sequence[object]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def unpack_ids(firsts: NDArray[np.int64], blobs: Sequence[object]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the ids of packed lists, one list after another, and the length of each: int64, int64 [n].
 
+    :param firsts: int64 [n], the first id of each list
     :raises IndexCorrupt: if a list is not made of 16-bit gaps
     """
     gaps, offsets = from_blobs(blobs, GAPS, "inverted lists")
-    ends = np.concatenate([[0], np.cumsum(gaps, dtype=np.int64)])
-    named = gaps != _SKIP
-    ids = ends[1:] - np.repeat(ends[offsets[:-1]], np.diff(offsets))
-    lengths = np.diff(np.concatenate([[0], np.cumsum(named)])[offsets])
-    return ids[named], lengths
+    n_lists = len(firsts)
+    places = offsets[:-1] + np.arange(n_lists)
+    steps = np.zeros(len(gaps) + n_lists, np.int64)
+    named = np.ones(len(steps), bool)
+    later = np.ones(len(steps), bool)
+    later[places] = False
+    steps[later], named[later] = gaps, gaps != _SKIP
+    sums = np.cumsum(steps)
+    ids = sums + np.repeat(firsts - sums[places], np.diff(offsets) + 1)
+    return ids[named], np.add.reduceat(named, places, dtype=np.int64) if n_lists else np.empty(0, np.int64)

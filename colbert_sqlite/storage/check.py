@@ -1,149 +1,267 @@
-"""Does what is stored agree with itself?
+"""Does what is stored agree with itself, and with its table?
 
-In: the tables of one index. Out: sentences, one per problem found. Leaves to others: repairing.
+In: the tables of one index. Out: :class:`Findings`: a sentence per problem, and what repairing has to make anew. Leaves
+to others: encoding rows again, and what to say of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.errors import ColbertError
-from colbert_sqlite.storage.blobs import CODES, unpack_ids
+from colbert_sqlite.storage import triggers
+from colbert_sqlite.storage.blobs import CODES, HALVES, checksum, unpack_ids, verified
 from colbert_sqlite.storage.connection import lenient_text
+from colbert_sqlite.storage.lists import PASSAGE_MASK, Pairs
 from colbert_sqlite.storage.schema import key_columns, quote_identifier
 from colbert_sqlite.storage.source import Key, Source
-from colbert_sqlite.storage.store import Store, StoredCodec
+from colbert_sqlite.storage.store import Store
+from colbert_sqlite.storage.stored_codec import StoredCodec
 
 _SHOWN = 5
 
 
-def check(store: Store, source: Source | None) -> list[str]:
-    """Return a sentence per problem; none when the index is sound.
+@dataclass(slots=True)
+class Findings:
+    """What is wrong with an index.
 
-    *source*, if given, is compared too: rows not indexed, rows that are gone, rows of another text.
+    :param problems: a sentence each
+    :param codec: whether the codec can't be read, so that nothing else can be judged or repaired
+    :param passages: ids of passages that can't be trusted
+    :param rows: keys of rows whose passages don't add up
+    :param blocks: numbers of blocks of residuals that are damaged
+    :param orphans: ids that tables name and no passage has
+    :param lists: whether the inverted lists differ from the codes
     """
+
+    problems: list[str] = field(default_factory=list)
+    codec: bool = False
+    passages: set[int] = field(default_factory=set)
+    rows: list[Key] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    orphans: set[int] = field(default_factory=set)
+    lists: bool = False
+
+    @property
+    def damaged(self) -> bool:
+        """Whether something that is stored has to be made anew, rather than brought in step."""
+        return bool(self.codec or self.passages or self.rows or self.blocks or self.orphans or self.lists)
+
+    def add(self, problem: str, found: Iterable[Any]) -> bool:
+        """Note a problem and the first of what it concerns, if it concerns anything."""
+        first = list(islice(found, _SHOWN + 1))
+        if first:
+            self.problems.append(f"{problem}: {_some(first)}")
+        return bool(first)
+
+
+def check(store: Store, source: Source | None) -> Findings:
+    """Return what is wrong with an index, nothing when it is sound.
+
+    *source*, if given, is compared too: rows not indexed, rows that are gone, rows of another text, each unless the
+    queue names it; and the triggers.
+    """
+    found = Findings()
     try:
         codec = store.read_codec()
+        if codec is None:
+            found.problems.append(f"index {store.entry.name!r} has no codec: rebuild it")
+        else:
+            store.codec.read_centroids(codec)
     except ColbertError as error:
-        return [str(error)]
-    if codec is None:
-        return ["there is no codec"]
+        found.problems.append(str(error))
+    if codec_is_lost := bool(found.problems):
+        found.codec = codec_is_lost
+        return found
+    assert codec is not None
     with lenient_text(store.conn):
-        problems = _check_passages(store, codec)
-        # The rest reads numbers and codes that must be right for that.
-        problems += [] if problems else [*_check_residuals(store, codec), *_check_lists(store, codec)]
+        _check_passages(store, codec, found)
+        _check_residuals(store, codec, found)
+        _check_outliers(store, codec, found)
+        _check_lists(store, codec, found)
     if source is not None:
-        if missing := store.missing_keys(source, _SHOWN + 1):
-            problems.append(f"rows not indexed: {_some(missing)}")
-        if vanished := store.vanished_keys(source):
-            problems.append(f"indexed rows that are gone: {_some(vanished)}")
-        if changed := _changed_keys(store, source):
-            problems.append(f"rows that were changed after they were indexed: {_some(changed)}")
-    return problems
+        _check_source(store, source, found)
+    return found
 
 
-def _changed_keys(store: Store, source: Source) -> list[Key]:
-    changed = (
-        row.key
-        for row in source.iter_rows(store.conn)
-        if (indexed := store.content_hash(row.key)) is not None and indexed != row.content_hash
+def _check_source(store: Store, source: Source, found: Findings) -> None:
+    if triggers.installed(store.conn, store.entry.name) != store.expected_triggers(source):
+        found.problems.append("the triggers on the table are not those they should be: sync puts them back")
+    queued = store.is_queued
+    null_keys = source.count_null_keys(store.conn)
+    if null_keys:
+        found.problems.append(f"rows whose key is NULL, which can't be indexed: {null_keys:,}")
+    found.add("rows not indexed", (key for key in store.missing_keys(source) if not queued(key)))
+    found.add("indexed rows that are gone", (key for key in store.vanished_keys(source) if not queued(key)))
+    found.add(
+        "rows that were changed after they were indexed",
+        (
+            row.key
+            for row in source.iter_rows(store.conn)
+            if (indexed := store.content_hash(row.key)) is not None
+            and indexed != row.content_hash
+            and not queued(row.key)
+        ),
     )
-    return list(islice(changed, _SHOWN + 1))
 
 
-def _check_passages(store: Store, codec: StoredCodec) -> list[str]:
-    problems = []
-    itemsize = CODES[codec.codes_dtype].itemsize
+def _check_passages(store: Store, codec: StoredCodec, found: Findings) -> None:
     conn, passages, codes = store.conn, store.table("passages"), store.table("codes")
-    wrong = conn.execute(
-        f"SELECT p.passage_id FROM {passages} AS p LEFT JOIN {codes} AS c USING (passage_id)"
-        " WHERE typeof(p.doclen) != 'integer' OR p.doclen < 0 OR CASE WHEN p.doclen = 0 THEN c.codes IS NOT NULL ELSE"
-        " coalesce(typeof(c.codes) != 'blob' OR length(c.codes) != p.doclen * ?, TRUE) END",
-        (itemsize,),
-    ).fetchall()
-    if wrong:
-        problems.append(f"passages whose codes do not have the length of the passage: {_some(wrong)}")
-    if orphans := conn.execute(
-        f"SELECT passage_id FROM {codes} WHERE passage_id NOT IN (SELECT passage_id FROM {passages})"
-    ).fetchall():
-        problems.append(f"codes without a passage: {_some(orphans)}")
-    keys = ", ".join(map(quote_identifier, key_columns(store.entry.key_columns)))
-    if gaps := conn.execute(
-        f"SELECT {keys} FROM {passages} GROUP BY {keys}"
-        " HAVING min(ordinal) != 0 OR max(ordinal) != count(*) - 1 OR count(DISTINCT content_hash) != 1"
-    ).fetchall():
-        problems.append(f"rows whose passages are not numbered from 0 or differ in content hash: {_some(gaps)}")
-    if spans := conn.execute(
+    spans = conn.execute(
         f'SELECT passage_id FROM {passages} WHERE start < 0 OR "end" < start OR length(content_hash) != 16'
         " OR typeof(start) != 'integer' OR typeof(\"end\") != 'integer' OR typeof(residual_start) != 'integer'"
         " OR typeof(ordinal) != 'integer' OR typeof(content_hash) != 'blob'"
-    ).fetchall():
-        problems.append(f"passages with impossible offsets or hashes: {_some(spans)}")
-    if not wrong:
-        n_centroids = len(codec.centroids)
-        far = [ids[np.repeat(np.arange(len(ids)), n)[c >= n_centroids]] for ids, n, c in store.iter_codes(codec)]
-        if beyond := np.unique(np.concatenate([np.empty(0, np.int64), *far])).tolist():
-            problems.append(f"passages with codes beyond the {n_centroids} centroids: {_some(beyond)}")
-    return problems
+        " OR typeof(doclen) != 'integer' OR doclen < 0 OR passage_id <= 0"
+        f" OR passage_id > {PASSAGE_MASK}"
+    ).fetchall()
+    found.passages.update(passage_id for (passage_id,) in spans)
+    found.add("passages with impossible offsets, lengths or hashes", spans)
+    dtype = CODES[codec.codes_dtype]
+    wrong, damaged, beyond = [], [], []
+    rows = conn.execute(
+        f"SELECT p.passage_id, p.doclen, c.codes, c.checksum FROM {passages} AS p LEFT JOIN {codes} AS c"
+        " USING (passage_id) ORDER BY passage_id"
+    )
+    for passage_id, doclen, blob, check in rows:
+        if doclen == 0 and blob is None:
+            continue
+        if not isinstance(blob, bytes) or not isinstance(doclen, int) or len(blob) != doclen * dtype.itemsize:
+            wrong.append(passage_id)
+        elif checksum(blob) != check:
+            damaged.append(passage_id)
+        elif doclen and np.frombuffer(blob, dtype).max() >= codec.n_centroids:
+            beyond.append(passage_id)
+    found.passages.update(wrong, damaged, beyond)
+    found.add("passages whose codes do not have the length of the passage", wrong)
+    found.add("passages whose codes have another checksum", damaged)
+    found.add(f"passages with codes beyond the {codec.n_centroids} centroids", beyond)
+    _check_orphans(store, "codes", found)
+    keys = ", ".join(map(quote_identifier, key_columns(store.entry.key_columns)))
+    gaps = conn.execute(
+        f"SELECT {keys} FROM {passages} GROUP BY {keys}"
+        " HAVING min(ordinal) != 0 OR max(ordinal) != count(*) - 1 OR count(DISTINCT content_hash) != 1"
+    ).fetchall()
+    found.rows += gaps
+    found.add("rows whose passages are not numbered from 0 or differ in content hash", gaps)
 
 
-def _check_residuals(store: Store, codec: StoredCodec) -> list[str]:
-    problems = []
-    size = codec.block_tokens * codec.bytes_per_token
-    last, tail = divmod(codec.stream_tokens * codec.bytes_per_token, size)
-    conn, residuals, passages = store.conn, store.table("residuals"), store.table("passages")
-    if broken := conn.execute(
-        f"SELECT block FROM {residuals} WHERE typeof(residuals) != 'blob'"
-        " OR length(residuals) != CASE WHEN block = ?1 THEN ?2 ELSE ?3 END OR block > ?1 OR block < 0",
-        (last, tail, size),
-    ).fetchall():
-        problems.append(f"blocks of residuals of the wrong length: {_some(broken)}")
-    placed = conn.execute(f"SELECT passage_id, residual_start, doclen FROM {passages} ORDER BY passage_id")
-    blocks = {block for (block,) in conn.execute(f"SELECT block FROM {residuals}")}
-    end = 0
+def _check_orphans(store: Store, part: str, found: Findings) -> None:
+    orphans = store.conn.execute(
+        f"SELECT DISTINCT passage_id FROM {store.table(part)}"
+        f" WHERE passage_id NOT IN (SELECT passage_id FROM {store.table('passages')})"
+    ).fetchall()
+    found.orphans.update(passage_id for (passage_id,) in orphans)
+    found.add(f"{part} without a passage", orphans)
+
+
+def _check_residuals(store: Store, codec: StoredCodec, found: Findings) -> None:
+    conn, residuals = store.conn, store.table("residuals")
+    last = codec.stream_tokens // codec.block_tokens
+    sound, wrong, damaged = set(), [], []
+    for block, blob, check in conn.execute(f"SELECT block, residuals, checksum FROM {residuals} ORDER BY block"):
+        if not 0 <= block <= last or not isinstance(blob, bytes) or len(blob) != codec.block_bytes(block):
+            wrong.append(block)
+        elif checksum(blob) != check:
+            damaged.append(block)
+        else:
+            sound.add(block)
+    found.blocks += [*wrong, *damaged]
+    found.add("blocks of residuals of the wrong length", wrong)
+    found.add("blocks of residuals that have another checksum", damaged)
+    if codec.stream_tokens % codec.block_tokens and last not in {*sound, *found.blocks}:
+        # It may hold no passage any more, but the next one will begin in it.
+        found.blocks.append(last)
+        found.problems.append(f"the last block of residuals is missing: {last}")
+    ends: list[tuple[int, int]] = []
     misplaced, lost = [], []
-    for passage_id, start, doclen in placed:
-        if start < end or start + doclen > codec.stream_tokens:
+    places = conn.execute(
+        f"SELECT passage_id, residual_start, doclen FROM {store.table('passages')} ORDER BY passage_id"
+    )
+    for passage_id, start, doclen in places:
+        if passage_id in found.passages:
+            continue
+        if start < 0 or start + doclen > codec.stream_tokens:
             misplaced.append(passage_id)
-        elif doclen:
+            continue
+        if ends and start < ends[-1][1]:
+            # One that overlaps with two is itself wrong. Of two that overlap, either may be.
+            misplaced.append(passage_id)
+            if len(ends) < 2 or start >= ends[-2][1]:
+                misplaced.append(ends.pop()[0])
+            continue
+        if doclen:
             first, final = start // codec.block_tokens, (start + doclen - 1) // codec.block_tokens
-            if any(block not in blocks for block in range(first, final + 1)):
+            if any(block not in sound for block in range(first, final + 1)):
                 lost.append(passage_id)
-        end = max(end, start + doclen)
-    if misplaced:
-        problems.append(f"passages whose residuals overlap or lie beyond the end: {_some(misplaced)}")
-    if lost:
-        problems.append(f"passages whose residuals are missing: {_some(lost)}")
-    return problems
+        ends = [*ends[-1:], (passage_id, start + doclen)]
+    found.passages.update(misplaced, lost)
+    found.add("passages whose residuals overlap or lie beyond the end", misplaced)
+    found.add("passages whose residuals are missing", lost)
 
 
-def _check_lists(store: Store, codec: StoredCodec) -> list[str]:
+def _check_outliers(store: Store, codec: StoredCodec, found: Findings) -> None:
+    rows = store.conn.execute(
+        f"SELECT o.passage_id, o.position, o.embedding, o.checksum, p.doclen FROM {store.table('outliers')} AS o"
+        f" LEFT JOIN {store.table('passages')} AS p USING (passage_id)"
+    )
+    size = codec.dim * HALVES.itemsize
+    wrong = {
+        passage_id: doclen is not None
+        for passage_id, position, blob, check, doclen in rows
+        if not isinstance(blob, bytes)
+        or len(blob) != size
+        or checksum(blob) != check
+        or not isinstance(doclen, int)
+        or not isinstance(position, int)
+        or not 0 <= position < doclen
+    }
+    found.passages.update(passage_id for passage_id, known in wrong.items() if known)
+    found.orphans.update(passage_id for passage_id, known in wrong.items() if not known)
+    found.add("passages with damaged outliers", sorted(wrong, key=str))
+
+
+def _check_lists(store: Store, codec: StoredCodec, found: Findings) -> None:
+    dtype = CODES[codec.codes_dtype]
     from_codes = [np.empty(0, np.int64)]
-    n_centroids = len(codec.centroids)
+    # Those that can't be trusted will be made anew, with other ids.
+    cursor = store.conn.execute(f"SELECT passage_id, codes FROM {store.table('codes')} ORDER BY passage_id")
+    for passage_id, blob in cursor:
+        if passage_id not in found.passages and passage_id not in found.orphans:
+            centroids = np.unique(np.frombuffer(blob, dtype)).astype(np.int64)
+            from_codes.append(Pairs(centroids, np.full(len(centroids), passage_id)).places)
+    expected = np.sort(np.concatenate(from_codes))
     try:
-        for passage_ids, doclens, codes in store.iter_codes(codec):
-            owners = np.repeat(passage_ids, doclens)
-            from_codes.append(np.unique(owners * n_centroids + np.minimum(codes, n_centroids - 1)))
-        rows = store.conn.execute(f"SELECT centroid, passage_ids FROM {store.table('ivf')}").fetchall()
-        ids, lengths = unpack_ids([row[1] for row in rows])
-    except ColbertError as error:
-        return [str(error)]
-    found = ids * n_centroids + np.repeat(np.array([row[0] for row in rows], np.int64), lengths)
-    expected = np.concatenate([np.empty(0, np.int64), *from_codes])
-    problems = []
-    if len(missing := np.setdiff1d(expected, found)):
-        problems.append(f"passages missing from inverted lists: {_some(_owners(missing, n_centroids))}")
-    if len(surplus := np.setdiff1d(found, expected)) or len(found) != len(expected):
-        problems.append(f"inverted lists name passages they should not: {_some(_owners(surplus, n_centroids))}")
-    return problems
+        rows = store.conn.execute(
+            f"SELECT passage_ids, checksum, segment FROM {store.table('ivf')} ORDER BY segment"
+        ).fetchall()
+        blobs = verified(rows, f"inverted lists of index {store.entry.name!r}")
+        places, _ = unpack_ids(np.array([row[2] for row in rows], np.int64), blobs)
+    except (ColbertError, sqlite3.Error) as error:
+        found.problems.append(str(error))
+        found.lists = True
+        return
+    # Outliers may name passages by something else than a number.
+    untrusted = [passage_id for passage_id in (*found.passages, *found.orphans) if type(passage_id) is int]
+    places = places[~np.isin(places & PASSAGE_MASK, np.array(untrusted, np.int64))]
+    missing = found.add("passages missing from inverted lists", _owners(np.setdiff1d(expected, places)))
+    surplus = np.setdiff1d(places, expected)
+    unknown = f"SELECT value FROM json_each(?) WHERE value NOT IN (SELECT passage_id FROM {store.table('passages')})"
+    found.orphans.update(row[0] for row in store.conn.execute(unknown, (json.dumps(_owners(surplus)),)))
+    if len(places) != len(expected) and not len(surplus) and not missing:
+        surplus = places[np.flatnonzero(np.diff(places, prepend=-1) <= 0)]
+    found.lists = found.add("inverted lists name passages they should not", _owners(surplus)) or missing
 
 
-def _owners(pairs: NDArray[np.int64], n_centroids: int) -> list[int]:
-    owners: list[int] = np.unique(pairs // n_centroids).tolist()
+def _owners(places: NDArray[np.int64]) -> list[int]:
+    owners: list[int] = np.unique(places & PASSAGE_MASK).tolist()
     return owners
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Database: TypeAlias = "str | os.PathLike[str] | sqlite3.Connection | SqliteUtilsDatabase"
 
 MINIMUM_SQLITE = (3, 37, 0)
+# How long another connection may hold a lock.
+BUSY_SECONDS = 30
 
 
 def connect(db: Database) -> tuple[sqlite3.Connection, bool]:
@@ -45,13 +47,18 @@ def connect(db: Database) -> tuple[sqlite3.Connection, bool]:
     if not path.startswith("file:") and not Path(path).is_file():
         raise SourceError(f"no database file {path}")
     try:
-        conn = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
+        conn = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS)
     except sqlite3.OperationalError as error:
         raise SourceError(f"{path} can't be opened: {error}") from None
     try:
         conn.execute("PRAGMA schema_version").fetchone()
     except sqlite3.DatabaseError as error:
         conn.close()
+        if str(error) == "unable to open database file":
+            raise SourceError(
+                f"{path} can't be opened: a database in WAL mode needs a folder that can be written; if nobody writes "
+                f"it, add ?immutable=1 to {uri.partition('?')[0]}"
+            ) from None
         raise SourceError(f"{path} can't be read as a SQLite database: {error}") from None
     return conn, True
 

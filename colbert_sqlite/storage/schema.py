@@ -1,7 +1,8 @@
-"""Every table this package creates, and what their names mean.
+"""Every table and trigger this package creates, and what their names mean.
 
-In: the name of an index and the key columns of its source table. Out: quoted names and CREATE statements.
-Leaves to others: filling and reading the tables (``store.py``, ``snapshot.py``).
+In: the name of an index and what identifies and changes rows of its source table. Out: quoted names and CREATE
+statements. Leaves to others: filling and reading the tables (``store.py``, ``snapshot.py``), and which statements the
+schema already has (``triggers.py``).
 
 One registry row per index, and one set of tables ``_colbert_{index}_{part}`` beside the user's own:
 
@@ -13,25 +14,59 @@ passages   a span of one source row: its key (``pk_{column}``), ``ordinal`` with
            the token stream, ``content_hash`` of the row. A source row without text has one passage of doclen 0
 codes      a passage: the centroid of each of its tokens, ``codec.codes_dtype``
 residuals  ``codec.block_tokens`` consecutive tokens of the token stream: their packed residuals
-centroids  1,024 centroids: int8 directions, ``dim`` bytes each, normalised on reading
-ivf        a centroid: the ascending ids of the passages that have a token in it, as gaps (``blobs.py``)
-codec      the only row: nbits, bucket cutoffs and weights (``<f4``), sizes, the length of the token stream
+centroids  1,024 centroids: int8 directions, ``dim`` bytes each, normalised on reading, and their coarse
+           ``cells`` (``<u2``), through which the nearest centroid is found
+ivf        a part of an inverted list: ascending ids of passages that have a token in a centroid, as gaps
+           (``blobs.py``). ``segment`` is the centroid times 2**40, plus the first of the ids
+codec      the only row: nbits, bucket cutoffs and weights (``<f4``), sizes, the length of the token stream,
+           and how many tokens were added lately, at what mean residual
+outliers   a token added lately that is far from every centroid: its place and its embedding (``<f2``)
 queue      the key of a source row that changed since the last sync
 ========== =========================================================================================
+
+Columns called ``checksum`` hold the CRC-32 of the BLOBs beside them, or of the whole row, less 2**31.
 
 The residuals of all passages form one stream of tokens, in the order of ``passage_id``, cut into blocks
 that each fill one database page: a row of its own per passage would waste a fifth of the file in the tails of
 pages. A build in progress writes the same tables with ``_building`` after their names, and a single
-transaction puts them in the place of the old ones.
+transaction puts them in the place of the old ones. Only the queue belongs to an index whichever its tables are.
+
+Triggers on the source table write keys to the queue and do nothing else, in SQL that any connection can run.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 REGISTRY = "_colbert_indexes"
-PARTS = ("passages", "codes", "residuals", "centroids", "ivf", "codec", "queue")
+# The queue comes last: it is not part of a build.
+PARTS = ("passages", "codes", "residuals", "centroids", "ivf", "codec", "outliers", "queue")
+BUILT_PARTS = PARTS[:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables of one index, or of a build of it, in one database."""
+
+    conn: sqlite3.Connection
+    index: str
+    building: bool
+
+    def name(self, part: str) -> str:
+        return table_name(self.index, part, building=self.building and part in BUILT_PARTS)
+
+    def quoted(self, part: str) -> str:
+        return qualified(self.name(part))
+
+
+class UniqueColumns(NamedTuple):
+    """Columns that no two rows may have alike, each with the collation that decides it; None for a rowid."""
+
+    columns: tuple[tuple[str, str | None], ...]
 
 
 def quote_identifier(name: str) -> str:
@@ -72,13 +107,31 @@ CREATE TABLE IF NOT EXISTS {qualified(REGISTRY)} (
     build_id TEXT NOT NULL,
     created TEXT NOT NULL,
     updated TEXT NOT NULL,
+    queue_complete INTEGER NOT NULL DEFAULT 0,
+    checksum INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (name, state)
 )
 """
 
 
+def _declared_keys(keys: Sequence[str], key_types: Sequence[str]) -> tuple[str, str]:
+    """Return definitions of the key columns, and their names."""
+    names = [quote_identifier(name) for name in key_columns(keys)]
+    definitions = (f"{name} {type_} NOT NULL".replace("  ", " ") for name, type_ in zip(names, key_types, strict=True))
+    return ",\n    ".join(definitions), ", ".join(names)
+
+
+def create_queue(index: str, keys: Sequence[str], key_types: Sequence[str]) -> str:
+    """Return the CREATE statement of the queue of an index. Arguments as in :func:`create_statements`."""
+    definitions, names = _declared_keys(keys, key_types)
+    return (
+        f"CREATE TABLE {qualified(table_name(index, 'queue'))} (\n    {definitions},\n    PRIMARY KEY ({names})\n)"
+        " WITHOUT ROWID"
+    )
+
+
 def create_statements(index: str, keys: Sequence[str], key_types: Sequence[str], *, building: bool) -> list[str]:
-    """Return the CREATE statements of one index.
+    """Return the CREATE statements of one index, or of a build of it, without the queue.
 
     :param keys: key columns of the source table
     :param key_types: their affinities and collations, so that we compare keys as the source does
@@ -87,11 +140,7 @@ def create_statements(index: str, keys: Sequence[str], key_types: Sequence[str],
     def table(part: str) -> str:
         return qualified(table_name(index, part, building=building))
 
-    names = [quote_identifier(name) for name in key_columns(keys)]
-    columns = ",\n    ".join(
-        f"{name} {type_} NOT NULL".replace("  ", " ") for name, type_ in zip(names, key_types, strict=True)
-    )
-    key_list = ", ".join(names)
+    columns, key_list = _declared_keys(keys, key_types)
     return [
         f"""CREATE TABLE {table("passages")} (
     passage_id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -104,10 +153,27 @@ def create_statements(index: str, keys: Sequence[str], key_types: Sequence[str],
     content_hash BLOB NOT NULL,
     UNIQUE ({key_list}, ordinal)
 )""",
-        f"CREATE TABLE {table('codes')} (passage_id INTEGER PRIMARY KEY, codes BLOB NOT NULL)",
-        f"CREATE TABLE {table('residuals')} (block INTEGER PRIMARY KEY, residuals BLOB NOT NULL)",
-        f"CREATE TABLE {table('centroids')} (block INTEGER PRIMARY KEY, centroids BLOB NOT NULL)",
-        f"CREATE TABLE {table('ivf')} (centroid INTEGER PRIMARY KEY, passage_ids BLOB NOT NULL)",
+        f"""CREATE TABLE {table("codes")} (
+    passage_id INTEGER PRIMARY KEY,
+    codes BLOB NOT NULL,
+    checksum INTEGER NOT NULL
+)""",
+        f"""CREATE TABLE {table("residuals")} (
+    block INTEGER PRIMARY KEY,
+    residuals BLOB NOT NULL,
+    checksum INTEGER NOT NULL
+)""",
+        f"""CREATE TABLE {table("centroids")} (
+    block INTEGER PRIMARY KEY,
+    centroids BLOB NOT NULL,
+    cells BLOB NOT NULL,
+    checksum INTEGER NOT NULL
+)""",
+        f"""CREATE TABLE {table("ivf")} (
+    segment INTEGER PRIMARY KEY,
+    passage_ids BLOB NOT NULL,
+    checksum INTEGER NOT NULL
+)""",
         f"""CREATE TABLE {table("codec")} (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     nbits INTEGER NOT NULL,
@@ -119,7 +185,87 @@ def create_statements(index: str, keys: Sequence[str], key_types: Sequence[str],
     scale_step REAL NOT NULL,
     codes_dtype TEXT NOT NULL,
     block_tokens INTEGER NOT NULL,
-    stream_tokens INTEGER NOT NULL
+    stream_tokens INTEGER NOT NULL,
+    n_trained INTEGER NOT NULL,
+    recent_tokens REAL NOT NULL,
+    recent_residual REAL NOT NULL,
+    checksum INTEGER NOT NULL
 )""",
-        f"CREATE TABLE {table('queue')} (\n    {columns},\n    PRIMARY KEY ({key_list})\n) WITHOUT ROWID",
+        f"""CREATE TABLE {table("outliers")} (
+    passage_id INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    embedding BLOB NOT NULL,
+    checksum INTEGER NOT NULL,
+    PRIMARY KEY (passage_id, position)
+) WITHOUT ROWID""",
     ]
+
+
+TRIGGERS = ("insert", "update", "delete", "replaceinsert", "replaceupdate")
+
+
+def trigger_statements(
+    index: str,
+    table: str,
+    keys: Sequence[str],
+    watched: Sequence[str] | None,
+    unique: Sequence[UniqueColumns],
+) -> dict[str, str]:
+    """Return names and CREATE statements of the triggers that keep the queue of one index.
+
+    :param watched: columns whose change queues a row; None queues it whatever changes
+    :param unique: what else than its key may have a row replaced: SQLite runs no delete trigger then, unless
+        ``recursive_triggers`` is on, so a trigger before the change looks for the rows that will go
+    """
+    # Names in the body of a trigger can't be qualified; they mean the trigger's own database.
+    source = quote_identifier(table)
+    queue = f"{quote_identifier(table_name(index, 'queue'))} ({', '.join(map(quote_identifier, key_columns(keys)))})"
+    names = [quote_identifier(key) for key in keys]
+
+    def key_of(row: str) -> str:
+        values = [f"{row}.{name}" for name in names]
+        # ON CONFLICT, not OR IGNORE: inside a trigger the conflict policy of the outer statement wins
+        # (https://sqlite.org/lang_createtrigger.html). A key that is NULL can't be referred to.
+        return (
+            f"    INSERT INTO {queue} SELECT {', '.join(values)}"
+            f" WHERE {' AND '.join(f'{value} IS NOT NULL' for value in values)} ON CONFLICT DO NOTHING;"
+        )
+
+    def replaced_by_new(constraint: UniqueColumns, *also: str) -> str:
+        alike = (
+            f"{quote_identifier(column)}{'' if collation is None else f' COLLATE {quote_identifier(collation)}'}"
+            f" = new.{quote_identifier(column)}"
+            for column, collation in constraint.columns
+        )
+        conditions = [*alike, *(f"{name} IS NOT NULL" for name in names), *also]
+        return (
+            f"    INSERT INTO {queue} SELECT {', '.join(names)} FROM {source} WHERE {' AND '.join(conditions)}"
+            " ON CONFLICT DO NOTHING;"
+        )
+
+    changes = (
+        f"(typeof(old.{name}) != typeof(new.{name}) OR old.{name} COLLATE BINARY IS NOT new.{name})"
+        for name in map(quote_identifier, dict.fromkeys([*keys, *(watched or ())]))
+    )
+    itself = f"NOT ({' AND '.join(f'{name} IS old.{name}' for name in names)})"
+    bodies = {
+        "insert": ("AFTER INSERT", "", [key_of("new")]),
+        "update": (
+            "AFTER UPDATE",
+            # Not UPDATE OF: that misses generated columns, and a key that is changed by its name "rowid".
+            "" if watched is None else f" WHEN {' OR '.join(changes)}",
+            [key_of("old"), key_of("new")],
+        ),
+        "delete": ("AFTER DELETE", "", [key_of("old")]),
+    }
+    if unique:
+        bodies["replaceinsert"] = ("BEFORE INSERT", "", [replaced_by_new(columns) for columns in unique])
+        bodies["replaceupdate"] = ("BEFORE UPDATE", "", [replaced_by_new(columns, itself) for columns in unique])
+    statements = {}
+    for trigger, (event, condition, body) in bodies.items():
+        name = table_name(index, trigger)
+        lines = "\n".join(body)
+        statements[name] = (
+            f"CREATE TRIGGER {quote_identifier(name)} {event} ON {source}{condition}\nBEGIN\n{lines}\nEND"
+        )
+    return statements

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.errors import IndexCorrupt
-from colbert_sqlite.storage.blobs import CODES, RESIDUALS, from_blobs, unpack_ids
-from colbert_sqlite.storage.store import Store, StoredCodec
+from colbert_sqlite.storage.blobs import CODES, RESIDUALS, from_blobs, unpack_ids, verified
+from colbert_sqlite.storage.lists import PASSAGE_BITS, PASSAGE_MASK
+from colbert_sqlite.storage.store import Store
+from colbert_sqlite.storage.stored_codec import StoredCodec
 
 
 @cache
@@ -54,16 +56,18 @@ class Snapshot:
     def inverted_lists(self, centroid_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the ids of the passages with a token in each of these centroids, list after list, and offsets [n + 1].
 
-        :raises IndexCorrupt: if a list is not made of 16-bit gaps
+        :raises IndexCorrupt: if a list is damaged
         """
         rows = self._conn.execute(
-            f"SELECT ids.key, i.passage_ids FROM json_each(?) AS ids CROSS JOIN {self._ivf} AS i"
-            " ON i.centroid = ids.value",
+            f"SELECT i.passage_ids, i.checksum, i.segment, ids.key FROM json_each(?) AS ids CROSS JOIN {self._ivf} AS i"
+            f" ON i.segment BETWEEN ids.value << {PASSAGE_BITS} AND (ids.value << {PASSAGE_BITS}) | {PASSAGE_MASK}",
             (json.dumps(centroid_ids.tolist()),),
         ).fetchall()
-        listed, lengths = unpack_ids([blob for _, blob in rows])
+        segments = np.fromiter((row[2] for row in rows), np.int64, len(rows))
+        listed, lengths = unpack_ids(segments & PASSAGE_MASK, verified(rows, f"inverted lists of index {self._name!r}"))
         offsets = np.zeros(len(centroid_ids) + 1, np.int64)
-        offsets[[1 + key for key, _ in rows]] = lengths
+        # A long list is more than one segment.
+        np.add.at(offsets, np.fromiter((row[3] + 1 for row in rows), np.int64, len(rows)), lengths)
         return listed, np.cumsum(offsets)
 
     def codes(
@@ -75,13 +79,14 @@ class Snapshot:
         """
         # CROSS JOIN keeps the order of the list: SQLite never swaps its sides.
         rows = self._conn.execute(
-            f"SELECT c.codes FROM json_each(?) AS ids CROSS JOIN {self._codes} AS c ON c.passage_id = ids.value",
+            f"SELECT c.codes, c.checksum FROM json_each(?) AS ids CROSS JOIN {self._codes} AS c"
+            " ON c.passage_id = ids.value",
             (json.dumps(passage_ids.tolist()),),
         ).fetchall()
         if len(rows) != len(passage_ids):
-            raise IndexCorrupt(f"index {self._name!r} has passages without codes: run verify, then rebuild")
-        dtype = CODES[self._codec.codes_dtype]
-        codes, offsets = from_blobs([row[0] for row in rows], dtype, f"codes of index {self._name!r}")
+            raise IndexCorrupt(f"index {self._name!r} has passages without codes: run verify, then repair")
+        dtype, what = CODES[self._codec.codes_dtype], f"codes of index {self._name!r}"
+        codes, offsets = from_blobs(verified(rows, what), dtype, what)
         return codes.astype(dtype.newbyteorder("="), copy=False), offsets
 
     def residuals(
@@ -99,7 +104,7 @@ class Snapshot:
             f" CROSS JOIN {self._passages} AS p ON p.passage_id = ids.value",
             (json.dumps(passage_ids.tolist()),),
         ).fetchall()
-        damaged = IndexCorrupt(f"the residuals of index {self._name!r} are damaged: run verify, then rebuild")
+        damaged = IndexCorrupt(f"the residuals of index {self._name!r} are damaged: run verify, then repair")
         width, per_block, end = self._codec.bytes_per_token, self._codec.block_tokens, self._codec.stream_tokens
         if len(places) != len(passage_ids) or not all(type(n) is int for place in places for n in place):
             raise damaged
@@ -116,10 +121,12 @@ class Snapshot:
         within = np.arange(n_blocks.sum()) - np.repeat(np.cumsum(n_blocks) - n_blocks, n_blocks)
         blocks = np.unique(np.repeat(first_blocks, n_blocks) + within)
         rows = self._conn.execute(
-            f"SELECT r.residuals FROM json_each(?) AS ids CROSS JOIN {self._residuals} AS r ON r.block = ids.value",
+            f"SELECT r.residuals, r.checksum FROM json_each(?) AS ids CROSS JOIN {self._residuals} AS r"
+            " ON r.block = ids.value",
             (json.dumps(blocks.tolist()),),
         ).fetchall()
-        tokens, offsets = from_blobs([blob for (blob,) in rows], RESIDUALS, f"residuals of index {self._name!r}")
+        what = f"residuals of index {self._name!r}"
+        tokens, offsets = from_blobs(verified(rows, what), RESIDUALS, what)
         # Only the last block of the stream may be shorter, and it is the last of the sorted blocks.
         lengths = np.where(blocks == end // per_block, end % per_block, per_block) * width
         if len(rows) != len(blocks) or np.any(np.diff(offsets) != lengths):

@@ -14,15 +14,24 @@ from typing import Any, NamedTuple
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.passages import RawValue, content_hash
 from colbert_sqlite.storage.connection import lenient_text
-from colbert_sqlite.storage.schema import qualified, quote_identifier
+from colbert_sqlite.storage.schema import UniqueColumns, qualified, quote_identifier
 
 Key = tuple[Any, ...]
+
+_PURE_FUNCTIONS = frozenset(
+    "-> ->> abs char glob hex ifnull instr json_array_length json_extract json_type json_valid length like lower ltrim "
+    "nullif replace round rtrim sign substr substring trim typeof unicode upper".split()
+)
 
 
 class SourceRow(NamedTuple):
     key: Key
     values: list[RawValue]
     heading: RawValue | None
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(len(value.raw or b"") for value in self.values)
 
     @property
     def content_hash(self) -> bytes:
@@ -130,18 +139,65 @@ class Source:
         except (sqlite3.Error, OverflowError) as error:
             raise SourceError(f"the condition {self.where!r} can't be used: {' '.join(str(error).split())}") from None
 
+    def replaced_through(self, conn: sqlite3.Connection) -> tuple[list[UniqueColumns], bool]:
+        """Return what else than its key may make SQLite replace a row, and whether that is all there is.
+
+        What an index on an expression looks at can't be told.
+        """
+        indexes = conn.execute(
+            "SELECT name, origin FROM pragma_index_list(?, 'main') WHERE \"unique\" ORDER BY name", (self.table,)
+        ).fetchall()
+        unique, complete = [], True
+        for name, origin in indexes:
+            sql = "SELECT name, coll FROM pragma_index_xinfo(?, 'main') WHERE key ORDER BY seqno"
+            columns = tuple(conn.execute(sql, (name,)).fetchall())
+            if any(column is None for column, _ in columns):
+                complete = False
+            elif origin != "pk":
+                unique.append(UniqueColumns(columns))
+        if any(origin == "pk" for _, origin in indexes) and not self._without_rowid(conn):
+            columns_of = "SELECT lower(name) FROM pragma_table_xinfo(?, 'main')"
+            taken = {name for (name,) in conn.execute(columns_of, (self.table,))}
+            rowids = [name for name in ("rowid", "_rowid_", "oid") if name not in taken]
+            unique += [UniqueColumns(((name, None),)) for name in rowids[:1]]
+        return unique, complete
+
+    def _without_rowid(self, conn: sqlite3.Connection) -> bool:
+        sql = "SELECT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?"
+        return bool(conn.execute(sql, (self.table,)).fetchone()[0])
+
+    def depends_on_row_alone(self, conn: sqlite3.Connection) -> bool:
+        """Return whether only a change of a row itself can take it into the condition or out of it.
+
+        Not so if the condition reads other rows or tables, the clock, or a function that is not known to be pure.
+        """
+        if self.where is None:
+            return True
+        sql = f"EXPLAIN SELECT 1 FROM {qualified(self.table)} NOT INDEXED WHERE ({self.where}\n)"
+        opened = 0
+        for _, opcode, *_, p4, _, _ in conn.execute(sql, dict(self.params)):
+            opened += opcode == "OpenRead"
+            if opcode == "VOpen" or ("Func" in opcode and str(p4).partition("(")[0].lower() not in _PURE_FUNCTIONS):
+                return False
+        return opened <= 1
+
     def refuse_null_keys(self, conn: sqlite3.Connection) -> None:
         """Make sure that every row can be referred to; SQLite lets a key that is no INTEGER be NULL.
 
         :raises SourceError: if keys are NULL
         """
-        null_keys = " OR ".join(f"{quote_identifier(key)} IS NULL" for key in self.keys)
-        (n,) = conn.execute(f"SELECT count(*) FROM {self.from_where(null_keys)}", dict(self.params)).fetchone()
-        if n:
+        if n := self.count_null_keys(conn):
             raise SourceError(
                 f"{n} rows of {self.table!r} have NULL in their primary key {', '.join(self.keys)} and can't be "
                 "referred to: give them keys, or leave them out with a condition"
             )
+
+    def count_null_keys(self, conn: sqlite3.Connection) -> int:
+        """Return how many rows can't be referred to."""
+        null_keys = " OR ".join(f"{quote_identifier(key)} IS NULL" for key in self.keys)
+        sql = f"SELECT count(*) FROM {self.from_where(null_keys)}"
+        n: int = conn.execute(sql, dict(self.params)).fetchone()[0]
+        return n
 
     def count(self, conn: sqlite3.Connection) -> int:
         """Return how many rows meet the condition."""
@@ -149,18 +205,19 @@ class Source:
         return n
 
     def iter_keys(self, conn: sqlite3.Connection) -> Iterator[Key]:
-        """Yield the keys of all rows that meet the condition, in key order."""
-        sql = f"SELECT {self._key_list} FROM {self.from_where()} ORDER BY {self._key_list}"
+        """Yield the keys of all rows that meet the condition, in key order; those that are NULL left out."""
+        sql = f"SELECT {self._key_list} FROM {self.from_where(self.has_key)} ORDER BY {self._key_list}"
         return self._strict_keys(conn, sql, self.params)
 
     def iter_rows(self, conn: sqlite3.Connection, after: Key | None = None) -> Iterator[SourceRow]:
-        """Yield rows that meet the condition, in key order, beginning behind *after*."""
+        """Yield rows that meet the condition and have a key, in key order, beginning behind *after*."""
         params = dict(self.params)
         beyond = None
         if after is not None:
             params.update(self._key_params(after))
             beyond = f"({self._key_list}) > ({', '.join(f':{name}' for name in self._key_params(after))})"
-        sql = f"SELECT {self._key_list}, {self._raw_list} FROM {self.from_where(beyond)} ORDER BY {self._key_list}"
+        rows = self.from_where(self.has_key, beyond)
+        sql = f"SELECT {self._key_list}, {self._raw_list} FROM {rows} ORDER BY {self._key_list}"
         for row in self._strict_keys(conn, sql, params):
             yield self._source_row(row)
 
@@ -171,20 +228,22 @@ class Source:
         return None if row is None else self._source_row(row)
 
     def read_whole_row(self, conn: sqlite3.Connection, key: Key) -> tuple[dict[str, Any], SourceRow] | None:
-        """Return every column of a row, and its raw values; None when the row is gone.
-
-        The index's own condition is not looked at: a row that left it still is a row.
-        """
+        """Return every column of a row, and its raw values; None when it is gone or has left the condition."""
         columns = f"{self._raw_list}, {quote_identifier(self.table)}.*"
-        sql = f"SELECT {columns} FROM {qualified(self.table)} WHERE {self._key_equals}"
+        sql = f"SELECT {columns} FROM {self.from_where(self._key_equals)}"
         with lenient_text(conn):
-            cursor = conn.execute(sql, self._key_params(key))
+            cursor = conn.execute(sql, {**self.params, **self._key_params(key)})
             row = cursor.fetchone()
         if row is None:
             return None
         n_raw = 2 * self._n_raw
         names = [column[0] for column in cursor.description[n_raw:]]
         return dict(zip(names, row[n_raw:], strict=True)), self._source_row((*key, *row[:n_raw]))
+
+    @property
+    def has_key(self) -> str:
+        """A condition that rows meet which can be referred to: no part of their key is NULL."""
+        return " AND ".join(f"{quote_identifier(key)} IS NOT NULL" for key in self.keys)
 
     @property
     def _key_list(self) -> str:
@@ -206,10 +265,10 @@ class Source:
     def _key_params(self, key: Key) -> dict[str, Any]:
         return {f"_colbert_key{i}": value for i, value in enumerate(key)}
 
-    def from_where(self, also: str | None = None) -> str:
-        """Return what follows FROM: the table, its condition and one more."""
+    def from_where(self, *also: str | None) -> str:
+        """Return what follows FROM: the table, its condition and others."""
         # The line feed ends a comment that a condition may end with.
-        conditions = [f"({text}\n)" for text in (self.where, also) if text]
+        conditions = [f"({text}\n)" for text in (self.where, *also) if text]
         return qualified(self.table) + (f" WHERE {' AND '.join(conditions)}" if conditions else "")
 
     def _strict_keys(self, conn: sqlite3.Connection, sql: str, params: Mapping[str, Any]) -> Iterator[Any]:

@@ -6,25 +6,41 @@ that span several calls (``connection.atomic``), reading token data for a search
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.errors import BuildInterrupted, IndexCorrupt, IndexExists, IndexNotFound, SchemaVersionError
+from colbert_sqlite.errors import BuildInterrupted, IndexCorrupt, IndexNotFound
 from colbert_sqlite.settings import IndexSettings
-from colbert_sqlite.storage.blobs import CENTROIDS, CODES, FLOATS, codes_dtype, from_blob, from_blobs, pack_ids
+from colbert_sqlite.storage import triggers
+from colbert_sqlite.storage.blobs import CODES, HALVES, checksum, from_blob, from_blobs, verified
 from colbert_sqlite.storage.connection import atomic
+from colbert_sqlite.storage.lists import InvertedLists, Pairs
+from colbert_sqlite.storage.registry import (
+    Entry,
+    drop_index,
+    has_registry,
+    now,
+    prepare_registry,
+    read_entry,
+    read_if_possible,
+    refuse_to_replace,
+    registered,
+    table_exists,
+    write_entry,
+)
 from colbert_sqlite.storage.schema import (
-    CREATE_REGISTRY,
+    BUILT_PARTS,
     PARTS,
     REGISTRY,
     SCHEMA_VERSION,
+    Tables,
+    create_queue,
     create_statements,
     key_columns,
     qualified,
@@ -32,58 +48,20 @@ from colbert_sqlite.storage.schema import (
     table_name,
 )
 from colbert_sqlite.storage.source import Key, Source
-
-CENTROIDS_PER_BLOCK = 1024
-
-# What a leaf page of a table holds beside the BLOB of its only row: page header, cell pointer, cell and record
-# headers (https://sqlite.org/fileformat2.html), and the few bytes some builds reserve at the end of each page.
-_PAGE_OVERHEAD = 64
+from colbert_sqlite.storage.stored_codec import CodecTables, StoredCodec
+from colbert_sqlite.storage.stream import TokenStream
 
 _REGISTRY = qualified(REGISTRY)
 
-
-# Larger weights of residuals, and smaller ones, come from damage: products with them would overflow.
-_LARGEST_WEIGHT = 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One row of the registry."""
-
-    name: str
-    state: str
-    schema_version: int
-    source_table: str
-    key_columns: tuple[str, ...]
-    key_types: tuple[str, ...]
-    settings: IndexSettings
-    model: str
-    model_fingerprint: str
-    dim: int
-    generation: int
-    build_id: str
-    created: str
-    updated: str
+# Tokens that count as added lately: beyond so many, the older ones count half as much.
+RECENT_TOKENS = 1 << 17
 
 
-@dataclass(frozen=True, slots=True)
-class StoredCodec:
-    """The codec of an index as it is stored: int8 centroid directions, not yet normalised."""
+class Outlier(NamedTuple):
+    """A token far from every centroid: its place in its passage, and its embedding float16 [dim]."""
 
-    nbits: int
-    dim: int
-    centroids: NDArray[np.int8]
-    bucket_cutoffs: NDArray[np.float32]
-    bucket_weights: NDArray[np.float32]
-    avg_residual: float
-    scale_step: float
-    codes_dtype: str
-    block_tokens: int
-    stream_tokens: int
-
-    @property
-    def bytes_per_token(self) -> int:
-        return _bytes_per_token(self.dim, self.nbits)
+    position: int
+    embedding: NDArray[np.float16]
 
 
 class EncodedPassage(NamedTuple):
@@ -93,14 +71,23 @@ class EncodedPassage(NamedTuple):
     end: int
     codes: NDArray[np.uint32]
     residuals: NDArray[np.uint8]
+    outliers: Sequence[Outlier] = ()
 
 
 class EncodedRow(NamedTuple):
-    """One source row, compressed; no passages when it has no text."""
+    """One source row, compressed; no passages when it has no text.
+
+    ``residual`` is the sum of the mean absolute residuals of its tokens.
+    """
 
     key: Key
     content_hash: bytes
     passages: list[EncodedPassage]
+    residual: float = 0.0
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(len(passage.codes) for passage in self.passages)
 
 
 class PassageRow(NamedTuple):
@@ -113,99 +100,16 @@ class PassageRow(NamedTuple):
     content_hash: bytes
 
 
-def has_registry(conn: sqlite3.Connection) -> bool:
-    sql = "SELECT 1 FROM main.sqlite_master WHERE type = 'table' AND name = ?"
-    return conn.execute(sql, (REGISTRY,)).fetchone() is not None
-
-
-class Registered(NamedTuple):
-    """What can be said of an index whatever the version of its format."""
-
-    name: str
-    state: str
-    schema_version: int
-
-
-def registered(conn: sqlite3.Connection) -> list[Registered]:
-    """Return every index, and every build in progress, of any version."""
-    if not has_registry(conn):
-        return []
-    cursor = conn.execute(f"SELECT name, state, schema_version FROM {_REGISTRY} ORDER BY name, state DESC")
-    return [Registered(*row) for row in cursor]
-
-
-def read_entries(conn: sqlite3.Connection, name: str) -> list[Entry]:
-    """Return the registry's rows of one index: the one in use, the one being built.
-
-    :raises SchemaVersionError: if it was written by another version of the format
-    :raises IndexCorrupt: if a row can't be read
-    """
-    if not has_registry(conn):
-        return []
-    cursor = conn.execute(
-        f"SELECT name, state, schema_version, source_table, key_columns, settings, model, model_fingerprint, dim,"
-        f" generation, build_id, created, updated FROM {_REGISTRY} WHERE name = ? ORDER BY state DESC",
-        (name,),
-    )
-    entries = []
-    for row in cursor.fetchall():
-        name, state, version, table, keys, settings, *rest = row
-        if version != SCHEMA_VERSION:
-            raise SchemaVersionError(
-                f"index {name!r} has schema version {version}, this release reads {SCHEMA_VERSION}: drop it, then "
-                "build it again with: sqlite-utils colbert index"
-            )
-        try:
-            if not all(isinstance(text, str) for text in (*rest[:2], *rest[4:])):
-                raise ValueError("a text of it is no text")
-            names, types = zip(*json.loads(keys), strict=True)
-            entries.append(Entry(name, state, version, table, names, types, IndexSettings.from_json(settings), *rest))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise IndexCorrupt(f"the registry entry of index {name!r} can't be read: {error}; drop it") from None
-    return entries
-
-
-def _read_if_possible(conn: sqlite3.Connection, name: str, state: str) -> Entry | None:
-    """Return an entry that is about to be replaced; None also for one of another version, or damaged."""
-    try:
-        return read_entry(conn, name, state)
-    except (SchemaVersionError, IndexCorrupt):
-        return None
-
-
-def refuse_to_replace(conn: sqlite3.Connection, name: str, replace: bool) -> None:
-    """Make sure that no index in use is replaced unasked.
-
-    :raises IndexExists: if there is one of that name and *replace* is not set
-    """
-    if not replace and any(e.name.lower() == name.lower() and e.state == "ready" for e in registered(conn)):
-        raise IndexExists(
-            f"there is an index {name!r} already: rebuild it, replace it by one of other settings with replace=True "
-            "(--replace), or give this one another name"
-        )
-
-
-def drop_index(conn: sqlite3.Connection, name: str, state: str) -> None:
-    """Remove the tables of an index, or of its build, and their registry entry. Call inside ``atomic``."""
-    for part in PARTS:
-        table = qualified(table_name(name, part, building=state == "building"))
-        conn.execute(f"DROP TABLE IF EXISTS {table}")
-    conn.execute(f"DELETE FROM {_REGISTRY} WHERE name = ? AND state = ?", (name, state))
-    if not conn.execute(f"SELECT 1 FROM {_REGISTRY} LIMIT 1").fetchone():
-        conn.execute(f"DROP TABLE {_REGISTRY}")
-
-
-def read_entry(conn: sqlite3.Connection, name: str, state: str = "ready") -> Entry | None:
-    return next((entry for entry in read_entries(conn, name) if entry.state == state), None)
-
-
 class Store:
     """The tables of one index: the ones in use, or the ones of a build in progress."""
 
     def __init__(self, conn: sqlite3.Connection, entry: Entry) -> None:
         self.conn = conn
         self.entry = entry
-        self._building = entry.state == "building"
+        self._tables = Tables(conn, entry.name, entry.state == "building")
+        self.codec = CodecTables(self._tables)
+        self.stream = TokenStream(self._tables)
+        self.lists = InvertedLists(self._tables)
         self._keys = ", ".join(map(quote_identifier, key_columns(entry.key_columns)))
         self._key_equals = " AND ".join(f"{quote_identifier(key)} = ?" for key in key_columns(entry.key_columns))
 
@@ -215,22 +119,21 @@ class Store:
 
         :raises IndexNotFound: if there is none of that name, or only one whose build never ended
         """
-        entries = read_entries(conn, name)
-        for entry in entries:
-            if entry.state == "ready":
-                return cls(conn, entry)
-        if entries:
+        entry = read_entry(conn, name)
+        if entry is not None:
+            return cls(conn, entry)
+        names = sorted({known.name for known in registered(conn)})
+        if name.lower() in map(str.lower, names):
             raise IndexNotFound(
                 f"index {name!r} is not complete: its first build is running, or was interrupted and goes on when the "
                 "command that began it is run again"
             )
-        names = sorted({entry.name for entry in registered(conn)})
         has = f"it has {', '.join(names)}" if names else "it has none: make one with sqlite-utils colbert index"
         raise IndexNotFound(f"no index {name!r} in this database; {has}")
 
     def table(self, part: str) -> str:
         """Return the quoted name of one table of this index."""
-        return qualified(table_name(self.entry.name, part, building=self._building))
+        return self._tables.quoted(part)
 
     # A build: create, fill, put in use.
 
@@ -253,8 +156,7 @@ class Store:
         """
         with atomic(conn):
             refuse_to_replace(conn, name, replace)
-            current = _read_if_possible(conn, name, "ready")
-            now = _now()
+            current = read_if_possible(conn, name, "ready")
             entry = Entry(
                 name=name if current is None else current.name,
                 state="building",
@@ -268,50 +170,50 @@ class Store:
                 dim=dim,
                 generation=1 if current is None else current.generation + 1,
                 build_id=build_id,
-                created=now if current is None else current.created,
-                updated=now,
+                created=now() if current is None else current.created,
+                updated=now(),
+                queue_complete=False,
             )
-            unfinished = _read_if_possible(conn, name, "building")
+            unfinished = read_if_possible(conn, name, "building")
             same = ("key_columns", "key_types", "settings", "model_fingerprint", "dim", "source_table")
             if unfinished is not None and all(getattr(unfinished, f) == getattr(entry, f) for f in same):
-                conn.execute(
-                    f"UPDATE {_REGISTRY} SET build_id = ? WHERE name = ? AND state = 'building'", (build_id, name)
-                )
-                return cls(conn, unfinished)
+                store = cls(conn, dataclasses.replace(unfinished, build_id=build_id))
+                write_entry(conn, store.entry)
+                store._prepare_queue(source, keep=True)
+                return store
             if (name.lower(), "building") in {(known.name.lower(), known.state) for known in registered(conn)}:
                 drop_index(conn, name, "building")
-            conn.execute(CREATE_REGISTRY)
+            prepare_registry(conn)
             for statement in create_statements(entry.name, source.keys, source.key_types, building=True):
                 conn.execute(statement)
             store = cls(conn, entry)
-            if current is not None:
-                # Ids are never used again, not even by a rebuild: whoever kept one may trust it.
-                conn.execute(
-                    "INSERT INTO main.sqlite_sequence (name, seq)"
-                    " SELECT ?, seq FROM main.sqlite_sequence WHERE name = ?",
-                    (table_name(entry.name, "passages", building=True), table_name(entry.name, "passages")),
-                )
+            # Ids are never used again, not even by a rebuild: whoever kept one may trust it.
             conn.execute(
-                f"INSERT INTO {_REGISTRY} (name, state, schema_version, source_table, key_columns, settings, model,"
-                " model_fingerprint, dim, generation, build_id, created, updated)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    entry.name,
-                    entry.state,
-                    entry.schema_version,
-                    entry.source_table,
-                    json.dumps([*zip(entry.key_columns, entry.key_types, strict=True)]),
-                    entry.settings.to_json(),
-                    entry.model,
-                    entry.model_fingerprint,
-                    entry.dim,
-                    entry.generation,
-                    entry.build_id,
-                    entry.created,
-                    entry.updated,
-                ),
+                "INSERT INTO main.sqlite_sequence (name, seq) SELECT ?, seq FROM main.sqlite_sequence WHERE name = ?",
+                (table_name(entry.name, "passages", building=True), table_name(entry.name, "passages")),
             )
+            write_entry(conn, entry)
+            keys = entry.key_columns, entry.key_types
+            store._prepare_queue(source, keep=current is not None and (current.key_columns, current.key_types) == keys)
             return store
+
+    def _prepare_queue(self, source: Source, *, keep: bool) -> None:
+        """Queue from now on what changes, so that nothing that changes during a build is missed."""
+        entry, queue = self.entry, self.table("queue")
+        if not keep or not table_exists(self.conn, table_name(entry.name, "queue")):
+            triggers.remove(self.conn, entry.name)
+            self.conn.execute(f"DROP TABLE IF EXISTS {queue}")
+            self.conn.execute(create_queue(entry.name, entry.key_columns, entry.key_types))
+        wanted = self.expected_triggers(source)
+        ready = read_if_possible(self.conn, entry.name, "ready")
+        if ready is not None and triggers.installed(self.conn, entry.name) != wanted:
+            # If the build is interrupted, the index in use must not trust triggers that saw but a part.
+            write_entry(self.conn, dataclasses.replace(ready, queue_complete=False))
+        triggers.install(self.conn, entry.name, wanted)
+
+    def expected_triggers(self, source: Source) -> dict[str, str]:
+        """Return the triggers this index should have on its table, none if it is to have none."""
+        return triggers.expected(self.conn, self.entry.name, source) if self.entry.settings.triggers else {}
 
     def check_build(self, build_id: str) -> None:
         """Make sure, inside a write transaction, that the build is still ours.
@@ -325,107 +227,54 @@ class Store:
                 f"another process took over the build of index {self.entry.name!r}, or dropped it; this one stops"
             )
 
-    def publish(self) -> Store:
+    def publish(self, source: Source) -> Store:
         """Put the finished build in the place of the index in use, and return it. Call inside ``atomic``."""
         name = self.entry.name
         # Without it SQLite refuses the renames when a view of the user's is broken, and rewrites their triggers.
         (legacy,) = self.conn.execute("PRAGMA legacy_alter_table").fetchone()
         self.conn.execute("PRAGMA legacy_alter_table = ON")
         try:
-            for part in PARTS:
+            for part in BUILT_PARTS:
                 final = table_name(name, part)
                 self.conn.execute(f"DROP TABLE IF EXISTS {qualified(final)}")
                 self.conn.execute(f"ALTER TABLE {self.table(part)} RENAME TO {quote_identifier(final)}")
         finally:
             self.conn.execute(f"PRAGMA legacy_alter_table = {legacy}")
         self.conn.execute(f"DELETE FROM {_REGISTRY} WHERE name = ? AND state = 'ready'", (name,))
-        self.conn.execute(f"UPDATE {_REGISTRY} SET state = 'ready', updated = ? WHERE name = ?", (_now(), name))
-        return Store.open(self.conn, name)
+        self.conn.execute(f"DELETE FROM {_REGISTRY} WHERE name = ? AND state = 'building'", (name,))
+        watched = self.entry.settings.triggers and triggers.installed(self.conn, name) == self.expected_triggers(source)
+        ready = dataclasses.replace(self.entry, state="ready", updated=now(), queue_complete=watched)
+        write_entry(self.conn, ready)
+        return Store(self.conn, ready)
 
-    # The codec.
+    def check_ready(self) -> Store:
+        """Return the index as it is now, inside a write transaction; it must still be the one that was opened.
 
-    def write_codec(
-        self,
-        *,
-        nbits: int,
-        centroids: NDArray[np.int8],
-        bucket_cutoffs: NDArray[np.float32],
-        bucket_weights: NDArray[np.float32],
-        avg_residual: float,
-        scale_step: float,
-    ) -> None:
-        """Store a trained codec; *centroids* int8 [n_centroids, dim] are directions of any length."""
-        n_centroids, dim = centroids.shape
-        (page_size,) = self.conn.execute("PRAGMA page_size").fetchone()
-        block_tokens = max(1, (page_size - _PAGE_OVERHEAD) // _bytes_per_token(dim, nbits))
-        self.conn.execute(
-            f"INSERT INTO {self.table('codec')} VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
-            (
-                nbits,
-                dim,
-                n_centroids,
-                bucket_cutoffs.astype(FLOATS).tobytes(),
-                bucket_weights.astype(FLOATS).tobytes(),
-                avg_residual,
-                scale_step,
-                codes_dtype(n_centroids),
-                block_tokens,
-            ),
-        )
-        self.conn.executemany(
-            f"INSERT INTO {self.table('centroids')} VALUES (?, ?)",
-            (
-                (i, centroids[first : first + CENTROIDS_PER_BLOCK].astype(CENTROIDS).tobytes())
-                for i, first in enumerate(range(0, n_centroids, CENTROIDS_PER_BLOCK))
-            ),
-        )
+        :raises IndexNotFound: if it was dropped
+        :raises BuildInterrupted: if it was built anew
+        """
+        store = Store.open(self.conn, self.entry.name)
+        if store.entry.build_id != self.entry.build_id:
+            raise BuildInterrupted(f"index {self.entry.name!r} was built anew meanwhile; this command stops")
+        return store
+
+    def update_entry(self, **changes: Any) -> None:
+        """Note a change of the index, and of some of its registry entry. Call inside ``atomic``."""
+        self.entry = dataclasses.replace(self.entry, generation=self.entry.generation + 1, updated=now(), **changes)
+        write_entry(self.conn, self.entry)
 
     def read_codec(self) -> StoredCodec | None:
         """Return the codec; None while a build has not trained it yet.
 
-        :raises IndexCorrupt: if sizes contradict each other
+        :raises IndexCorrupt: if it is damaged or sizes contradict each other
         """
-        row = self.conn.execute(
-            "SELECT nbits, dim, n_centroids, bucket_cutoffs, bucket_weights, avg_residual, scale_step, codes_dtype,"
-            f" block_tokens, stream_tokens FROM {self.table('codec')}"
-        ).fetchone()
-        if row is None:
-            return None
-        nbits, dim, n_centroids, cutoffs, weights, avg_residual, scale_step, dtype, block_tokens, stream_tokens = row
-        blobs = self.conn.execute(f"SELECT centroids FROM {self.table('centroids')} ORDER BY block").fetchall()
-        name = self.entry.name
-        centroids, _ = from_blobs([blob for (blob,) in blobs], CENTROIDS, f"centroids of index {name!r}")
-        bucket_cutoffs = from_blob(cutoffs, FLOATS, f"bucket_cutoffs of {name!r}").astype(np.float32)
-        bucket_weights = from_blob(weights, FLOATS, f"bucket_weights of {name!r}").astype(np.float32)
-        sound = (
-            all(type(n) is int for n in (nbits, dim, n_centroids, block_tokens, stream_tokens))
-            and nbits in (1, 2, 4, 8)
-            and dim == self.entry.dim
-            and centroids.size == n_centroids * dim > 0
-            and len(bucket_weights) == len(bucket_cutoffs) + 1 == 1 << nbits
-            and isinstance(scale_step, float)
-            # Residuals of unit vectors; written so that NaN is refused too.
-            and 0 <= (largest_weight := float(np.abs(bucket_weights).max())) < _LARGEST_WEIGHT
-            and (largest_weight == 0 or largest_weight > 1 / _LARGEST_WEIGHT)
-            and 0 < scale_step < _LARGEST_WEIGHT
-            and dtype in CODES
-            and 0 < block_tokens <= 1 << 16
-            and 0 <= stream_tokens < 1 << 40
-        )
-        if not sound:
-            raise IndexCorrupt(f"the codec of index {name!r} contradicts itself: rebuild the index")
-        return StoredCodec(
-            nbits=nbits,
-            dim=dim,
-            centroids=centroids.astype(np.int8, copy=False).reshape(n_centroids, dim),
-            bucket_cutoffs=bucket_cutoffs,
-            bucket_weights=bucket_weights,
-            avg_residual=avg_residual,
-            scale_step=scale_step,
-            codes_dtype=dtype,
-            block_tokens=block_tokens,
-            stream_tokens=stream_tokens,
-        )
+        return self.codec.read(self.entry.dim)
+
+    def _codec_row(self) -> StoredCodec:
+        codec = self.read_codec()
+        if codec is None:
+            raise IndexCorrupt(f"index {self.entry.name!r} has no codec: rebuild it")
+        return codec
 
     # Rows and their passages.
 
@@ -436,12 +285,13 @@ class Store:
         ).fetchone()
         return None if row is None else row[0]
 
-    def missing_keys(self, source: Source, limit: int) -> list[Key]:
-        """Return keys of source rows that are not indexed, at most *limit* of them."""
+    def missing_keys(self, source: Source, limit: int = -1) -> list[Key]:
+        """Return keys of source rows that are not indexed, at most *limit* of them if it is not negative."""
         keys = ", ".join(map(quote_identifier, source.keys))
         indexed = f"SELECT {self._keys} FROM {self.table('passages')} WHERE ordinal = 0"
         sql = (
-            f"SELECT * FROM (SELECT {keys} FROM {source.from_where()}) WHERE ({keys}) NOT IN ({indexed}) LIMIT {limit}"
+            f"SELECT * FROM (SELECT {keys} FROM {source.from_where(source.has_key)})"
+            f" WHERE ({keys}) NOT IN ({indexed}) LIMIT {limit}"
         )
         return self.conn.execute(sql, dict(source.params)).fetchall()
 
@@ -454,103 +304,248 @@ class Store:
         )
         return self.conn.execute(sql, dict(source.params)).fetchall()
 
-    def append(self, rows: Sequence[EncodedRow]) -> None:
-        """Add rows that are not indexed yet. Call inside ``atomic``."""
-        codec = self.read_codec()
-        assert codec is not None
+    def append(self, rows: Sequence[EncodedRow], *, recent: bool = False) -> Pairs:
+        """Add rows that are not indexed yet, and return what is to be added to the inverted lists.
+
+        Call inside ``atomic``.
+
+        :param recent: count their tokens as added lately
+        """
+        codec = self._codec_row()
         dtype = CODES[codec.codes_dtype]
         position = codec.stream_tokens
         residuals = []
+        centroids, owners = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         insert = (
             f'INSERT INTO {self.table("passages")} ({self._keys}, ordinal, start, "end", doclen, residual_start,'
             f" content_hash) VALUES ({', '.join('?' * len(self.entry.key_columns))}, ?, ?, ?, ?, ?, ?)"
         )
-        insert_codes = f"INSERT INTO {self.table('codes')} VALUES (?, ?)"
+        insert_codes = f"INSERT INTO {self.table('codes')} VALUES (?, ?, ?)"
+        insert_outlier = f"INSERT INTO {self.table('outliers')} VALUES (?, ?, ?, ?)"
         for row in rows:
             if not row.passages:
                 self.conn.execute(insert, (*row.key, 0, 0, 0, 0, position, row.content_hash))
             for ordinal, passage in enumerate(row.passages):
                 doclen = len(passage.codes)
-                cursor = self.conn.execute(
+                passage_id = self.conn.execute(
                     insert, (*row.key, ordinal, passage.start, passage.end, doclen, position, row.content_hash)
-                )
-                self.conn.execute(insert_codes, (cursor.lastrowid, passage.codes.astype(dtype).tobytes()))
+                ).lastrowid
+                assert passage_id is not None
+                codes = passage.codes.astype(dtype).tobytes()
+                self.conn.execute(insert_codes, (passage_id, codes, checksum(codes)))
+                for outlier in passage.outliers:
+                    embedding = outlier.embedding.astype(HALVES).tobytes()
+                    self.conn.execute(insert_outlier, (passage_id, outlier.position, embedding, checksum(embedding)))
                 residuals.append(passage.residuals.tobytes())
+                distinct = np.unique(passage.codes).astype(np.int64)
+                centroids.append(distinct)
+                owners.append(np.full(len(distinct), passage_id, np.int64))
                 position += doclen
-        self._append_residuals(codec, b"".join(residuals))
-        self.conn.execute(f"UPDATE {self.table('codec')} SET stream_tokens = ?", (position,))
+        self.stream.append(codec, b"".join(residuals))
+        changes: dict[str, Any] = {"stream_tokens": position}
+        if recent:
+            n_recent = codec.recent_tokens + sum(row.n_tokens for row in rows)
+            residual = codec.recent_residual + sum(row.residual for row in rows)
+            share = 0.5 if n_recent > RECENT_TOKENS else 1.0
+            changes |= {"recent_tokens": share * n_recent, "recent_residual": share * residual}
+        self.codec.write_row(dataclasses.replace(codec, **changes))
+        return Pairs(np.concatenate(centroids), np.concatenate(owners))
 
-    def _append_residuals(self, codec: StoredCodec, data: bytes) -> None:
-        size = codec.block_tokens * codec.bytes_per_token
-        block, offset = divmod(codec.stream_tokens * codec.bytes_per_token, size)
-        table = self.table("residuals")
-        if offset:
-            row = self.conn.execute(f"SELECT residuals FROM {table} WHERE block = ?", (block,)).fetchone()
-            if row is None or len(row[0]) != offset:
-                raise IndexCorrupt(f"the last block of residuals of index {self.entry.name!r} is damaged: rebuild it")
-            data = row[0] + data
-        self.conn.executemany(
-            f"REPLACE INTO {table} VALUES (?, ?)",
-            ((block + i, data[first : first + size]) for i, first in enumerate(range(0, len(data), size))),
-        )
+    def delete(self, keys: Iterable[Key]) -> Pairs:
+        """Remove rows, and return what is to be removed from the inverted lists. Call inside ``atomic``.
 
-    def delete(self, keys: Iterable[Key]) -> None:
-        """Remove rows from a build in progress, before it has inverted lists. Call inside ``atomic``."""
-        codec = self.read_codec()
-        assert codec is not None
-        passages = self.table("passages")
+        :raises IndexCorrupt: if codes of them are damaged
+        """
+        codec = self._codec_row()
+        passages, codes = self.table("passages"), self.table("codes")
+        centroids, owners = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for key in keys:
             found = self.conn.execute(
-                f"SELECT passage_id, residual_start, doclen FROM {passages} WHERE {self._key_equals}", key
+                f"SELECT passage_id, residual_start, doclen, codes, checksum FROM {passages}"
+                f" LEFT JOIN {codes} USING (passage_id) WHERE {self._key_equals}",
+                key,
             ).fetchall()
-            for passage_id, start, doclen in found:
-                self.conn.execute(f"DELETE FROM {passages} WHERE passage_id = ?", (passage_id,))
-                self.conn.execute(f"DELETE FROM {self.table('codes')} WHERE passage_id = ?", (passage_id,))
-                self._free_residuals(codec, passage_id, start, start + doclen)
+            for passage_id, start, doclen, blob, check in found:
+                if doclen:
+                    what = f"codes of index {self.entry.name!r}"
+                    distinct = np.unique(from_blob(verified([(blob, check)], what)[0], CODES[codec.codes_dtype], what))
+                    centroids.append(distinct.astype(np.int64))
+                    owners.append(np.full(len(distinct), passage_id, np.int64))
+                self.stream.free(codec, passage_id, start, doclen)
+                self.forget_passage(passage_id)
+        return Pairs(np.concatenate(centroids), np.concatenate(owners))
 
-    def _free_residuals(self, codec: StoredCodec, passage_id: int, start: int, end: int) -> None:
-        # Ids and stream positions grow together, so the neighbours by id are the neighbours in the stream.
-        passages = self.table("passages")
-        (before,) = self.conn.execute(
-            f"SELECT residual_start + doclen FROM {passages} WHERE passage_id < ? ORDER BY passage_id DESC LIMIT 1",
-            (passage_id,),
-        ).fetchone() or (0,)
-        (after,) = self.conn.execute(
-            f"SELECT residual_start FROM {passages} WHERE passage_id > ? ORDER BY passage_id LIMIT 1", (passage_id,)
-        ).fetchone() or (codec.stream_tokens,)
-        first_free = -(-min(before, start) // codec.block_tokens)
-        end_free = max(after, end) // codec.block_tokens
-        self.conn.execute(
-            f"DELETE FROM {self.table('residuals')} WHERE block >= ? AND block < ?", (first_free, end_free)
+    def forget_passage(self, passage_id: int) -> None:
+        """Remove a passage from all tables but inverted lists and residuals. Call inside ``atomic``."""
+        for part in ("passages", "codes", "outliers"):
+            self.conn.execute(f"DELETE FROM {self.table(part)} WHERE passage_id = ?", (passage_id,))
+
+    # Growing.
+
+    def count_outliers(self) -> int:
+        n: int = self.conn.execute(f"SELECT count(*) FROM {self.table('outliers')}").fetchone()[0]
+        return n
+
+    def take_outliers(self, codec: StoredCodec) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float16]]:
+        """Remove all outliers and return them: passage ids and positions int64 [n], embeddings float16 [n, dim].
+
+        Call inside ``atomic``.
+
+        :raises IndexCorrupt: if they are damaged
+        """
+        outliers = self.table("outliers")
+        rows = self.conn.execute(f"SELECT embedding, checksum, passage_id, position FROM {outliers}").fetchall()
+        what = f"outliers of index {self.entry.name!r}"
+        values, _ = from_blobs(verified(rows, what), HALVES, what)
+        places = [place for row in rows for place in row[2:]]
+        if len(values) != len(rows) * codec.dim or not all(type(place) is int and place >= 0 for place in places):
+            raise IndexCorrupt(f"{what} are damaged: run verify, then repair")
+        self.conn.execute(f"DELETE FROM {outliers}")
+        return (
+            np.array([row[2] for row in rows], np.int64),
+            np.array([row[3] for row in rows], np.int64),
+            values.astype(np.float16, copy=False).reshape(-1, codec.dim),
         )
+
+    def recode(
+        self,
+        passage_ids: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        codes: NDArray[np.uint32],
+        residuals: NDArray[np.uint8],
+        *,
+        less_residual: float,
+    ) -> None:
+        """Give some tokens other codes and residuals, in codes, residuals and inverted lists. Call inside ``atomic``.
+
+        :param passage_ids: int64 [n], rising; *positions* int64 [n] are those of the tokens in their passages
+        :param less_residual: by how much the sum of the mean absolute residuals of the tokens added lately falls
+        :raises IndexCorrupt: if passages are missing or damaged
+        """
+        codec = self._codec_row()
+        dtype, what = CODES[codec.codes_dtype], f"codes of index {self.entry.name!r}"
+        removed, added = [Pairs.at(np.empty(0, np.int64))], [Pairs.at(np.empty(0, np.int64))]
+        for passage_id in np.unique(passage_ids).tolist():
+            mine = slice(*np.searchsorted(passage_ids, [passage_id, passage_id + 1]))
+            row = self.conn.execute(
+                f"SELECT codes, checksum, residual_start, doclen FROM {self.table('codes')}"
+                f" JOIN {self.table('passages')} USING (passage_id) WHERE passage_id = ?",
+                (passage_id,),
+            ).fetchone()
+            if row is None:
+                raise IndexCorrupt(f"{what} are damaged: run verify, then repair")
+            before = from_blob(verified([row], what)[0], dtype, what)
+            start, doclen = row[2:]
+            if len(before) != doclen or positions[mine].max() >= doclen or type(start) is not int:
+                raise IndexCorrupt(f"{what} are damaged: run verify, then repair")
+            after = before.copy()
+            after[positions[mine]] = codes[mine]
+            blob = after.tobytes()
+            self.conn.execute(
+                f"UPDATE {self.table('codes')} SET codes = ?, checksum = ? WHERE passage_id = ?",
+                (blob, checksum(blob), passage_id),
+            )
+            self.stream.overwrite(codec, start + positions[mine], residuals[mine])
+            for pairs, there, here in ((removed, before, after), (added, after, before)):
+                distinct = np.setdiff1d(there, here).astype(np.int64)
+                pairs.append(Pairs(distinct, np.full(len(distinct), passage_id, np.int64)))
+        self.lists.change(Pairs.joined(removed), Pairs.joined(added))
+        residual = max(0.0, codec.recent_residual - less_residual)
+        self.codec.write_row(dataclasses.replace(codec, recent_residual=residual))
+
+    def compact(self, after: int, end: int) -> tuple[int, int] | None:
+        """Move the residuals of some passages to where those before them end, so that no space is left between.
+
+        Call inside ``atomic``, first with 0 and 0, then with what was returned, until that is None: then the stream
+        ends behind the last passage.
+
+        :raises IndexCorrupt: if residuals are damaged
+        """
+        codec = self._codec_row()
+        place = self.stream.compact(codec, after, end)
+        if place is None:
+            self.stream.end_at(codec, end)
+            self.codec.write_row(dataclasses.replace(codec, stream_tokens=end))
+        return place
 
     def iter_codes(self, codec: StoredCodec) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]]:
-        """Yield (passage ids, doclens, codes) of all passages, a bounded number of tokens at a time."""
-        cursor = self.conn.execute(f"SELECT passage_id, codes FROM {self.table('codes')} ORDER BY passage_id")
-        dtype = CODES[codec.codes_dtype]
+        """Yield (passage ids, doclens, codes) of all passages, a bounded number of tokens at a time.
+
+        :raises IndexCorrupt: if codes are damaged
+        """
+        cursor = self.conn.execute(f"SELECT codes, checksum, passage_id FROM {self.table('codes')} ORDER BY passage_id")
+        dtype, what = CODES[codec.codes_dtype], f"codes of index {self.entry.name!r}"
         while batch := cursor.fetchmany(4096):
-            codes, offsets = from_blobs([blob for _, blob in batch], dtype, f"codes of index {self.entry.name!r}")
-            yield np.array([passage_id for passage_id, _ in batch], np.int64), np.diff(offsets), codes
+            codes, offsets = from_blobs(verified(batch, what), dtype, what)
+            yield np.array([row[2] for row in batch], np.int64), np.diff(offsets), codes
 
-    def write_inverted_lists(self, lists: Iterable[tuple[int, NDArray[np.int64]]]) -> None:
-        """Store, for each centroid, the ascending ids of the passages that have a token in it."""
-        self.conn.executemany(
-            f"REPLACE INTO {self.table('ivf')} VALUES (?, ?)", ((centroid, pack_ids(ids)) for centroid, ids in lists)
-        )
+    # Repair.
 
-    def clear_inverted_lists(self) -> None:
-        self.conn.execute(f"DELETE FROM {self.table('ivf')}")
+    def keys_of(self, passage_ids: Iterable[int]) -> list[Key]:
+        """Return the keys of the rows that these passages belong to."""
+        sql = f"SELECT DISTINCT {self._keys} FROM {self.table('passages')} WHERE passage_id = ?"
+        return [row for passage_id in passage_ids for row in self.conn.execute(sql, (passage_id,))]
+
+    def strays(self, keys: Iterable[Key]) -> set[int]:
+        """Return ids of passages of these rows that are neither the first of a row nor follow one of the same row."""
+        sql = f"SELECT passage_id, ordinal FROM {self.table('passages')} WHERE {self._key_equals}"
+        strays: set[int] = set()
+        for key in keys:
+            places = dict(self.conn.execute(sql, key).fetchall())
+            strays.update(passage_id for passage_id, n in places.items() if n != 0 and passage_id - 1 not in places)
+        return strays
+
+    def forget(self, keys: Iterable[Key], passage_ids: Iterable[int]) -> None:
+        """Remove all passages of rows, and others, unread, from all tables but inverted lists and residuals.
+
+        Call inside ``atomic``.
+        """
+        sql = f"SELECT passage_id FROM {self.table('passages')} WHERE {self._key_equals}"
+        of_rows = {row[0] for key in keys for row in self.conn.execute(sql, key)}
+        for passage_id in of_rows.union(passage_ids):
+            self.forget_passage(passage_id)
+
+    # The queue.
+
+    def enqueue(self, keys: Iterable[Key]) -> None:
+        """Note that rows may have changed. Call inside ``atomic``."""
+        places = ", ".join("?" * len(self.entry.key_columns))
+        self.conn.executemany(f"INSERT INTO {self.table('queue')} VALUES ({places}) ON CONFLICT DO NOTHING", keys)
+
+    def dequeue(self, keys: Iterable[Key]) -> None:
+        """Forget that rows may have changed. Call inside ``atomic``."""
+        self.conn.executemany(f"DELETE FROM {self.table('queue')} WHERE {self._key_equals}", keys)
+
+    def queued(self, after: Key | None, limit: int) -> list[Key]:
+        """Return keys in the queue, in their order, beginning behind *after*."""
+        beyond = "" if after is None else f" WHERE ({self._keys}) > ({', '.join('?' * len(after))})"
+        sql = f"SELECT {self._keys} FROM {self.table('queue')}{beyond} ORDER BY {self._keys} LIMIT {limit}"
+        return self.conn.execute(sql, after or ()).fetchall()
+
+    def is_queued(self, key: Key) -> bool:
+        sql = f"SELECT 1 FROM {self.table('queue')} WHERE {self._key_equals}"
+        return self.conn.execute(sql, key).fetchone() is not None
+
+    def queue_length(self) -> int:
+        n: int = self.conn.execute(f"SELECT count(*) FROM {self.table('queue')}").fetchone()[0]
+        return n
 
     # Keys and passages, for searching.
 
     def passage_rows(self, passage_ids: Sequence[int]) -> dict[int, PassageRow]:
-        """Return where these passages come from."""
+        """Return where these passages come from.
+
+        :raises IndexCorrupt: if their places are no numbers
+        """
         cursor = self.conn.execute(
             f'SELECT passage_id, ordinal, start, "end", content_hash, {self._keys} FROM {self.table("passages")}'
             " WHERE passage_id IN (SELECT value FROM json_each(?))",
             (json.dumps(list(passage_ids)),),
         )
-        return {row[0]: PassageRow(tuple(row[5:]), row[1], row[2], row[3], row[4]) for row in cursor}
+        rows = cursor.fetchall()
+        if not all(type(place) is int and place >= 0 for row in rows for place in row[1:4]):
+            raise IndexCorrupt(f"passages of index {self.entry.name!r} are damaged: run verify, then repair")
+        return {row[0]: PassageRow(tuple(row[5:]), row[1], row[2], row[3], row[4]) for row in rows}
 
     def passage_ids_where(self, source: Source) -> NDArray[np.int64]:
         """Return the sorted ids of the passages whose row meets the condition of *source*."""
@@ -593,11 +588,16 @@ class Store:
         return n
 
     def counts(self) -> dict[str, int]:
-        """Return how much is indexed: rows, rows without text, passages, tokens."""
+        """Return how much is indexed: rows, rows without text, passages, tokens.
+
+        :raises IndexCorrupt: if doclens are no numbers
+        """
         row = self.conn.execute(
             "SELECT count(*) FILTER (WHERE ordinal = 0), count(*) FILTER (WHERE doclen = 0),"
             f" count(*) FILTER (WHERE doclen > 0), coalesce(sum(doclen), 0) FROM {self.table('passages')}"
         ).fetchone()
+        if type(row[-1]) is not int or row[-1] < 0:
+            raise IndexCorrupt(f"passages of index {self.entry.name!r} are damaged: run verify, then repair")
         return dict(zip(("rows", "rows_without_text", "passages", "tokens"), row, strict=True))
 
     def bytes_by_part(self) -> dict[str, int]:
@@ -607,7 +607,7 @@ class Store:
         """
         sizes = {}
         for part in PARTS:
-            name = table_name(self.entry.name, part, building=self._building)
+            name = self._tables.name(part)
             try:
                 # In an aggregate, pageno is the number of pages; pgsize overflows at 4 GB.
                 (size,) = self.conn.execute(
@@ -623,14 +623,5 @@ class Store:
         return sizes
 
 
-def _bytes_per_token(dim: int, nbits: int) -> int:
-    """A byte of scale, and the packed buckets."""
-    return 1 + -(-dim * nbits // 8)
-
-
 def _ids(cursor: sqlite3.Cursor) -> NDArray[np.int64]:
     return np.fromiter((row[0] for row in cursor), np.int64)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

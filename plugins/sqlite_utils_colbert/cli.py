@@ -158,6 +158,12 @@ def colbert() -> None:
 @setting_option(IndexSettings, "max_tokens", type=int)
 @setting_option(IndexSettings, "pool_factor", type=int, default=1, show_default=True)
 @model_options
+@click.option(
+    "--triggers/--no-triggers",
+    default=True,
+    show_default=True,
+    help="Let triggers on the table note which rows change; without them sync compares every row",
+)
 @click.option("--replace", is_flag=True, help="Replace the index of this name, which is in use until then")
 @verbose_option
 @silent_option
@@ -266,13 +272,163 @@ def search(
     if not hits:
         click.echo("Nothing matches.", err=True)
     if stale := sum(hit.stale for hit in hits):
-        click.echo(f"{stale} of these rows changed after they were indexed: rebuild to score them anew.", err=True)
+        click.echo(f"{stale} of these rows changed after they were indexed: sync to score them anew.", err=True)
     if fmt or output == "table":
         rows = [row_of_table(hit, shown, with_stale=stale > 0) for hit in hits]
         # Not every other format can have several lines in a cell.
         print_table(fit(rows, whole=passages, wrap=fmt is None), fmt)
     else:
         print_rows([row_of_hit(hit, shown, with_place=passages, with_stale=stale > 0) for hit in hits], output)
+
+
+@colbert.command()
+@db_argument
+@click.argument("indexes", nargs=-1, metavar="[INDEX]...")
+@click.option("--full", is_flag=True, help="Compare every row, even where triggers have noted what changed")
+@click.option("--watch", is_flag=True, help="Keep on until Ctrl-C, syncing whenever the database changes")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.01),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks with --watch",
+)
+@moved_model_option
+@model_options
+@json_option
+@verbose_option
+@silent_option
+@click.pass_context
+def sync(
+    ctx: click.Context,
+    /,
+    db: str,
+    indexes: tuple[str, ...],
+    full: bool,
+    watch: bool,
+    interval: float,
+    as_json: bool,
+    verbose: bool,
+    silent: bool,
+    **options: Any,
+) -> None:
+    """Bring indexes in step with their tables, all of them when none is named
+
+    Triggers note which rows change, so that only these are looked at. Every row is compared where there are none, or
+    where they were lost with a table that was dropped or transformed; only rows whose text changed are encoded.
+
+    Examples:
+
+    \b
+        sqlite-utils colbert sync blog.db
+        sqlite-utils colbert sync blog.db posts --watch
+    """
+    from colbert_sqlite import Index
+    from colbert_sqlite.index import registered_names
+    from colbert_sqlite.storage.connection import connect
+
+    if watch and as_json:
+        raise click.UsageError("--json is for one sync: leave out --json or --watch.")
+    if options["model"] and len(indexes) != 1:
+        raise click.UsageError("--model goes with one INDEX.")
+    conn, _ = connect(db)
+    with closing(conn):
+        names = indexes or registered_names(conn)
+        if not names and not silent:
+            click.echo(f"{db} has no index.", err=True)
+        opened = [Index.open(conn, name, **options) for name in names]
+        try:
+            with interruptible(ctx, ProgressDisplay(silent=silent)) as progress:
+                done = [sync_once(each, progress, full=full, silent=silent, verbose=verbose) for each in opened]
+            if as_json:
+                print_rows(done, None)
+            while watch and opened:
+                # Read before syncing: what another connection commits meanwhile makes it differ again.
+                version = conn.execute("PRAGMA data_version").fetchone()
+                for each in opened:
+                    sync_once(each, ProgressDisplay(silent=True), full=False, silent=silent, verbose=False, idle=False)
+                while conn.execute("PRAGMA data_version").fetchone() == version:
+                    time.sleep(interval)
+        except KeyboardInterrupt:
+            if not silent:
+                click.echo("Stopped watching.", err=True)
+
+
+@colbert.command()
+@db_argument
+@index_argument
+@moved_model_option
+@model_options
+@silent_option
+@click.pass_context
+def repair(ctx: click.Context, /, db: str, index: str, silent: bool, **options: Any) -> None:
+    """Encode again the rows of an index that are damaged, and no others
+
+    What verify finds wrong is removed and made anew; then the index is in step with its table.
+
+    Example:
+
+    \b
+        sqlite-utils colbert repair blog.db posts
+    """
+    from colbert_sqlite import Index
+
+    with Index.open(db, index, **options) as opened:
+        with interruptible(ctx, ProgressDisplay(silent=silent)) as progress:
+            counts = opened.repair(progress=progress)
+        problems = opened.verify()
+    if not silent:
+        n_encoded = counts["added"] + counts["updated"]
+        click.echo(f"Index {index}: {n_encoded:,} rows encoded, {counts['deleted']:,} removed", err=True)
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        ctx.exit(1)
+
+
+@colbert.command()
+@db_argument
+@index_argument
+def optimize(db: str, index: str) -> None:
+    """Close the gaps that deleted and updated rows leave in an index
+
+    Nothing is encoded. The file keeps the space for reuse; sqlite-utils vacuum makes it smaller.
+
+    Example:
+
+    \b
+        sqlite-utils colbert optimize blog.db posts
+    """
+    from colbert_sqlite import Index
+
+    with Index.open(db, index) as opened:
+        freed = opened.optimize()
+    click.echo(f"{size(freed)} made free. To shrink the file: sqlite-utils vacuum {shlex.quote(db)}", err=True)
+
+
+@colbert.command()
+@db_argument
+@click.argument("indexes", nargs=-1, metavar="[INDEX]...")
+@moved_model_option
+@model_options
+@silent_option
+@click.pass_context
+def upgrade(ctx: click.Context, /, db: str, indexes: tuple[str, ...], silent: bool, **options: Any) -> None:
+    """Bring indexes that an earlier release made to the format of this one, all of them when none is named
+
+    Example:
+
+    \b
+        sqlite-utils colbert upgrade blog.db
+    """
+    from colbert_sqlite import upgrade as upgrade_index
+    from colbert_sqlite.index import registered_names
+
+    for name in indexes or registered_names(db):
+        with interruptible(ctx, ProgressDisplay(silent=silent)) as progress:
+            was_old = upgrade_index(db, name, progress=progress, **options)
+        if not silent:
+            click.echo(f"Index {name}: {'upgraded' if was_old else 'nothing to do'}", err=True)
 
 
 @colbert.command()
@@ -472,6 +628,26 @@ def interruptible(ctx: click.Context, display: ProgressDisplay) -> Iterator[Prog
         rows = f"{display.n_done:,} of {display.n_rows:,} rows are done" if display.n_rows else "no row is done yet"
         click.echo(f"Interrupted: {rows}. Run the same command again to go on.", err=True)
         ctx.exit(EXIT_INTERRUPTED)
+
+
+def sync_once(
+    index: Index, progress: ProgressDisplay, *, full: bool, silent: bool, verbose: bool, idle: bool = True
+) -> dict[str, Any]:
+    """Sync one index and say what was done, unless that is nothing and not to be told when *idle*."""
+    started = time.perf_counter()
+    counts = index.sync(full=full, progress=progress)
+    seconds = time.perf_counter() - started
+    n_changed = counts["added"] + counts["updated"] + counts["deleted"]
+    if not silent and (idle or n_changed):
+        if verbose and n_changed:
+            print_stages(index, seconds=seconds)
+        compared = f", {counts['compared']:,} rows compared" if counts["compared"] else ""
+        click.echo(
+            f"Index {index.name}: {counts['added']:,} added, {counts['updated']:,} updated, "
+            f"{counts['deleted']:,} deleted{compared}, {seconds:.2f} s",
+            err=True,
+        )
+    return {"name": index.name, **counts}
 
 
 def print_stages(index: Index, *, seconds: float) -> None:

@@ -138,7 +138,9 @@ def print_facts(facts: Row) -> None:
 def _fact(name: str, value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    if name in ("bytes", "bytes_by_part"):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name in ("bytes", "bytes_by_part", "bytes_reclaimable"):
         return size(value)
     return f"{value:,}" if isinstance(value, int) else _cell(value)
 

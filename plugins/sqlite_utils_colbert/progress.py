@@ -16,8 +16,13 @@ from sqlite_utils_colbert.output import terminal_width
 if TYPE_CHECKING:
     from colbert_sqlite import Progress
 
-# The stages that are one step each; "encode" counts rows.
-LABELS = {"train": "Training the codec", "write": "Writing the inverted lists"}
+# The stages that are one step each, and those that count rows.
+LABELS = {
+    "train": "Training the codec",
+    "write": "Writing the inverted lists",
+    "wait": "Another process is writing this index: waiting until it is done",
+}
+COUNTED = {"encode": "Encoding", "compare": "Comparing"}
 
 
 class ProgressDisplay:
@@ -52,13 +57,13 @@ class ProgressDisplay:
             click.echo(LABELS[progress.stage], err=True)
         elif not sys.stderr.isatty():
             if progress.done < progress.total:
-                click.echo(f"Encoding {progress.total - progress.done:,} rows", err=True)
+                click.echo(f"{COUNTED[progress.stage]} {progress.total - progress.done:,} rows", err=True)
         else:
             from tqdm import tqdm
 
             # What an interrupted build had done before must not count in the rate.
             self._bar = tqdm(
-                desc="Encoding",
+                desc=COUNTED[progress.stage],
                 total=progress.total,
                 initial=progress.done,
                 unit=" rows",

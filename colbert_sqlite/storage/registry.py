@@ -1,0 +1,226 @@
+"""The registry: one row per index in use, and one per build in progress.
+
+In: names, settings. Out: :class:`Entry`. Leaves to others: the tables of an index, but for dropping them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sqlite3
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+from colbert_sqlite.errors import IndexCorrupt, IndexExists, SchemaVersionError
+from colbert_sqlite.settings import IndexSettings
+from colbert_sqlite.storage import triggers
+from colbert_sqlite.storage.blobs import row_checksum
+from colbert_sqlite.storage.connection import lenient_text
+from colbert_sqlite.storage.schema import (
+    BUILT_PARTS,
+    CREATE_REGISTRY,
+    REGISTRY,
+    SCHEMA_VERSION,
+    qualified,
+    table_name,
+)
+
+_REGISTRY = qualified(REGISTRY)
+
+_WHOLE_NUMBERS = {"schema_version", "dim", "generation", "queue_complete"}
+# They become part of statements.
+_KEY_TYPE = re.compile("(|INTEGER|TEXT|REAL|NUMERIC)( COLLATE (NOCASE|RTRIM))?")
+# Far beyond any of them, and far from what overflows.
+_MOST = 1 << 48
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the registry."""
+
+    name: str
+    state: str
+    schema_version: int
+    source_table: str
+    key_columns: tuple[str, ...]
+    key_types: tuple[str, ...]
+    settings: IndexSettings
+    model: str
+    model_fingerprint: str
+    dim: int
+    generation: int
+    build_id: str
+    created: str
+    updated: str
+    queue_complete: bool
+    """Whether the queue names every row that differs from what is indexed: triggers saw all there was to see."""
+
+    @property
+    def row(self) -> tuple[Any, ...]:
+        """The values of its columns, in the order of the table, without the checksum."""
+        keys = json.dumps([*zip(self.key_columns, self.key_types, strict=True)])
+        return (
+            self.name,
+            self.state,
+            self.schema_version,
+            self.source_table,
+            keys,
+            self.settings.to_json(),
+            self.model,
+            self.model_fingerprint,
+            self.dim,
+            self.generation,
+            self.build_id,
+            self.created,
+            self.updated,
+            int(self.queue_complete),
+        )
+
+
+def table_exists(conn: sqlite3.Connection, name: str) -> bool:
+    sql = "SELECT 1 FROM main.sqlite_master WHERE type = 'table' AND name = ? COLLATE NOCASE"
+    return conn.execute(sql, (name,)).fetchone() is not None
+
+
+def has_registry(conn: sqlite3.Connection) -> bool:
+    return table_exists(conn, REGISTRY)
+
+
+class Registered(NamedTuple):
+    """What can be said of an index whatever the version of its format."""
+
+    name: str
+    state: str
+    schema_version: int
+
+
+def registered(conn: sqlite3.Connection) -> list[Registered]:
+    """Return every index, and every build in progress, of any version."""
+    if not has_registry(conn):
+        return []
+    cursor = conn.execute(f"SELECT name, state, schema_version FROM {_REGISTRY} ORDER BY name, state DESC")
+    found = [Registered(*row) for row in cursor]
+    if not all(isinstance(known.name, str) for known in found):
+        raise IndexCorrupt(f"the table {REGISTRY} has a row whose name is no text: delete that row")
+    return found
+
+
+def read_entries(conn: sqlite3.Connection, name: str, state: str | None = None) -> list[Entry]:
+    """Return the registry's rows of one index: the one in use, the one being built, or only one of them.
+
+    :raises SchemaVersionError: if it was written by another version of the format
+    :raises IndexCorrupt: if a row can't be read
+    """
+    if not has_registry(conn):
+        return []
+    with lenient_text(conn):
+        cursor = conn.execute(f"SELECT * FROM {_REGISTRY} WHERE name = ? ORDER BY state DESC", (name,))
+        columns = [column[0] for column in cursor.description]
+        rows = cursor.fetchall()
+    entries = []
+    for values in rows:
+        row = dict(zip(columns, values, strict=True))
+        if state not in (None, row["state"]):
+            continue
+        name, version = row["name"], row["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise SchemaVersionError(
+                f"index {name!r} has schema version {version}, this release reads {SCHEMA_VERSION}: "
+                + (
+                    f"bring it up with: sqlite-utils colbert upgrade DATABASE {shlex.quote(name)}"
+                    if type(version) is int and 0 < version < SCHEMA_VERSION
+                    else "install a newer one, or drop the index and build it again"
+                )
+            )
+        try:
+            if row.pop("checksum") != row_checksum(row.values()):
+                raise ValueError("its checksum is not that of its values")
+            entries.append(entry_of(row))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise IndexCorrupt(
+                f"the registry entry of index {name!r} can't be read: {error}; drop the index and build it again"
+            ) from None
+    return entries
+
+
+def entry_of(row: dict[str, Any]) -> Entry:
+    """Return the entry that a row stands for; the file may come from anywhere.
+
+    :raises ValueError: or another error, if the row can't be one of ours
+    """
+    for column, value in row.items():
+        if column in _WHOLE_NUMBERS:
+            if type(value) is not int or not 0 <= value < _MOST:
+                raise ValueError(f"{column} is {value!r}")
+        elif not isinstance(value, str):
+            raise ValueError(f"{column} is no text")
+    names, types = zip(*json.loads(row["key_columns"]), strict=True)
+    settings = IndexSettings.from_json(row["settings"])
+    if settings.max_tokens is None:
+        raise ValueError("it does not say how long passages are")
+    names_fit = all(isinstance(name, str) and "\0" not in name for name in names)
+    if not names_fit or not all(map(_KEY_TYPE.fullmatch, types)):
+        raise ValueError(f"{row['key_columns']} are no keys")
+    # What JSON may escape and SQL can't take: surrogates.
+    "".join((*names, *types, settings.to_json())).encode()
+    row |= {"key_columns": names, "key_types": types, "settings": settings}
+    return Entry(**{**row, "queue_complete": bool(row["queue_complete"])})
+
+
+def prepare_registry(conn: sqlite3.Connection) -> None:
+    """Create the registry, or give one of an earlier version the columns that it lacks."""
+    conn.execute(CREATE_REGISTRY)
+    known = {name for (name,) in conn.execute("SELECT name FROM pragma_table_info(?, 'main')", (REGISTRY,))}
+    for column in ("queue_complete", "checksum"):
+        if column not in known:
+            conn.execute(f"ALTER TABLE {_REGISTRY} ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
+
+
+def write_entry(conn: sqlite3.Connection, entry: Entry) -> None:
+    values = (*entry.row, row_checksum(entry.row))
+    conn.execute(f"REPLACE INTO {_REGISTRY} VALUES ({', '.join('?' * len(values))})", values)
+
+
+def read_if_possible(conn: sqlite3.Connection, name: str, state: str) -> Entry | None:
+    """Return an entry that is about to be replaced; None also for one of another version, or damaged."""
+    try:
+        return read_entry(conn, name, state)
+    except (SchemaVersionError, IndexCorrupt):
+        return None
+
+
+def refuse_to_replace(conn: sqlite3.Connection, name: str, replace: bool) -> None:
+    """Make sure that no index in use is replaced unasked.
+
+    :raises IndexExists: if there is one of that name and *replace* is not set
+    """
+    if not replace and any(e.name.lower() == name.lower() and e.state == "ready" for e in registered(conn)):
+        raise IndexExists(
+            f"there is an index {name!r} already: rebuild it, replace it by one of other settings with replace=True "
+            "(--replace), or give this one another name"
+        )
+
+
+def drop_index(conn: sqlite3.Connection, name: str, state: str) -> None:
+    """Remove the tables of an index, or of its build, and their registry entry. Call inside ``atomic``.
+
+    With the last of the two go triggers and queue, with the last of all indexes the registry.
+    """
+    for part in BUILT_PARTS:
+        conn.execute(f"DROP TABLE IF EXISTS {qualified(table_name(name, part, building=state == 'building'))}")
+    conn.execute(f"DELETE FROM {_REGISTRY} WHERE name = ? AND state = ?", (name, state))
+    if not conn.execute(f"SELECT 1 FROM {_REGISTRY} WHERE name = ?", (name,)).fetchone():
+        triggers.remove(conn, name)
+        conn.execute(f"DROP TABLE IF EXISTS {qualified(table_name(name, 'queue'))}")
+    if not conn.execute(f"SELECT 1 FROM {_REGISTRY} LIMIT 1").fetchone():
+        conn.execute(f"DROP TABLE {_REGISTRY}")
+
+
+def read_entry(conn: sqlite3.Connection, name: str, state: str = "ready") -> Entry | None:
+    return next(iter(read_entries(conn, name, state)), None)
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
