@@ -46,7 +46,7 @@ from colbert_sqlite.storage.check import check
 from colbert_sqlite.storage.connection import Database, atomic, connect, plain_rows, reading
 from colbert_sqlite.storage.registry import drop_index, read_entry, refuse_to_replace, registered
 from colbert_sqlite.storage.scratch import remove_scratch, scratch_path
-from colbert_sqlite.storage.snapshot import Snapshot
+from colbert_sqlite.storage.snapshot import Checked, Snapshot
 from colbert_sqlite.storage.source import Key, Source
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.stored_codec import StoredCodec
@@ -80,6 +80,7 @@ class Index:
         self._load = load
         self._backend = backend
         self._loaded: Encoder | None = None
+        self._checked = Checked()
         self._codec: tuple[tuple[object, ...], ResidualCodec] | None = None
         self.build_report: BuildReport | None = None
         """Time and memory of each stage of the build that made this object, or of its rebuild; None after open."""
@@ -608,7 +609,7 @@ class Index:
         allowed: NDArray[np.int64] | None,
     ) -> list[list[Hit]]:
         stored, codec = self._read_codec()
-        snapshot = Snapshot(self._store, stored)
+        snapshot = Snapshot(self._store, stored, self._checked)
         wider = SearchSettings(
             nprobe=min(_WIDER * settings.nprobe, MOST_NPROBE),
             ndocs=min(_WIDER * max(settings.ndocs, _WIDER * k), MOST_NDOCS),

@@ -37,8 +37,8 @@ def test_gaps_around_the_skip_value_come_back(gap: int) -> None:
     assert unpack_ids(*packed([ids]))[0].tolist() == ids
 
 
-def test_near_ids_take_two_bytes_each_but_for_the_first() -> None:
-    assert [len(blob) for blob in packed([[*range(1, 1001)], [7]])[1]] == [1998, 0]
+def test_near_ids_take_two_bytes_each() -> None:
+    assert [len(blob) for blob in packed([[*range(1, 1001)], [7]])[1]] == [2000, 2]
 
 
 def test_a_checksum_is_that_of_all_blobs_together_and_fits_four_bytes() -> None:

@@ -447,3 +447,18 @@ def test_embeddings_that_are_no_numbers_are_refused(db_path: Path, encoder: Enco
     model: Any = NanEncoder(encoder, in_queries=in_queries)
     with pytest.raises(ModelError, match="gives embeddings that are no numbers"):
         Index.create(db_path, "posts", ["body"], model=model).search("comet")
+
+
+@pytest.mark.parametrize("other_connection", [False, True])
+def test_damage_done_after_a_search_is_noticed_by_the_next(
+    db_path: Path, encoder: Encoder, other_connection: bool
+) -> None:
+    conn = sqlite3.connect(db_path)
+    index = Index.create(conn, "posts", ["body"], model=encoder)
+    assert index.search("comet", k=1)[0].pk == 2
+    writer = sqlite3.connect(db_path) if other_connection else conn
+    # As long as before, so that only the checksum tells.
+    writer.execute("UPDATE _colbert_posts_residuals SET residuals = zeroblob(length(residuals))")
+    writer.commit()
+    with pytest.raises(IndexCorrupt, match="residuals of index 'posts' are damaged: their checksums differ"):
+        index.search("comet", k=1)

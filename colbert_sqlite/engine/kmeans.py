@@ -119,8 +119,7 @@ class NearestCentroid:
         """Directions of the coarse cells, and the centroid ids in each."""
         members = _members(self._cells, int(self._cells.max()) + 1)
         members = [ids for ids in members if len(ids)]
-        starts = np.cumsum([0, *map(len, members)])[:-1]
-        return _unit(np.add.reduceat(self._vectors[np.concatenate(members)], starts)), members
+        return _unit(np.stack([self._vectors[ids].sum(axis=0) for ids in members])), members
 
     def of(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint32]:
         """Centroid id of each embedding: float32 [n, dim] to uint32 [n]."""

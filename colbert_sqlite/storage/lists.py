@@ -23,6 +23,8 @@ from colbert_sqlite.storage.schema import Tables
 PASSAGE_BITS = 40
 PASSAGE_MASK = (1 << PASSAGE_BITS) - 1
 SEGMENT_IDS = 2000
+# Segments changed at once, at most two million ids: deleting a hundredth of all rows concerns nearly every list.
+SEGMENTS_AT_ONCE = 1000
 
 
 class Pairs(NamedTuple):
@@ -72,21 +74,22 @@ class InvertedLists:
         centroids = np.unique(plus >> PASSAGE_BITS)
         # The segment of a removed passage begins at it or before it, and an added one belongs to the last.
         segments = self._segments_before(np.concatenate([minus, (centroids << PASSAGE_BITS) | PASSAGE_MASK]))
+        ends = np.append(segments[SEGMENTS_AT_ONCE::SEGMENTS_AT_ONCE], np.iinfo(np.int64).max)
+        blocks = np.split(segments, range(SEGMENTS_AT_ONCE, len(segments), SEGMENTS_AT_ONCE))
+        for block, gone, come in zip(blocks, _cut(minus, ends), _cut(plus, ends), strict=True):
+            self._change_segments(block, gone, come)
+
+    def _change_segments(self, segments: NDArray[np.int64], minus: NDArray[np.int64], plus: NDArray[np.int64]) -> None:
         places, owners = self._read_segments(segments)
-        kept = np.isin(places, minus, assume_unique=True, invert=True)
-        places, owners = places[kept], owners[kept]
-        if len(plus):
-            # Those of a centroid without a segment form the first one.
-            before = np.append(-1, segments)[np.searchsorted(segments, plus, side="right")]
-            fits = before >> PASSAGE_BITS == plus >> PASSAGE_BITS
-            joined = np.where(fits, before, plus & ~PASSAGE_MASK)
-            places, owners = np.concatenate([places, plus]), np.concatenate([owners, joined])
-            order = np.argsort(places)
-            places, owners = places[order], owners[order]
-        self._conn.executemany(
-            f"DELETE FROM {self._ivf} WHERE segment = ?", ((segment,) for segment in segments.tolist())
-        )
-        self._write_segments(places, owners)
+        gone = _positions(places, minus)
+        places, owners = np.delete(places, gone), np.delete(owners, gone)
+        # Those of a centroid without a segment form the first one.
+        before = np.append(-1, segments)[np.searchsorted(segments, plus, side="right")]
+        joined = np.where(before >> PASSAGE_BITS == plus >> PASSAGE_BITS, before, plus & ~PASSAGE_MASK)
+        behind = np.searchsorted(places, plus)
+        written = self._write_segments(np.insert(places, behind, plus), np.insert(owners, behind, joined))
+        emptied = np.setdiff1d(segments, written, assume_unique=True).tolist()
+        self._conn.executemany(f"DELETE FROM {self._ivf} WHERE segment = ?", ((segment,) for segment in emptied))
 
     def _segments_before(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return, rising, the segments that these places belong to."""
@@ -108,10 +111,10 @@ class InvertedLists:
         places, lengths = unpack_ids(segments, blobs)
         return places, np.repeat(segments, lengths)
 
-    def _write_segments(self, places: NDArray[np.int64], owners: NDArray[np.int64]) -> None:
-        """Store rising places, those of equal owners in one segment as far as there is room."""
+    def _write_segments(self, places: NDArray[np.int64], owners: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Store rising places, those of equal owners in one segment as far as there is room; return the segments."""
         if not len(places):
-            return
+            return places
         begins = np.flatnonzero(np.diff(owners, prepend=-1))
         within = np.arange(len(places)) - np.repeat(begins, np.diff(begins, append=len(places)))
         firsts = np.flatnonzero(within % SEGMENT_IDS == 0)
@@ -120,3 +123,17 @@ class InvertedLists:
             f"REPLACE INTO {self._ivf} VALUES (?, ?, ?)",
             zip(places[firsts].tolist(), blobs, map(checksum, blobs), strict=True),
         )
+        return places[firsts]
+
+
+def _positions(rising: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where in *rising* those of *wanted* are that are there."""
+    positions = np.searchsorted(rising, wanted)
+    there = positions < len(rising)
+    there[there] = rising[positions[there]] == wanted[there]
+    return positions[there]
+
+
+def _cut(rising: NDArray[np.int64], ends: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the parts of *rising* below each of the ends, which rise too."""
+    return np.split(rising, np.searchsorted(rising, ends[:-1]))

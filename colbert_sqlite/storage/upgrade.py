@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from colbert_sqlite.errors import IndexCorrupt
 from colbert_sqlite.settings import IndexSettings
-from colbert_sqlite.storage.blobs import CENTROIDS, CODES, FLOATS, checksum, from_blob, from_blobs, unpack_ids
+from colbert_sqlite.storage.blobs import CENTROIDS, CODES, FLOATS, GAPS, checksum, from_blob, from_blobs, unpack_ids
 from colbert_sqlite.storage.connection import atomic
 from colbert_sqlite.storage.lists import Pairs
 from colbert_sqlite.storage.registry import Entry, drop_index, entry_of, prepare_registry, write_entry
@@ -99,10 +99,11 @@ def upgrade_in_place(
         store.codec.read_centroids(codec)
         if not all(0 <= centroid < codec.n_centroids for centroid, _ in lists):
             raise IndexCorrupt(f"inverted lists of index {name!r} are damaged: drop it, and build it again")
-        # A list of version 2 counted its first id from 0, which is no id.
-        ids, lengths = unpack_ids(np.zeros(len(lists), np.int64), [blob for _, blob in lists])
+        # In version 2 the first gap of a list is that of its first id to 0.
+        blobs = [from_blob(blob, GAPS, f"inverted list of index {name!r}") for _, blob in lists]
+        ids, lengths = unpack_ids(np.array([gaps[:1].sum() for gaps in blobs], np.int64), [blob for _, blob in lists])
         centroids = np.repeat(np.array([centroid for centroid, _ in lists], np.int64), lengths)
-        store.lists.write(Pairs(centroids[ids > 0], ids[ids > 0]))
+        store.lists.write(Pairs(centroids, ids))
 
 
 def _states(conn: sqlite3.Connection, name: str) -> list[tuple[str]]:
