@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder, backend_for, load_encoder
 from colbert_sqlite.engine import plaid
-from colbert_sqlite.engine.codec import ResidualCodec, from_directions, n_centroids_for
+from colbert_sqlite.engine.codec import ResidualCodec, from_directions
 from colbert_sqlite.engine.kmeans import cells_of
 from colbert_sqlite.errors import (
     ColbertError,
@@ -52,7 +52,7 @@ from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.stored_codec import StoredCodec
 from colbert_sqlite.storage.upgrade import IN_PLACE_FROM, outdated, upgrade_in_place
 from colbert_sqlite.storage.writer import only_writer, remove_lock
-from colbert_sqlite.syncing import compact, repair, sync
+from colbert_sqlite.syncing import compact, is_outgrown, repair, sync
 from colbert_sqlite.timing import BuildReport
 
 # How much wider the second attempt looks when the first found too few rows; the third scores everything.
@@ -808,8 +808,8 @@ def _drift(codec: StoredCodec) -> float | None:
 def _why_rebuild(codec: StoredCodec, n_tokens: int, drift: float | None) -> str | None:
     if drift is not None and drift >= _DRIFT and codec.recent_tokens >= _DRIFTED_SHARE * n_tokens:
         return f"rows added lately fit the codec {drift:.0%} worse than the first ones"
-    if n_tokens and n_centroids_for(n_tokens, codec.dim, codec.nbits) >= 2 * codec.n_centroids:
-        return f"{n_tokens:,} tokens have outgrown {codec.n_centroids:,} centroids"
+    if is_outgrown(codec, n_tokens):
+        return f"{n_tokens:,} tokens have outgrown a codec that was trained for {codec.trained_tokens:,}"
     return None
 
 

@@ -262,6 +262,7 @@ class _Build:
                 bucket_weights=codec.bucket_weights,
                 avg_residual=codec.avg_residual,
                 scale_step=codec.scale_step,
+                trained_tokens=self.n_tokens_estimated,
             )
             self.store.append(encoded)
         self.progress(Progress("train", 1, 1))

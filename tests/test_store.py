@@ -43,6 +43,7 @@ def with_codec(store: Store) -> Store:
             bucket_weights=np.array([-0.2, -0.05, 0.05, 0.2], np.float32),
             avg_residual=0.1,
             scale_step=0.01,
+            trained_tokens=1000,
         )
     return store
 
@@ -229,7 +230,7 @@ DAMAGE = [
     ("UPDATE {passages} SET doclen = 'x'", *2 * ["impossible offsets, lengths or hashes: 1, 2"]),
     ("UPDATE {passages} SET start = 'x'", *2 * ["impossible offsets, lengths or hashes: 1, 2"]),
     ("DELETE FROM {ivf}", *2 * ["passages missing from inverted lists: 1, 2"]),
-    ("UPDATE {ivf} SET passage_ids = x'0900'", "lists name passages they should not: 10", "checksums differ"),
+    ("UPDATE {ivf} SET passage_ids = x'00000900'", "lists name passages they should not: 10", "checksums differ"),
     ("UPDATE {ivf} SET passage_ids = x'09'", "inverted lists are not all BLOBs of 2-byte items", "checksums differ"),
     ("UPDATE {ivf} SET passage_ids = 'ab'", *2 * ["inverted lists of index 'posts' are not all BLOBs"]),
     ("INSERT INTO {outliers} VALUES (99, 0, zeroblob(24), 0)", *2 * ["passages with damaged outliers: 99"]),

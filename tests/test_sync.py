@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
+import string
 import subprocess
 import sys
 import threading
@@ -515,6 +516,7 @@ def test_centroids_of_a_transaction_rolled_back_are_forgotten(
     path: Path, conn: sqlite3.Connection, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("colbert_sqlite.syncing.OUTLIERS_AT_ONCE", 50)
+    monkeypatch.setattr("colbert_sqlite.syncing.FEWEST_NEW", 1000)
     indexed(path, watched).close()
     index = Index.open(conn, "t", model=watched)
     first, second = ([(text,) for text in many_words(60, vocabulary, 0)] for vocabulary in ("zq", "mandarin"))
@@ -581,3 +583,44 @@ def test_rows_of_other_kinds_of_values_are_compared_as_they_were_indexed(
         assert index.verify() == [], json.dumps(repr(value))
         index.sync()
         assert index.sync(full=True) == {**NOTHING, "compared": 1}
+
+
+def test_an_index_that_began_empty_is_trained_on_the_rows_that_come(tmp_path: Path) -> None:
+    conn = sqlite3.connect(tmp_path / "t.db", isolation_level=None)
+    conn.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT)")
+    index = Index.create(conn, "t", ["body"], model="hashing-32")
+    assert index.info()["n_centroids"] == 1
+    words = random.Random(0)
+    for i in range(30):
+        conn.execute(
+            "INSERT INTO t VALUES (?, ?)", (i, f"topic{i} " + " ".join(words.choices(string.ascii_letters, k=8)))
+        )
+        assert index.sync()["added"] == 1
+        assert index.search(f"topic{i}", k=1)[0].pk == i
+    conn.executemany(
+        "INSERT INTO t VALUES (?, ?)",
+        ((i, f"topic{i} " + " ".join(f"word{words.randrange(500)}" for _ in range(20))) for i in range(100, 400)),
+    )
+    assert index.sync()["added"] == 300
+    facts = index.info()
+    assert (facts["rebuild_pays"], facts["pending_changes"], index.verify()) == (None, 0, [])
+    assert facts["n_centroids"] > 100
+    assert [index.search(f"topic{i}", k=1)[0].pk for i in (0, 29, 100, 399)] == [0, 29, 100, 399]
+
+
+def test_rows_that_come_one_by_one_have_the_codec_trained_again_and_again(tmp_path: Path) -> None:
+    conn = sqlite3.connect(tmp_path / "t.db", isolation_level=None)
+    conn.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT)")
+    words = random.Random(0)
+    bodies = [" ".join(f"word{words.randrange(2000)}" for _ in range(40)) for _ in range(400)]
+    conn.executemany("INSERT INTO t VALUES (?, ?)", enumerate(bodies[:40]))
+    index = Index.create(conn, "t", ["body"], model="hashing-32")
+    n_centroids = [index.info()["n_centroids"]]
+    for first in range(40, 400, 20):
+        conn.executemany("INSERT INTO t VALUES (?, ?)", list(enumerate(bodies))[first : first + 20])
+        assert index.sync()["added"] == 20
+        assert index.info()["rebuild_pays"] is None
+        n_centroids.append(index.info()["n_centroids"])
+    assert 2 <= len(set(n_centroids)) - 1 <= 4
+    assert n_centroids == sorted(n_centroids)
+    assert index.verify() == []

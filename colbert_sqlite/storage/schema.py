@@ -19,7 +19,7 @@ centroids  1,024 centroids: int8 directions, ``dim`` bytes each, normalised on r
 ivf        a part of an inverted list: ascending ids of passages that have a token in a centroid, as gaps
            (``blobs.py``). ``segment`` is the centroid times 2**40, plus the first of the ids
 codec      the only row: nbits, bucket cutoffs and weights (``<f4``), sizes, the length of the token stream,
-           and how many tokens were added lately, at what mean residual
+           for how many tokens the codec was trained, and how many were added lately, at what mean residual
 outliers   a token added lately that is far from every centroid: its place and its embedding (``<f2``)
 queue      the key of a source row that changed since the last sync
 ========== =========================================================================================
@@ -187,6 +187,7 @@ def create_statements(index: str, keys: Sequence[str], key_types: Sequence[str],
     block_tokens INTEGER NOT NULL,
     stream_tokens INTEGER NOT NULL,
     n_trained INTEGER NOT NULL,
+    trained_tokens INTEGER NOT NULL,
     recent_tokens REAL NOT NULL,
     recent_residual REAL NOT NULL,
     checksum INTEGER NOT NULL

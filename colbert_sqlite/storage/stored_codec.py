@@ -43,6 +43,7 @@ class StoredCodec:
     """The codec of an index as it is stored, without its centroids, and how far the token stream has come.
 
     :param n_trained: how many of the centroids were trained, the first ones; the others came with later rows
+    :param trained_tokens: how many tokens the index had then
     :param recent_tokens: tokens added lately, the older ones counting less; ``recent_residual`` is the sum of their
         mean absolute residuals
     """
@@ -58,6 +59,7 @@ class StoredCodec:
     block_tokens: int
     stream_tokens: int
     n_trained: int
+    trained_tokens: int
     recent_tokens: float
     recent_residual: float
 
@@ -96,6 +98,7 @@ class CodecTables:
         bucket_weights: NDArray[np.float32],
         avg_residual: float,
         scale_step: float,
+        trained_tokens: int,
     ) -> None:
         """Store a trained codec; *centroids* int8 [n_centroids, dim] are directions of any length."""
         n_centroids, dim = centroids.shape
@@ -113,6 +116,7 @@ class CodecTables:
                 block_tokens=max(1, (page_size - _PAGE_OVERHEAD) // _bytes_per_token(dim, nbits)),
                 stream_tokens=0,
                 n_trained=n_centroids,
+                trained_tokens=trained_tokens,
                 recent_tokens=0.0,
                 recent_residual=0.0,
             )
@@ -158,7 +162,7 @@ class CodecTables:
             fields[part] = from_blob(fields[part], FLOATS, f"{part} of {name!r}").astype(np.float32)
         codec = StoredCodec(**fields)
         sizes: list[object] = [codec.nbits, codec.dim, codec.n_centroids, codec.n_trained]
-        sizes += [codec.block_tokens, codec.stream_tokens]
+        sizes += [codec.block_tokens, codec.stream_tokens, codec.trained_tokens]
         figures: list[object] = [codec.avg_residual, codec.scale_step, codec.recent_tokens, codec.recent_residual]
         sound = (
             all(type(n) is int for n in sizes)
@@ -175,6 +179,7 @@ class CodecTables:
             and codec.n_centroids <= 1 << 8 * CODES[codec.codes_dtype].itemsize
             and 0 < codec.block_tokens <= 1 << 16
             and 0 <= codec.stream_tokens < 1 << 40
+            and codec.trained_tokens >= 0
         )
         if not sound:
             raise IndexCorrupt(f"the codec of index {name!r} contradicts itself: rebuild the index")

@@ -168,6 +168,7 @@ def _write_codec(
             block_tokens=block_tokens,
             stream_tokens=stream_tokens,
             n_trained=n_centroids,
+            trained_tokens=store.counts()["tokens"],
             recent_tokens=0.0,
             recent_residual=0.0,
         )

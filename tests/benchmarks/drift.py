@@ -3,9 +3,9 @@
     python -m tests.benchmarks.drift FOLDER [--nbits 4] [--queries 200] [--first 0.9 0.5 0.2]
 
 FOLDER is described in ``engine.py``. An index is built of the first share of the passages, the others are inserted and
-synced; a share of 1 is what a rebuild gives. "random" draws the first passages from all; "topical" takes those on one side of
-the direction in which the mean embeddings of passages differ most, so that what comes later is about something else.
-Each is done with and without new centroids for outliers. Prints Markdown.
+synced; a share of 1 is what a rebuild gives. "random" draws the first passages from all; "topical" takes those on one
+side of the direction in which the mean embeddings of passages differ most, so that what comes later is about something
+else. Each is done with and without new centroids for outliers. Prints Markdown.
 """
 
 from __future__ import annotations
