@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from colbert_sqlite.errors import (
         BuildInterrupted,
         ColbertError,
+        IndexBusy,
         IndexCorrupt,
         IndexExists,
         IndexNotFound,
@@ -36,6 +37,7 @@ __all__ = [
     "ColbertError",
     "Hit",
     "Index",
+    "IndexBusy",
     "IndexCorrupt",
     "IndexExists",
     "IndexNotFound",

@@ -10,6 +10,7 @@
         ├── SchemaVersionError   the index was written by another version of the format
         ├── SourceError          the table, view or column to index is missing or cannot be indexed
         ├── BuildInterrupted     another process took over building this index
+        ├── IndexBusy            another process is writing this index, and a transaction can't wait for it
         ├── ModelNotFound        no such model on this machine, and no hub to ask
         ├── ModelMismatch        the index was built with another model
         ├── ModelError           the model's files are damaged, unsafe or not a ColBERT model
@@ -47,6 +48,10 @@ class SourceError(ColbertError):
 
 class BuildInterrupted(ColbertError):
     """Another process took over building this index."""
+
+
+class IndexBusy(ColbertError):
+    """Another process is writing this index, and a transaction of the caller's can't wait for it."""
 
 
 class ModelNotFound(ColbertError):

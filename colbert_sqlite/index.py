@@ -42,6 +42,7 @@ from colbert_sqlite.settings import (
     IndexSettings,
     SearchSettings,
 )
+from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.check import check
 from colbert_sqlite.storage.connection import Database, atomic, connect, plain_rows, reading
 from colbert_sqlite.storage.registry import drop_index, read_entry, refuse_to_replace, registered
@@ -50,7 +51,7 @@ from colbert_sqlite.storage.snapshot import Checked, Snapshot
 from colbert_sqlite.storage.source import Key, Source
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.stored_codec import StoredCodec
-from colbert_sqlite.storage.upgrade import IN_PLACE_FROM, outdated, upgrade_in_place
+from colbert_sqlite.storage.upgrade import IN_PLACE_FROM, Outdated, outdated, upgrade_in_place
 from colbert_sqlite.storage.writer import only_writer, remove_lock
 from colbert_sqlite.syncing import compact, is_outgrown, repair, sync
 from colbert_sqlite.timing import BuildReport
@@ -408,7 +409,7 @@ class Index:
                 "model_fingerprint": entry.model_fingerprint,
                 "backend": self._backend(),
                 "triggers": entry.settings.triggers,
-                "pending_changes": self._store.queue_length() if entry.queue_complete else None,
+                "pending_changes": self._pending(),
                 "n_centroids": codec.n_centroids,
                 "n_centroids_added": codec.n_centroids - codec.n_trained,
                 "drift": drift,
@@ -421,6 +422,20 @@ class Index:
                 "bytes_reclaimable": self._store.stream.dead_tokens(codec) * codec.bytes_per_token,
                 "bytes_per_token": round(total / tokens, 2) if tokens else None,
             }
+
+    def why_rebuild(self) -> str | None:
+        """Return why a :meth:`rebuild` would pay; None if it would not."""
+        with self._reading():
+            codec = self._codec_row()
+            return _why_rebuild(codec, self._store.counts()["tokens"], _drift(codec))
+
+    def _pending(self) -> int | None:
+        """How many rows the queue names; None where the next sync has to compare them all."""
+        store = self._store
+        watched = store.entry.queue_complete and store.has_queue()
+        if watched and triggers.installed(store.conn, self.name) == store.expected_triggers(self._source()):
+            return store.queue_length()
+        return None
 
     def verify(self) -> list[str]:
         """Return a sentence per problem found; none when the index is sound and in step with its table.
@@ -447,7 +462,11 @@ class Index:
         there are no triggers, where they were lost (with a table that was dropped or transformed: they are put back),
         and with *full*. Waits for another process that writes the same index.
 
+        Where more rows are new than indexed, or an index of up to 262,144 tokens has twice as many as its codec was
+        trained for, all rows are encoded again, with a codec trained on them, as by :meth:`rebuild`.
+
         :raises IndexNotFound: if the index was dropped meanwhile
+        :raises IndexBusy: if another process writes the index and this connection is in a transaction
         :raises IndexCorrupt: if what has to change is damaged
         :raises SourceError: if the table is gone or its key was changed
         :raises ModelNotFound: if rows are to be encoded and the model is not on this machine
@@ -546,14 +565,19 @@ class Index:
     def _inspect(self, where: str | None = None, params: Mapping[str, Any] | None = None) -> Source:
         """The source table, narrowed by the index's own condition or by another."""
         settings = self.settings
-        return Source.inspect(
-            self._store.conn,
-            settings.table,
-            settings.columns,
-            heading=settings.heading,
-            where=settings.where if where is None else where,
-            params=settings.params if where is None else params,
-        )
+        try:
+            return Source.inspect(
+                self._store.conn,
+                settings.table,
+                settings.columns,
+                heading=settings.heading,
+                where=settings.where if where is None else where,
+                params=settings.params if where is None else params,
+            )
+        except SourceError as error:
+            if where is not None:
+                raise
+            raise SourceError(f"{error}: index {self.name!r} was made of that; drop it, or make it anew") from None
 
     def _source(self, where: str | None = None, params: Mapping[str, Any] | None = None) -> Source:
         """The same, for reading: its rows must still be told apart as they were."""
@@ -662,13 +686,17 @@ class Index:
                 key = tuple(row[column] for column in source.keys)
                 assert settings.max_tokens is not None
                 text = extract(raw.values, raw.heading, html=settings.html, max_tokens=settings.max_tokens).text
+                start, end = place.start, place.end
+                if not text[start:end].strip():
+                    # The row has another text now, which is too short for where its passage was.
+                    start, end = 0, min(end - start, len(text))
                 hits.append(
                     Hit(
                         rank=len(hits) + 1,
                         score=score,
                         pk=key[0] if len(key) == 1 else key,
                         row=row,
-                        passage=Passage(text[place.start : place.end], place.start, place.end, place.ordinal),
+                        passage=Passage(text[start:end], start, end, place.ordinal),
                         index=entry.name,
                         stale=raw.content_hash != place.content_hash,
                     )
@@ -711,46 +739,81 @@ def registered_names(db: Database) -> tuple[str, ...]:
             conn.close()
 
 
-def upgrade(db: Database, name: str, *, progress: ProgressCallback | None = None, **model_options: Any) -> bool:
+def upgrade(
+    db: Database,
+    name: str,
+    *,
+    model: str | Encoder | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    batch_size: int | None = None,
+    trust_remote_code: bool = False,
+    backend: str = "auto",
+    progress: ProgressCallback | None = None,
+) -> bool:
     """Bring an index that an earlier release wrote to this release's format; return whether there was anything to do.
 
-    Version 2 is brought up in place. The rows of an index of version 1 are encoded again.
+    Version 2 is brought up in place, and then synced if the model is at hand. The rows of an index of version 1 are
+    encoded again.
 
-    :param model_options: as in :meth:`Index.open`, where the model is now and how it runs
+    :param model: where the model is now, if not under the name the index was built with
     :raises IndexNotFound: if there is no such index
     :raises IndexCorrupt: if what is stored contradicts itself
+    :raises ModelMismatch: if *model* is not the one that the index was built with
+    :raises ModelNotFound: if rows are to be encoded and the model is not on this machine
     :raises SchemaVersionError: if a newer release wrote it
     """
     conn, owned = connect(db)
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size, "backend": backend}
+    options["trust_remote_code"] = trust_remote_code
     try:
         with _writing(conn, name, progress):
             old = outdated(conn, name) if any(e.name.lower() == name.lower() for e in registered(conn)) else None
             if old is None:
                 Store.open(conn, name)
                 return False
+            if isinstance(model, str):
+                # Whoever names a model is told that it is another before anything changes.
+                model = load_encoder(model, indexing=True, **options)
+                _refuse_another_model(old, model)
             if old.schema_version >= IN_PLACE_FROM:
                 upgrade_in_place(conn, old.name, lambda directions: cells_of(from_directions(directions)))
+        if old.schema_version >= IN_PLACE_FROM:
+            try:
+                Index.open(conn, old.name, model=model, **options).sync(progress=progress)
+            except (ModelNotFound, MissingDependency):
+                # It is upgraded. What changed since it was made is encoded where the model is.
+                pass
+            return True
         settings = old.settings
-        if old.schema_version < IN_PLACE_FROM:
-            Index.create(
-                conn,
-                settings.table,
-                settings.columns,
-                name=old.name,
-                **{
-                    "model": settings.model,
-                    **{f: getattr(settings, f) for f in ("nbits", "where", "params", "heading", "html", "max_tokens")},
-                    **{option: value for option, value in model_options.items() if value is not None},
-                },
-                progress=progress,
-                replace=True,
-            )
+        if model is None:
+            model = load_encoder(settings.model, indexing=True, **options)
         else:
-            Index.open(conn, old.name, **model_options).sync(progress=progress)
+            _refuse_another_model(old, model)
+        Index.create(
+            conn,
+            settings.table,
+            settings.columns,
+            name=old.name,
+            model=model,
+            nbits=settings.nbits,
+            where=settings.where,
+            params=settings.params,
+            heading=settings.heading,
+            html=settings.html,
+            max_tokens=settings.max_tokens,
+            progress=progress,
+            replace=True,
+        )
         return True
     finally:
         if owned:
             conn.close()
+
+
+def _refuse_another_model(old: Outdated, encoder: Encoder) -> None:
+    if encoder.fingerprint != old.model_fingerprint:
+        raise ModelMismatch(f"index {old.name!r} was built with {old.settings.model!r}, which {encoder.name!r} is not")
 
 
 def drop(db: Database, name: str) -> None:
@@ -806,7 +869,7 @@ def _drift(codec: StoredCodec) -> float | None:
 
 
 def _why_rebuild(codec: StoredCodec, n_tokens: int, drift: float | None) -> str | None:
-    if drift is not None and drift >= _DRIFT and codec.recent_tokens >= _DRIFTED_SHARE * n_tokens:
+    if n_tokens and drift is not None and drift >= _DRIFT and codec.recent_tokens >= _DRIFTED_SHARE * n_tokens:
         return f"rows added lately fit the codec {drift:.0%} worse than the first ones"
     if is_outgrown(codec, n_tokens):
         return f"{n_tokens:,} tokens have outgrown a codec that was trained for {codec.trained_tokens:,}"

@@ -125,6 +125,11 @@ class _Sync:
         """See to it that the queue names every row that differs."""
         store, conn = self.store, self.store.conn
         wanted = store.expected_triggers(self.source)
+        if not store.has_queue():
+            with atomic(conn):
+                store = self.store = store.check_ready()
+                store.create_queue()
+                store.update_entry(queue_complete=False)
         if triggers.installed(conn, store.entry.name) != wanted:
             # They come before comparing, so that what changes meanwhile is queued.
             with atomic(conn):
@@ -176,8 +181,7 @@ class _Sync:
         Then all of them are, with a codec that is trained on them: it costs twice as much at most.
         """
         store, conn = self.store, self.store.conn
-        n_rows = store.counts()["rows"]
-        if store.queue_length() < max(FEWEST_NEW, n_rows):
+        if store.queue_length() < FEWEST_NEW or store.queue_length() < (n_rows := store.counts()["rows"]):
             return False
         counts = dict(self.counts)
         after: Key | None = None
@@ -197,12 +201,16 @@ class _Sync:
 
     def is_outgrown(self) -> bool:
         """Return whether the codec is outgrown and so little is indexed that training it anew is soon done."""
-        codec = self.store.read_codec()
-        if codec is None or not self.counts["added"] + self.counts["updated"]:
+        store, codec = self.store, self.store.read_codec()
+        changed = self.counts["added"] + self.counts["updated"]
+        if codec is None or not (changed or store.is_being_built()):
             return False
-        n_tokens = self.store.counts()["tokens"]
+        # No count where it is plain: the stream holds what is indexed, and gaps.
+        if codec.stream_tokens < OUTGROWN * codec.trained_tokens or OUTGROWN * codec.trained_tokens > RETRAINED_UP_TO:
+            return False
+        n_tokens = store.counts()["tokens"]
         worth_it = RETRAINED_FROM <= n_tokens <= RETRAINED_UP_TO or codec.trained_tokens == 0
-        return worth_it and is_outgrown(codec, n_tokens) and not self.source.count_null_keys(self.store.conn)
+        return worth_it and is_outgrown(codec, n_tokens) and not self.source.count_null_keys(store.conn)
 
     def train_anew(self) -> None:
         """Build the index again, with the same settings."""
@@ -268,7 +276,8 @@ class _Sync:
                     else:
                         counts["added" if indexed is None else "updated"] += 1
                         new.append(ready)
-                    gone += [] if indexed is None else [key]
+                    # Even what is not indexed may have passages left, in a file that was damaged.
+                    gone.append(key)
                 done.append(key)
             if gone or new:
                 removed = store.delete(gone)

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from colbert_sqlite.errors import IndexNotFound
+from colbert_sqlite.errors import IndexBusy, IndexNotFound, SourceError
 from colbert_sqlite.index import Index, drop, list_indexes
 from colbert_sqlite.indexing import Progress
+from colbert_sqlite.storage.scratch import scratch_path
 from colbert_sqlite.storage.writer import only_writer
 from tests.benchmarks.readers import measure
 from tests.conftest import ROOT
@@ -124,6 +125,79 @@ def test_the_second_of_two_syncs_waits(small_index: Index, db_path: Path) -> Non
         _, theirs = json.loads(second.stdout.read())
     assert sorted([mine[0]["added"], theirs["added"]]) == [0, 1]
     assert (small_index.verify(), beside(db_path)) == ([], [])
+
+
+@pytest.mark.parametrize("method", ["sync", "repair", "optimize", "rebuild"])
+def test_a_transaction_does_not_wait_for_another_writer(small_index: Index, db_path: Path, method: str) -> None:
+    conn = sqlite3.connect(db_path)
+    index = Index.open(conn, "posts")
+    conn.execute("INSERT INTO posts VALUES (9, 'Yeast', 'Feed the starter.')")
+    seen: list[Progress] = []
+    with holder(db_path) as other:
+        with pytest.raises(IndexBusy) as caught:
+            getattr(index, method)(progress=seen.append)
+        assert str(caught.value) == (
+            "another process is writing index 'posts': end the transaction of this connection, then try again"
+        )
+        assert (conn.in_transaction, seen) == (True, [])
+        other.communicate("")
+    getattr(index, method)()
+    assert conn.in_transaction
+    conn.commit()
+    small_index.sync()
+    assert (small_index.counts["rows"], small_index.verify(), beside(db_path)) == (6, [], [])
+
+
+@pytest.mark.parametrize("behind", ["a database", "an empty file", "nothing", "a folder"])
+def test_a_link_in_the_place_of_the_lock_is_refused_and_not_followed(
+    small_index: Index, db_path: Path, tmp_path_factory: pytest.TempPathFactory, behind: str
+) -> None:
+    target = tmp_path_factory.mktemp("elsewhere") / "target"
+    if behind == "a database":
+        other = sqlite3.connect(target)
+        other.execute("CREATE TABLE precious (x)")
+        other.close()
+    elif behind == "an empty file":
+        target.touch()
+    elif behind == "a folder":
+        target.mkdir()
+    before = target.read_bytes() if target.is_file() else None
+    lock = lock_of(small_index)
+    try:
+        lock.symlink_to(target)
+    except OSError:
+        pytest.skip("links can't be made here")
+    small_index._store.conn.execute("DELETE FROM posts WHERE id = 1")
+    assert_refused(small_index, lock)
+    assert (target.read_bytes() if target.is_file() else None) == before
+    assert [file.name for file in target.parent.iterdir()] == ([] if behind == "nothing" else [target.name])
+    assert lock.is_symlink()
+
+
+@pytest.mark.parametrize("content", [b"something of somebody's", b"SQLite format 3\0" + bytes(4080)])
+def test_a_file_in_the_place_of_the_lock_is_refused_and_left_alone(small_index: Index, content: bytes) -> None:
+    lock = lock_of(small_index)
+    lock.write_bytes(content)
+    small_index._store.conn.execute("DELETE FROM posts WHERE id = 1")
+    assert_refused(small_index, lock)
+    assert lock.read_bytes() == content
+
+
+def lock_of(index: Index) -> Path:
+    path = scratch_path(index._store.conn, index.name)
+    assert path is not None
+    return Path(f"{path}-lock")
+
+
+def assert_refused(index: Index, lock: Path) -> None:
+    """Nobody writes the index, everybody may read it, and it can be dropped, with the file left where it is."""
+    for refused in (index.sync, index.repair, index.optimize, index.rebuild):
+        with pytest.raises(SourceError) as caught:
+            refused()
+        assert str(caught.value) == f"{lock} is in the place of a lock file of ours, and is none: remove it"
+    assert len(index.search("dough")) == 3
+    index.drop()
+    assert [file.name for file in lock.parent.iterdir() if file.name.endswith("-lock")] == [lock.name]
 
 
 def test_a_killed_writer_keeps_nobody_waiting(small_index: Index, db_path: Path) -> None:

@@ -20,7 +20,7 @@ import sqlite_utils
 from numpy.typing import NDArray
 
 from colbert_sqlite.encoders.hashing import HashingEncoder
-from colbert_sqlite.errors import ModelNotFound
+from colbert_sqlite.errors import IndexCorrupt, ModelNotFound
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexing import OUTLIER_RESIDUAL, Progress, codec_from
 from colbert_sqlite.settings import MOST_K, MOST_QUERY_CHARACTERS
@@ -396,6 +396,106 @@ def test_sync_joins_the_callers_transaction(
         assert (conn.execute("SELECT * FROM _colbert_t_passages").fetchall() == before) == (end == "ROLLBACK")
 
 
+def connection_of_its_own_kind(path: Path, kind: str) -> sqlite3.Connection:
+    if kind == "autocommit off":
+        return sqlite3.connect(path, autocommit=False)  # type: ignore[call-overload,no-any-return,unused-ignore]
+    conn = sqlite3.connect(path)
+    conn.row_factory, conn.text_factory = sqlite3.Row, bytes
+    return conn
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "factories",
+        pytest.param(
+            "autocommit off",
+            marks=pytest.mark.skipif(sys.version_info < (3, 12), reason="connections have no autocommit before 3.12"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("method", ["sync", "repair", "optimize", "rebuild"])
+@pytest.mark.parametrize("triggers", [True, False])
+def test_a_connection_of_the_callers_own_kind_is_left_as_it_was(
+    path: Path, conn: sqlite3.Connection, watched: WatchedEncoder, kind: str, method: str, triggers: bool
+) -> None:
+    opened = indexed(path, watched, triggers=triggers)
+    dump = list(conn.iterdump())
+    theirs = connection_of_its_own_kind(path, kind)
+    factories: list[Any] = [theirs.row_factory, theirs.text_factory]
+    for end in (theirs.rollback, theirs.commit):
+        theirs.execute("UPDATE t SET body = 'word1 changed' WHERE id = 1")
+        theirs.execute("DELETE FROM t WHERE id = 2")
+        index = Index.open(theirs, "t", model=watched)
+        getattr(index, method)()
+        index.sync()
+        assert theirs.in_transaction
+        assert [theirs.row_factory, theirs.text_factory] == factories
+        assert (index.verify(), found(index)[1], 2 in found(index)) == ([], "word1 changed", False)
+        assert list(conn.iterdump()) == dump
+        end()
+        assert (list(conn.iterdump()) == dump) == (end == theirs.rollback)
+        assert_in_step(conn, opened)
+        assert index.verify() == []
+
+
+def test_a_missing_queue_is_named_and_made_anew(path: Path, conn: sqlite3.Connection, watched: WatchedEncoder) -> None:
+    index = indexed(path, watched)
+    conn.execute("DROP TABLE _colbert_t_queue")
+    assert index.verify() == ["tables are missing (queue): sync makes it anew and compares every row"]
+    assert index.info()["pending_changes"] is None
+    assert len(index.search("word", k=100)) == 10
+    assert index.sync() == {**NOTHING, "compared": 10}
+    assert index.info()["pending_changes"] == 0
+    # A connection that knows the table as missing looks for it again when asked for it, not when a trigger is.
+    assert conn.execute("SELECT * FROM _colbert_t_queue").fetchall() == []
+    conn.execute("UPDATE t SET body = 'word1 changed' WHERE id = 1")
+    assert index.sync() == {**NOTHING, "updated": 1}
+    assert_in_step(conn, index)
+    conn.execute("DROP TABLE _colbert_t_queue")
+    assert index.repair() == {**NOTHING, "compared": 10}
+    assert_in_step(conn, index)
+
+
+@pytest.mark.parametrize("part", ["ivf", "codes", "passages", "residuals", "centroids", "codec", "outliers"])
+def test_a_missing_table_is_named_and_only_a_rebuild_helps(
+    path: Path, conn: sqlite3.Connection, watched: WatchedEncoder, part: str
+) -> None:
+    index = indexed(path, watched)
+    conn.execute(f"DROP TABLE _colbert_t_{part}")
+    assert index.verify() == [f"tables are missing ({part}): rebuild the index"]
+    dump = list(conn.iterdump())
+    with pytest.raises(IndexCorrupt) as caught:
+        index.repair()
+    assert str(caught.value) == f"tables are missing ({part}): rebuild the index; repair can't help"
+    assert list(conn.iterdump()) == dump
+    index.rebuild()
+    assert_in_step(conn, index)
+
+
+def test_a_row_whose_first_passage_was_lost_is_indexed_again_when_its_text_changes(
+    tmp_path: Path, watched: WatchedEncoder
+) -> None:
+    path = tmp_path / "long.db"
+    conn = sqlite3.connect(path, isolation_level=None)
+    conn.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT)")
+    bodies = [(i, ". ".join(f"topic{i} word{i * j % 17}" for j in range(12))) for i in range(8)]
+    conn.executemany("INSERT INTO t VALUES (?, ?)", bodies)
+    index = indexed(path, watched, max_tokens=16)
+    lost = "SELECT passage_id FROM _colbert_t_passages WHERE pk_id = 3 AND ordinal = 0"
+    [(passage_id,)] = conn.execute(lost).fetchall()
+    assert conn.execute("SELECT count(*) FROM _colbert_t_passages WHERE pk_id = 3").fetchone() > (1,)
+    conn.execute("DELETE FROM _colbert_t_passages WHERE passage_id = ?", (passage_id,))
+    conn.execute("UPDATE t SET body = 'topic3 changed. ' || body WHERE id = 3")
+    assert index.sync() == {**NOTHING, "added": 1}
+    hits = conn.execute("SELECT ordinal FROM _colbert_t_passages WHERE pk_id = 3 ORDER BY passage_id").fetchall()
+    assert hits == [(ordinal,) for ordinal in range(len(hits))]
+    assert index.verify() != []
+    index.repair()
+    assert index.verify() == []
+    assert index.search("topic3 changed", k=1)[0].pk == 3
+
+
 HOLD = """
 import sqlite3, sys
 from colbert_sqlite.storage.writer import only_writer
@@ -624,3 +724,52 @@ def test_rows_that_come_one_by_one_have_the_codec_trained_again_and_again(tmp_pa
     assert 2 <= len(set(n_centroids)) - 1 <= 4
     assert n_centroids == sorted(n_centroids)
     assert index.verify() == []
+
+
+def test_a_training_that_was_interrupted_goes_on_with_the_next_sync(
+    path: Path, conn: sqlite3.Connection, watched: WatchedEncoder
+) -> None:
+    index = indexed(path, watched)
+    conn.executemany("INSERT INTO t (body) VALUES (?)", [(text,) for text in many_words(90, "new", 0)])
+    with pytest.raises(Interruption):
+        index.sync(progress=interrupt_training)
+    assert (index.info()["pending_changes"], len(index.search("word", k=1000))) == (90, 10)
+    n_encoded = len(watched.passages)
+    counts = index.sync()
+    assert (counts, n_encoded) == ({**NOTHING, "added": 90}, 100)
+    # Those that were encoded before the training waited in a file beside the database.
+    assert len(watched.passages) == n_encoded
+    assert_trained_anew(path, conn, index)
+
+
+def test_a_training_of_an_outgrown_codec_that_was_interrupted_goes_on_with_the_next_sync(
+    tmp_path: Path, watched: WatchedEncoder
+) -> None:
+    path = tmp_path / "t.db"
+    conn = sqlite3.connect(path, isolation_level=None)
+    conn.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT)")
+    texts = [(text,) for text in many_words(95, "alpha", 0)]
+    conn.executemany("INSERT INTO t (body) VALUES (?)", texts[:46])
+    index = indexed(path, watched)
+    conn.executemany("INSERT INTO t (body) VALUES (?)", texts[46:])
+    with pytest.raises(Interruption):
+        index.sync(progress=interrupt_training)
+    assert (index.info()["pending_changes"], index.info()["rebuild_pays"] is None) == (0, False)
+    assert_in_step(conn, index)
+    assert index.sync() == NOTHING
+    assert_trained_anew(path, conn, index)
+
+
+def interrupt_training(now: Progress) -> None:
+    if now.stage == "train":
+        interrupt()
+
+
+def assert_trained_anew(path: Path, conn: sqlite3.Connection, index: Index) -> None:
+    """The codec was trained on all there is, and nothing of the training is left, in the database or beside it."""
+    assert index.info()["rebuild_pays"] is None
+    assert index._codec_row().trained_tokens == index.counts["tokens"]
+    assert_in_step(conn, index)
+    assert conn.execute("SELECT name FROM sqlite_master WHERE name LIKE '%building%'").fetchall() == []
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert index.sync() == NOTHING

@@ -70,6 +70,11 @@ def check(store: Store, source: Source | None) -> Findings:
     queue names it; and the triggers.
     """
     found = Findings()
+    if missing := store.missing_parts():
+        found.codec = missing != ["queue"]
+        way_out = "rebuild the index" if found.codec else "sync makes it anew and compares every row"
+        found.problems.append(f"tables are missing ({', '.join(missing)}): {way_out}")
+        return found
     try:
         codec = store.read_codec()
         if codec is None:
@@ -78,8 +83,8 @@ def check(store: Store, source: Source | None) -> Findings:
             store.codec.read_centroids(codec)
     except ColbertError as error:
         found.problems.append(str(error))
-    if codec_is_lost := bool(found.problems):
-        found.codec = codec_is_lost
+    if found.problems:
+        found.codec = True
         return found
     assert codec is not None
     with lenient_text(store.conn):
@@ -233,10 +238,13 @@ def _check_lists(store: Store, codec: StoredCodec, found: Findings) -> None:
     from_codes = [np.empty(0, np.int64)]
     # Those that can't be trusted will be made anew, with other ids.
     cursor = store.conn.execute(f"SELECT passage_id, codes FROM {store.table('codes')} ORDER BY passage_id")
-    for passage_id, blob in cursor:
-        if passage_id not in found.passages and passage_id not in found.orphans:
-            centroids = np.unique(np.frombuffer(blob, dtype)).astype(np.int64)
-            from_codes.append(Pairs(centroids, np.full(len(centroids), passage_id)).places)
+    distrusted = found.passages | found.orphans
+    while batch := cursor.fetchmany(4096):
+        trusted = [row for row in batch if row[0] not in distrusted]
+        codes = np.frombuffer(b"".join(blob for _, blob in trusted), dtype)
+        lengths = [len(blob) // dtype.itemsize for _, blob in trusted]
+        owners = np.repeat(np.array([passage_id for passage_id, _ in trusted], np.int64), lengths)
+        from_codes.append(Pairs(codes.astype(np.int64), owners).places)
     expected = np.sort(np.concatenate(from_codes))
     try:
         rows = store.conn.execute(
@@ -251,8 +259,10 @@ def _check_lists(store: Store, codec: StoredCodec, found: Findings) -> None:
     # Outliers may name passages by something else than a number.
     untrusted = [passage_id for passage_id in (*found.passages, *found.orphans) if type(passage_id) is int]
     places = places[~np.isin(places & PASSAGE_MASK, np.array(untrusted, np.int64))]
-    missing = found.add("passages missing from inverted lists", _owners(np.setdiff1d(expected, places)))
-    surplus = np.setdiff1d(places, expected)
+    missing = found.add(
+        "passages missing from inverted lists", _owners(np.setdiff1d(expected, places, assume_unique=True))
+    )
+    surplus = np.setdiff1d(places, expected, assume_unique=True)
     unknown = f"SELECT value FROM json_each(?) WHERE value NOT IN (SELECT passage_id FROM {store.table('passages')})"
     found.orphans.update(row[0] for row in store.conn.execute(unknown, (json.dumps(_owners(surplus)),)))
     if len(places) != len(expected) and not len(surplus) and not missing:

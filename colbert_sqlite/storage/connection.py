@@ -109,7 +109,9 @@ def plain_rows(conn: sqlite3.Connection) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if "Could not decode" not in str(error):
             raise
-        raise IndexCorrupt(f"a text in the index, or a key of its table, is no valid UTF-8: {error}") from None
+        raise IndexCorrupt(
+            f"a text in the index, or a key of its table, is no valid UTF-8: {error}; run verify"
+        ) from None
     finally:
         conn.row_factory, conn.text_factory = factories
 

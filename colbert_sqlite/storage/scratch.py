@@ -31,7 +31,8 @@ class Scratch:
         self._dim = dim
         self._path = scratch_path(conn, index)
         self._conn: sqlite3.Connection | None = None
-        if self._path is not None:
+        # A link would lead to a file that is not ours.
+        if self._path is not None and not self._path.is_symlink():
             try:
                 self._conn = self._open(self._path, identity)
             except sqlite3.Error:

@@ -59,6 +59,8 @@ class Checked:
 
         :raises IndexCorrupt: if a checksum is not that of its BLOB
         """
+        if ids.min(initial=0) < 0:
+            raise IndexCorrupt(f"{what} are damaged: run verify, then repair")
         known = self._known.get(part, np.empty(0, bool))
         new = ids >= len(known)
         new[~new] = ~known[ids[~new]]

@@ -18,6 +18,8 @@ from colbert_sqlite.storage.schema import UniqueColumns, qualified, quote_identi
 
 Key = tuple[Any, ...]
 
+# Those that every connection has.
+COLLATIONS = frozenset({"BINARY", "NOCASE", "RTRIM"})
 _PURE_FUNCTIONS = frozenset(
     "-> ->> abs char glob hex ifnull instr json_array_length json_extract json_type json_valid length like lower ltrim "
     "nullif replace round rtrim sign substr substring trim typeof unicode upper".split()
@@ -46,6 +48,8 @@ class Source:
     table: str
     keys: tuple[str, ...]
     key_types: tuple[str, ...]
+    key_collations: tuple[str | None, ...]
+    """How the primary key tells its columns' values apart, which may be another collation than the column's own."""
     columns: tuple[str, ...]
     heading: str | None
     where: str | None
@@ -106,22 +110,24 @@ class Source:
                 f"table {table!r} has no primary key, and VACUUM may renumber its rowids: add one first, for example "
                 f"with: sqlite-utils transform DATABASE {table!r} --rename rowid id --pk id"
             )
-        # Only the collations that every connection has.
         collations = {
-            name: f" COLLATE {collation}"
+            name: collation
             for name, collation in conn.execute(
                 "SELECT x.name, x.coll FROM pragma_index_list(?, 'main') AS i, pragma_index_xinfo(i.name, 'main') AS x"
-                " WHERE i.origin = 'pk' AND x.key AND x.coll IN ('NOCASE', 'RTRIM')",
+                " WHERE i.origin = 'pk' AND x.key",
                 (table,),
             )
+            if collation in COLLATIONS
         }
         source = cls(
             table=table,
             keys=tuple(name for _, name, _ in keys),
             key_types=tuple(
-                ("" if strict and declared == "ANY" else affinity(declared)) + collations.get(name, "")
+                ("" if strict and declared == "ANY" else affinity(declared))
+                + (f" COLLATE {collations[name]}" if collations.get(name, "BINARY") != "BINARY" else "")
                 for _, name, declared in keys
             ),
+            key_collations=tuple(collations.get(name) for _, name, _ in keys),
             columns=tuple(name for name in names if name != head or len(names) == 1),
             heading=head if names != (head,) else None,
             where=where,
@@ -142,20 +148,26 @@ class Source:
     def replaced_through(self, conn: sqlite3.Connection) -> tuple[list[UniqueColumns], bool]:
         """Return what else than its key may make SQLite replace a row, and whether that is all there is.
 
-        What an index on an expression looks at can't be told.
+        Left out are indexes on an expression or with a condition, whose text can't be had; with a collation that other
+        connections may not know; and on columns that get their default only after a trigger has looked at them.
         """
         indexes = conn.execute(
-            "SELECT name, origin FROM pragma_index_list(?, 'main') WHERE \"unique\" ORDER BY name", (self.table,)
+            "SELECT name, origin, partial FROM pragma_index_list(?, 'main') WHERE \"unique\" ORDER BY name",
+            (self.table,),
         ).fetchall()
+        defaults = "SELECT name FROM pragma_table_xinfo(?, 'main') WHERE \"notnull\" AND dflt_value IS NOT NULL"
+        late = {name for (name,) in conn.execute(defaults, (self.table,))}
         unique, complete = [], True
-        for name, origin in indexes:
+        for name, origin, partial in indexes:
+            if origin == "pk":
+                continue
             sql = "SELECT name, coll FROM pragma_index_xinfo(?, 'main') WHERE key ORDER BY seqno"
             columns = tuple(conn.execute(sql, (name,)).fetchall())
-            if any(column is None for column, _ in columns):
+            if partial or any(column in {None, *late} or coll not in COLLATIONS for column, coll in columns):
                 complete = False
-            elif origin != "pk":
+            else:
                 unique.append(UniqueColumns(columns))
-        if any(origin == "pk" for _, origin in indexes) and not self._without_rowid(conn):
+        if any(origin == "pk" for _, origin, _ in indexes) and not self._without_rowid(conn):
             columns_of = "SELECT lower(name) FROM pragma_table_xinfo(?, 'main')"
             taken = {name for (name,) in conn.execute(columns_of, (self.table,))}
             rowids = [name for name in ("rowid", "_rowid_", "oid") if name not in taken]
@@ -206,7 +218,7 @@ class Source:
 
     def iter_keys(self, conn: sqlite3.Connection) -> Iterator[Key]:
         """Yield the keys of all rows that meet the condition, in key order; those that are NULL left out."""
-        sql = f"SELECT {self._key_list} FROM {self.from_where(self.has_key)} ORDER BY {self._key_list}"
+        sql = f"SELECT {self._key_list} FROM {self.from_where(self.has_key)} ORDER BY {self.compared_keys}"
         return self._strict_keys(conn, sql, self.params)
 
     def iter_rows(self, conn: sqlite3.Connection, after: Key | None = None) -> Iterator[SourceRow]:
@@ -215,9 +227,9 @@ class Source:
         beyond = None
         if after is not None:
             params.update(self._key_params(after))
-            beyond = f"({self._key_list}) > ({', '.join(f':{name}' for name in self._key_params(after))})"
+            beyond = f"({self.compared_keys}) > ({', '.join(f':{name}' for name in self._key_params(after))})"
         rows = self.from_where(self.has_key, beyond)
-        sql = f"SELECT {self._key_list}, {self._raw_list} FROM {rows} ORDER BY {self._key_list}"
+        sql = f"SELECT {self._key_list}, {self._raw_list} FROM {rows} ORDER BY {self.compared_keys}"
         for row in self._strict_keys(conn, sql, params):
             yield self._source_row(row)
 
@@ -246,6 +258,18 @@ class Source:
         return " AND ".join(f"{quote_identifier(key)} IS NOT NULL" for key in self.keys)
 
     @property
+    def compared_keys(self) -> str:
+        """The key columns as they are to be compared."""
+        return ", ".join(self._compared)
+
+    @property
+    def _compared(self) -> list[str]:
+        return [
+            quote_identifier(key) + ("" if collation is None else f" COLLATE {collation}")
+            for key, collation in zip(self.keys, self.key_collations, strict=True)
+        ]
+
+    @property
     def _key_list(self) -> str:
         return ", ".join(quote_identifier(key) for key in self.keys)
 
@@ -260,7 +284,7 @@ class Source:
 
     @property
     def _key_equals(self) -> str:
-        return " AND ".join(f"{quote_identifier(key)} = :_colbert_key{i}" for i, key in enumerate(self.keys))
+        return " AND ".join(f"{key} = :_colbert_key{i}" for i, key in enumerate(self._compared))
 
     def _key_params(self, key: Key) -> dict[str, Any]:
         return {f"_colbert_key{i}": value for i, value in enumerate(key)}

@@ -20,7 +20,7 @@ from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.blobs import CODES, HALVES, checksum, from_blob, from_blobs, verified
 from colbert_sqlite.storage.connection import atomic
-from colbert_sqlite.storage.lists import InvertedLists, Pairs
+from colbert_sqlite.storage.lists import PASSAGE_MASK, InvertedLists, Pairs
 from colbert_sqlite.storage.registry import (
     Entry,
     drop_index,
@@ -189,8 +189,9 @@ class Store:
             store = cls(conn, entry)
             # Ids are never used again, not even by a rebuild: whoever kept one may trust it.
             conn.execute(
-                "INSERT INTO main.sqlite_sequence (name, seq) SELECT ?, seq FROM main.sqlite_sequence WHERE name = ?",
-                (table_name(entry.name, "passages", building=True), table_name(entry.name, "passages")),
+                "INSERT INTO main.sqlite_sequence (name, seq) SELECT ?, seq FROM main.sqlite_sequence"
+                " WHERE name = ? AND seq BETWEEN 0 AND ?",
+                (table_name(entry.name, "passages", building=True), table_name(entry.name, "passages"), PASSAGE_MASK),
             )
             write_entry(conn, entry)
             keys = entry.key_columns, entry.key_types
@@ -200,10 +201,10 @@ class Store:
     def _prepare_queue(self, source: Source, *, keep: bool) -> None:
         """Queue from now on what changes, so that nothing that changes during a build is missed."""
         entry, queue = self.entry, self.table("queue")
-        if not keep or not table_exists(self.conn, table_name(entry.name, "queue")):
+        if not keep or not self.has_queue():
             triggers.remove(self.conn, entry.name)
             self.conn.execute(f"DROP TABLE IF EXISTS {queue}")
-            self.conn.execute(create_queue(entry.name, entry.key_columns, entry.key_types))
+            self.create_queue()
         wanted = self.expected_triggers(source)
         ready = read_if_possible(self.conn, entry.name, "ready")
         if ready is not None and triggers.installed(self.conn, entry.name) != wanted:
@@ -258,6 +259,11 @@ class Store:
             raise BuildInterrupted(f"index {self.entry.name!r} was built anew meanwhile; this command stops")
         return store
 
+    def is_being_built(self) -> bool:
+        """Whether there is an unfinished build beside this index, of the same settings."""
+        unfinished = read_if_possible(self.conn, self.entry.name, "building")
+        return unfinished is not None and unfinished.settings == self.entry.settings
+
     def update_entry(self, **changes: Any) -> None:
         """Note a change of the index, and of some of its registry entry. Call inside ``atomic``."""
         self.entry = dataclasses.replace(self.entry, generation=self.entry.generation + 1, updated=now(), **changes)
@@ -291,7 +297,7 @@ class Store:
         indexed = f"SELECT {self._keys} FROM {self.table('passages')} WHERE ordinal = 0"
         sql = (
             f"SELECT * FROM (SELECT {keys} FROM {source.from_where(source.has_key)})"
-            f" WHERE ({keys}) NOT IN ({indexed}) LIMIT {limit}"
+            f" WHERE ({source.compared_keys}) NOT IN ({indexed}) LIMIT {limit}"
         )
         return self.conn.execute(sql, dict(source.params)).fetchall()
 
@@ -330,7 +336,8 @@ class Store:
                 passage_id = self.conn.execute(
                     insert, (*row.key, ordinal, passage.start, passage.end, doclen, position, row.content_hash)
                 ).lastrowid
-                assert passage_id is not None
+                if passage_id is None or passage_id > PASSAGE_MASK:
+                    raise IndexCorrupt(f"index {self.entry.name!r} has run out of passage ids: drop it, then build it")
                 codes = passage.codes.astype(dtype).tobytes()
                 self.conn.execute(insert_codes, (passage_id, codes, checksum(codes)))
                 for outlier in passage.outliers:
@@ -394,7 +401,9 @@ class Store:
         :raises IndexCorrupt: if they are damaged
         """
         outliers = self.table("outliers")
-        rows = self.conn.execute(f"SELECT embedding, checksum, passage_id, position FROM {outliers}").fetchall()
+        rows = self.conn.execute(
+            f"SELECT embedding, checksum, passage_id, position FROM {outliers} ORDER BY passage_id, position"
+        ).fetchall()
         what = f"outliers of index {self.entry.name!r}"
         values, _ = from_blobs(verified(rows, what), HALVES, what)
         places = [place for row in rows for place in row[2:]]
@@ -436,7 +445,12 @@ class Store:
                 raise IndexCorrupt(f"{what} are damaged: run verify, then repair")
             before = from_blob(verified([row], what)[0], dtype, what)
             start, doclen = row[2:]
-            if len(before) != doclen or positions[mine].max() >= doclen or type(start) is not int:
+            if (
+                len(before) != doclen
+                or positions[mine].max() >= doclen
+                or type(start) is not int
+                or not 0 <= start <= codec.stream_tokens - doclen
+            ):
                 raise IndexCorrupt(f"{what} are damaged: run verify, then repair")
             after = before.copy()
             after[positions[mine]] = codes[mine]
@@ -481,6 +495,10 @@ class Store:
 
     # Repair.
 
+    def missing_parts(self) -> list[str]:
+        """Return the parts whose tables are not there."""
+        return [part for part in PARTS if not table_exists(self.conn, self._tables.name(part))]
+
     def keys_of(self, passage_ids: Iterable[int]) -> list[Key]:
         """Return the keys of the rows that these passages belong to."""
         sql = f"SELECT DISTINCT {self._keys} FROM {self.table('passages')} WHERE passage_id = ?"
@@ -506,6 +524,13 @@ class Store:
             self.forget_passage(passage_id)
 
     # The queue.
+
+    def has_queue(self) -> bool:
+        return table_exists(self.conn, table_name(self.entry.name, "queue"))
+
+    def create_queue(self) -> None:
+        """Create the queue where it is missing. Call inside ``atomic``."""
+        self.conn.execute(create_queue(self.entry.name, self.entry.key_columns, self.entry.key_types))
 
     def enqueue(self, keys: Iterable[Key]) -> None:
         """Note that rows may have changed. Call inside ``atomic``."""

@@ -45,6 +45,7 @@ class Outdated(NamedTuple):
     name: str
     schema_version: int
     settings: IndexSettings
+    model_fingerprint: str
 
 
 def outdated(conn: sqlite3.Connection, name: str) -> Outdated | None:
@@ -52,12 +53,13 @@ def outdated(conn: sqlite3.Connection, name: str) -> Outdated | None:
 
     :raises IndexCorrupt: if its registry entry can't be read
     """
-    sql = f"SELECT name, schema_version, settings FROM {qualified(REGISTRY)} WHERE name = ? AND state = 'ready'"
+    columns = "name, schema_version, settings, model_fingerprint"
+    sql = f"SELECT {columns} FROM {qualified(REGISTRY)} WHERE name = ? AND state = 'ready'"
     row = conn.execute(sql, (name,)).fetchone()
     if row is None or not isinstance(row[1], int) or not 0 < row[1] < SCHEMA_VERSION:
         return None
     try:
-        return Outdated(row[0], row[1], IndexSettings.from_json(row[2]))
+        return Outdated(row[0], row[1], IndexSettings.from_json(row[2]), row[3])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise IndexCorrupt(f"the registry entry of index {name!r} can't be read: {error}; drop it") from None
 

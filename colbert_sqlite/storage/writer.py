@@ -10,12 +10,14 @@ process ends, however it ends, and SQLite has the same lock on every system.
 from __future__ import annotations
 
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from colbert_sqlite.errors import IndexBusy, SourceError
 from colbert_sqlite.storage.scratch import scratch_path
 
 _RETRY_SECONDS = 0.1
@@ -29,20 +31,28 @@ _held: dict[Path, int] = {}
 def only_writer(conn: sqlite3.Connection, index: str, waiting: Callable[[], None]) -> Iterator[None]:
     """Wait until nobody else writes the index, and keep others out.
 
-    There is nobody to wait for where the database is in memory, and inside a transaction of the caller's, which keeps
-    others out already.
+    There is nobody to wait for where the database is in memory.
 
     :param waiting: called once if there is somebody to wait for
+    :raises IndexBusy: if there is, and a transaction of the caller's, which would keep others from ever being done
+    :raises SourceError: if a file that is no lock of ours is in its place
     :raises ValueError: if this very thread is writing the index, in a call that has not returned
     """
-    beside = None if conn.in_transaction else scratch_path(conn, index)
+    beside = scratch_path(conn, index)
     if beside is None:
         yield
         return
     path = _beside(beside)
     if _held.get(path) == threading.get_ident():
         raise ValueError(f"index {index!r} is being written by this thread: let that call return first")
-    lock = _acquire(path, waiting)
+    try:
+        lock = _lock(path) if conn.in_transaction else _acquire(path, waiting)
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise IndexBusy(
+                f"another process is writing index {index!r}: end the transaction of this connection, then try again"
+            ) from None
+        lock = None
     if lock is None:
         yield
         return
@@ -61,7 +71,7 @@ def remove_lock(conn: sqlite3.Connection, index: str) -> None:
         return
     try:
         lock = _lock(path)
-    except sqlite3.OperationalError:
+    except (sqlite3.Error, SourceError):
         return
     if lock is not None:
         _release(path, lock)
@@ -88,12 +98,23 @@ def _acquire(path: Path, waiting: Callable[[], None]) -> sqlite3.Connection | No
 
 
 def _lock(path: Path) -> sqlite3.Connection | None:
-    """Return a connection that holds the lock; None if the file was removed before it was ours."""
+    """Return a connection that holds the lock; None if the file was removed before it was ours.
+
+    :raises SourceError: if the file is no lock of ours, which are empty: it came with the database, perhaps
+    """
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        pass
+    else:
+        if not stat.S_ISREG(there.st_mode) or there.st_size:
+            raise SourceError(f"{path} is in the place of a lock file of ours, and is none: remove it")
     # SQLite makes the file. Whoever else opened and closed it would, on POSIX, let go of this process's locks.
     lock = sqlite3.connect(path, isolation_level=None, timeout=0, check_same_thread=False)
     try:
         # No journal beside it, where that of the next lock file may be already.
         lock.execute("PRAGMA journal_mode = MEMORY")
+        lock.execute("PRAGMA synchronous = OFF")
         lock.execute("BEGIN IMMEDIATE")
         removed = lock.execute("PRAGMA user_version").fetchone() == (_REMOVED,)
     except sqlite3.OperationalError:

@@ -50,14 +50,23 @@ class ColbertCommand(click.Command):
             return super().invoke(ctx)
         except (BrokenPipeError, click.exceptions.Exit, click.Abort):
             raise
-        except sqlite3.Error as error:
-            raise click.ClickException(f"{ctx.params['db']}: {error}") from error
-        except (ColbertError, ValueError, OSError) as error:
-            raise click.ClickException(str(error)) from error
+        except (sqlite3.Error, ColbertError, ValueError, OSError) as error:
+            raise click.ClickException(sentence(error, ctx.params["db"])) from error
         except (RuntimeError, MemoryError) as error:
             # What torch says of a device that is full or fails; advice on debugging it follows on lines of its own.
             first_line, *_ = [*filter(None, map(str.strip, str(error).splitlines())), type(error).__name__]
             raise click.ClickException(first_line) from error
+
+
+def sentence(error: Exception, db: str) -> str:
+    """What went wrong, and the way out where SQLite's own words have none."""
+    if not isinstance(error, sqlite3.Error):
+        return str(error)
+    if "locked" in str(error):
+        return f"{db}: another program has been writing to it for too long; try again when it is done"
+    if "readonly" in str(error):
+        return f"{db}: it is read-only, and this command has something to write"
+    return f"{db}: {error}"
 
 
 class ColbertGroup(click.Group):
@@ -315,7 +324,8 @@ def sync(
     """Bring indexes in step with their tables, all of them when none is named
 
     Triggers note which rows change, so that only these are looked at. Every row is compared where there are none, or
-    where they were lost with a table that was dropped or transformed; only rows whose text changed are encoded.
+    where they were lost with a table that was dropped or transformed; only rows whose text changed are encoded. Where
+    more rows are new than indexed, or a small index has doubled, it is rebuilt.
 
     Examples:
 
@@ -333,25 +343,43 @@ def sync(
         raise click.UsageError("--model goes with one INDEX.")
     conn, _ = connect(db)
     with closing(conn):
-        names = indexes or registered_names(conn)
-        if not names and not silent:
+        if not (indexes or registered_names(conn)) and not silent:
             click.echo(f"{db} has no index.", err=True)
-        opened = [Index.open(conn, name, **options) for name in names]
+        opened: dict[str, Index] = {}
+        failed: dict[str, str] = {}
+        done = []
+
+        def sync_all(progress: ProgressDisplay, **how: Any) -> None:
+            for name in dict.fromkeys(indexes) or registered_names(conn):
+                # One that can't be synced, because its table is being loaded again, say, keeps no other from it.
+                try:
+                    if name not in opened:
+                        opened[name] = Index.open(conn, name, **options)
+                    done.append(sync_once(opened[name], progress, silent=silent, **how))
+                    failed.pop(name, None)
+                except (ColbertError, sqlite3.OperationalError) as error:
+                    if failed.get(name) != (problem := sentence(error, db)):
+                        click.echo(f"Error: {problem}", err=True)
+                    failed[name] = problem
+
         try:
             with interruptible(ctx, ProgressDisplay(silent=silent)) as progress:
-                done = [sync_once(each, progress, full=full, silent=silent, verbose=verbose) for each in opened]
+                sync_all(progress, full=full, verbose=verbose)
             if as_json:
                 print_rows(done, None)
-            while watch and opened:
+            if watch and not silent:
+                click.echo(f"Watching {db}. Ctrl-C ends it.", err=True)
+            while watch:
                 # Read before syncing: what another connection commits meanwhile makes it differ again.
                 version = conn.execute("PRAGMA data_version").fetchone()
-                for each in opened:
-                    sync_once(each, ProgressDisplay(silent=True), full=False, silent=silent, verbose=False, idle=False)
+                sync_all(ProgressDisplay(silent=True), full=False, verbose=False, idle=False)
                 while conn.execute("PRAGMA data_version").fetchone() == version:
                     time.sleep(interval)
         except KeyboardInterrupt:
             if not silent:
                 click.echo("Stopped watching.", err=True)
+        if failed:
+            ctx.exit(1)
 
 
 @colbert.command()
@@ -389,7 +417,8 @@ def repair(ctx: click.Context, /, db: str, index: str, silent: bool, **options: 
 @colbert.command()
 @db_argument
 @index_argument
-def optimize(db: str, index: str) -> None:
+@silent_option
+def optimize(db: str, index: str, silent: bool) -> None:
     """Close the gaps that deleted and updated rows leave in an index
 
     Nothing is encoded. The file keeps the space for reuse; sqlite-utils vacuum makes it smaller.
@@ -402,8 +431,9 @@ def optimize(db: str, index: str) -> None:
     from colbert_sqlite import Index
 
     with Index.open(db, index) as opened:
-        freed = opened.optimize()
-    click.echo(f"{size(freed)} made free. To shrink the file: sqlite-utils vacuum {shlex.quote(db)}", err=True)
+        freed = opened.optimize(progress=ProgressDisplay(silent=silent))
+    if not silent:
+        click.echo(f"{size(freed)} made free. To shrink the file: sqlite-utils vacuum {shlex.quote(db)}", err=True)
 
 
 @colbert.command()
@@ -424,7 +454,12 @@ def upgrade(ctx: click.Context, /, db: str, indexes: tuple[str, ...], silent: bo
     from colbert_sqlite import upgrade as upgrade_index
     from colbert_sqlite.index import registered_names
 
-    for name in indexes or registered_names(db):
+    names = indexes or registered_names(db)
+    if options["model"] and len(indexes) != 1:
+        raise click.UsageError("--model goes with one INDEX.")
+    if not names and not silent:
+        click.echo(f"{db} has no index.", err=True)
+    for name in names:
         with interruptible(ctx, ProgressDisplay(silent=silent)) as progress:
             was_old = upgrade_index(db, name, progress=progress, **options)
         if not silent:
@@ -647,6 +682,8 @@ def sync_once(
             f"{counts['deleted']:,} deleted{compared}, {seconds:.2f} s",
             err=True,
         )
+        if n_changed and (reason := index.why_rebuild()):
+            click.echo(f"Rebuild it when there is time: {reason}.", err=True)
     return {"name": index.name, **counts}
 
 
@@ -671,8 +708,9 @@ def print_stages(index: Index, *, seconds: float) -> None:
         ],
         err=True,
     )
-    rate = f"{report.n_tokens / seconds:,.0f} a second in all"
-    click.echo(f"{report.n_tokens:,} tokens encoded by {index.encoder.backend}, {rate}", err=True)
+    if report.n_tokens:
+        rate = f"{report.n_tokens / seconds:,.0f} a second in all"
+        click.echo(f"{report.n_tokens:,} tokens encoded by {index.encoder.backend}, {rate}", err=True)
 
 
 def summarise(index: Index, *, seconds: float) -> None:

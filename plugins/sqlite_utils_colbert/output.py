@@ -138,6 +138,8 @@ def print_facts(facts: Row) -> None:
 def _fact(name: str, value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
+    if name == "drift":
+        return f"{value:+.0%}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if name in ("bytes", "bytes_by_part", "bytes_reclaimable"):

@@ -57,7 +57,8 @@ class ProgressDisplay:
             click.echo(LABELS[progress.stage], err=True)
         elif not sys.stderr.isatty():
             if progress.done < progress.total:
-                click.echo(f"{COUNTED[progress.stage]} {progress.total - progress.done:,} rows", err=True)
+                n_rows = progress.total - progress.done
+                click.echo(f"{COUNTED[progress.stage]} {n_rows:,} row{'' if n_rows == 1 else 's'}", err=True)
         else:
             from tqdm import tqdm
 
