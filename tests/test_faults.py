@@ -194,7 +194,10 @@ def test_the_command_says_in_a_sentence_that_the_database_is_locked(
         other.execute("UPDATE posts SET body = 'Feed the starter.' WHERE id = 1")
         other.execute("BEGIN IMMEDIATE")
         code, output = cli("sync", str(db_path), "--silent")
-        assert (code, output) == (1, f"Error: {db_path}: another program has been writing to it for too long; try again when it is done\n")
+        assert (code, output) == (
+            1,
+            f"Error: {db_path}: another program has been writing to it for too long; try again when it is done\n",
+        )
         other.execute("ROLLBACK")
     assert cli("sync", str(db_path), "--silent") == (0, "")
     assert small_index.search("starter", k=1)[0].pk == 1
@@ -214,7 +217,10 @@ def test_a_database_opened_for_reading_is_searched_and_not_synced(
         with pytest.raises(sqlite3.OperationalError, match="attempt to write a readonly database"):
             index.sync()
     assert cli("search", uri, "posts", "comet", "-k", "1")[0] == 0
-    assert cli("sync", uri, "--silent") == (1, f"Error: {uri}: it is read-only, and this command has something to write\n")
+    assert cli("sync", uri, "--silent") == (
+        1,
+        f"Error: {uri}: it is read-only, and this command has something to write\n",
+    )
     assert [file.name for file in db_path.parent.iterdir()] == [db_path.name]
 
 
