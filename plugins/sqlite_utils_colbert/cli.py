@@ -485,6 +485,8 @@ def info(db: str, index: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False, indent=2))
     else:
+        if facts["pending_changes"] is None:
+            facts["pending_changes"] = "unknown: the next sync compares every row"
         print_facts(facts)
 
 
