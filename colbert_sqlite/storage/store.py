@@ -1,7 +1,8 @@
-"""Every statement about an index, as methods that take and return arrays and tuples.
+"""The tables of one index, as methods that take and return arrays and tuples.
 
 In: encoded passages, codecs, keys. Out: rows of the tables ``schema.py`` creates. Leaves to others: transactions
-that span several calls (``connection.atomic``), reading token data for a search (``snapshot.py``), scores.
+that span several calls (``connection.atomic``), reading token data for a search (``snapshot.py``), scores. Codec, token
+stream and inverted lists have files of their own.
 """
 
 from __future__ import annotations
