@@ -51,14 +51,14 @@ class ColbertCommand(click.Command):
         except (BrokenPipeError, click.exceptions.Exit, click.Abort):
             raise
         except (sqlite3.Error, ColbertError, ValueError, OSError) as error:
-            raise click.ClickException(sentence(error, ctx.params["db"])) from error
+            raise click.ClickException(sentence(error, ctx.params.get("db"))) from error
         except (RuntimeError, MemoryError) as error:
             # What torch says of a device that is full or fails; advice on debugging it follows on lines of its own.
             first_line, *_ = [*filter(None, map(str.strip, str(error).splitlines())), type(error).__name__]
             raise click.ClickException(first_line) from error
 
 
-def sentence(error: Exception, db: str) -> str:
+def sentence(error: Exception, db: str | None) -> str:
     """What went wrong, and the way out where SQLite's own words have none."""
     if not isinstance(error, sqlite3.Error):
         return str(error)
