@@ -353,7 +353,9 @@ def repair(store: Store, found: Findings) -> None:
     if found.codec:
         raise IndexCorrupt(f"{found.problems[0]}; repair can't help")
     # What has lost its row may have been the last passage of the row before it, which then looks complete.
-    lost = {passage_id for passage_id in found.orphans if type(passage_id) is int} | store.strays(found.rows)
+    lost = {passage_id for passage_id in found.orphans if type(passage_id) is int and passage_id > 0} | store.strays(
+        found.rows
+    )
     rows = {*store.keys_of(found.passages.union(passage_id - 1 for passage_id in lost)), *found.rows}
     store.enqueue(rows)
     store.forget(rows, found.passages | found.orphans)

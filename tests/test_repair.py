@@ -428,3 +428,11 @@ def test_a_registry_row_made_with_intent_is_one_sentence(damaged: Damaged, damag
     forge_checksums(damaged.conn, "posts")
     with pytest.raises(IndexCorrupt, match="the registry entry of index 'posts' can't be read: .*; drop the index"):
         damaged.index.search("word1")
+
+
+@pytest.mark.parametrize("passage_id", [-(2**63), 0, 2**63 - 1])
+def test_codes_of_impossible_passages_are_repaired(damaged: Damaged, passage_id: int) -> None:
+    damaged.execute(f"UPDATE {{codes}} SET passage_id = {passage_id} WHERE passage_id = 2")
+    assert damaged.index.verify() != []
+    damaged.index.repair()
+    assert damaged.index.verify() == []
