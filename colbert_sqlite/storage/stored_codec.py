@@ -175,6 +175,7 @@ class CodecTables:
             and 0 <= (largest_weight := float(np.abs(codec.bucket_weights).max())) < _LARGEST_WEIGHT
             and (largest_weight == 0 or largest_weight > 1 / _LARGEST_WEIGHT)
             and 0 < codec.scale_step < _LARGEST_WEIGHT
+            and codec.avg_residual < _LARGEST_WEIGHT
             and codec.codes_dtype in CODES
             and codec.n_centroids <= 1 << 8 * CODES[codec.codes_dtype].itemsize
             and 0 < codec.block_tokens <= 1 << 16
