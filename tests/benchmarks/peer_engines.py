@@ -119,7 +119,7 @@ class Ours:
         store = Store.open(self._conn, "passages")
         stored = store.read_codec()
         assert stored is not None, "a finished build has a codec"
-        self._codec = codec_from(stored)
+        self._codec = codec_from(store, stored)
         self._snapshot = Snapshot(store, stored)
         self._table = store.table("passages")
 
