@@ -44,7 +44,7 @@ from colbert_sqlite.settings import (
 )
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.check import check
-from colbert_sqlite.storage.connection import Database, atomic, connect, plain_rows, reading
+from colbert_sqlite.storage.connection import Database, atomic, connect, connected, plain_rows, reading
 from colbert_sqlite.storage.registry import drop_index, read_entry, refuse_to_replace, registered
 from colbert_sqlite.storage.scratch import remove_scratch, scratch_path
 from colbert_sqlite.storage.snapshot import Checked, Snapshot
@@ -419,7 +419,7 @@ class Index:
                 "created": entry.created,
                 "updated": entry.updated,
                 "bytes_by_part": bytes_by_part,
-                "bytes_reclaimable": self._store.stream.dead_tokens(codec) * codec.bytes_per_token,
+                "bytes_reclaimable": self._reclaimable(codec),
                 "bytes_per_token": round(total / tokens, 2) if tokens else None,
             }
 
@@ -511,14 +511,15 @@ class Index:
         :raises IndexCorrupt: if residuals are damaged
         """
         with _writing(self._store.conn, self.name, progress):
-            before = self._reclaimable()
+            with self._reading():
+                before = self._reclaimable(self._codec_row())
             compact(self._store)
-            return before - self._reclaimable()
+            with self._reading():
+                return before - self._reclaimable(self._codec_row())
 
-    def _reclaimable(self) -> int:
-        with self._reading():
-            codec = self._codec_row()
-            return self._store.stream.dead_tokens(codec) * codec.bytes_per_token
+    def _reclaimable(self, codec: StoredCodec) -> int:
+        """Bytes of residuals of passages that are gone."""
+        return self._store.stream.dead_tokens(codec) * codec.bytes_per_token
 
     def rebuild(
         self,
@@ -711,32 +712,22 @@ def list_indexes(db: Database) -> list[dict[str, Any]]:
 
     An index that this release can't read has only name, state "unreadable", and the problem.
     """
-    conn, owned = connect(db)
-    try:
-        with plain_rows(conn), reading(conn):
-            found = []
-            for known in registered(conn):
-                try:
-                    entry = read_entry(conn, known.name, known.state)
-                    assert entry is not None
-                    found.append(_summary(Store(conn, entry)))
-                except ColbertError as error:
-                    found.append({"name": known.name, "state": "unreadable", "problem": str(error)})
-            return found
-    finally:
-        if owned:
-            conn.close()
+    with connected(db) as conn, reading(conn):
+        found = []
+        for known in registered(conn):
+            try:
+                entry = read_entry(conn, known.name, known.state)
+                assert entry is not None
+                found.append(_summary(Store(conn, entry)))
+            except ColbertError as error:
+                found.append({"name": known.name, "state": "unreadable", "problem": str(error)})
+        return found
 
 
 def registered_names(db: Database) -> tuple[str, ...]:
     """Return the names of all indexes in use, of whatever version."""
-    conn, owned = connect(db)
-    try:
-        with plain_rows(conn):
-            return tuple(known.name for known in registered(conn) if known.state == "ready")
-    finally:
-        if owned:
-            conn.close()
+    with connected(db) as conn:
+        return tuple(known.name for known in registered(conn) if known.state == "ready")
 
 
 def upgrade(
@@ -763,10 +754,9 @@ def upgrade(
     :raises ModelNotFound: if rows are to be encoded and the model is not on this machine
     :raises SchemaVersionError: if a newer release wrote it
     """
-    conn, owned = connect(db)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size, "backend": backend}
     options["trust_remote_code"] = trust_remote_code
-    try:
+    with connected(db) as conn:
         with _writing(conn, name, progress):
             old = outdated(conn, name) if any(e.name.lower() == name.lower() for e in registered(conn)) else None
             if old is None:
@@ -806,9 +796,6 @@ def upgrade(
             replace=True,
         )
         return True
-    finally:
-        if owned:
-            conn.close()
 
 
 def _refuse_another_model(old: Outdated, encoder: Encoder) -> None:
@@ -821,21 +808,16 @@ def drop(db: Database, name: str) -> None:
 
     :raises IndexNotFound: if there is none of that name
     """
-    conn, owned = connect(db)
-    try:
-        with plain_rows(conn):
-            known = [entry for entry in registered(conn) if entry.name.lower() == name.lower()]
-            if not known:
-                Store.open(conn, name)
-            with atomic(conn):
-                for entry in known:
-                    drop_index(conn, entry.name, entry.state)
-            if (path := scratch_path(conn, name)) is not None:
-                remove_scratch(path)
-            remove_lock(conn, name)
-    finally:
-        if owned:
-            conn.close()
+    with connected(db) as conn:
+        known = [entry for entry in registered(conn) if entry.name.lower() == name.lower()]
+        if not known:
+            Store.open(conn, name)
+        with atomic(conn):
+            for entry in known:
+                drop_index(conn, entry.name, entry.state)
+        if (path := scratch_path(conn, name)) is not None:
+            remove_scratch(path)
+        remove_lock(conn, name)
 
 
 def _summary(store: Store) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -121,27 +122,31 @@ class _Sync:
         self.n_queued = 0
         self._rows: RowEncoder | None = None
 
+    @contextmanager
+    def _changing(self) -> Iterator[Store]:
+        """One transaction on the index, which is still the one that was opened."""
+        with atomic(self.store.conn):
+            self.store = self.store.check_ready()
+            yield self.store
+
     def prepare(self, full: bool) -> None:
         """See to it that the queue names every row that differs."""
         store, conn = self.store, self.store.conn
         wanted = store.expected_triggers(self.source)
         if not store.has_queue():
-            with atomic(conn):
-                store = self.store = store.check_ready()
+            with self._changing() as store:
                 store.create_queue()
                 store.update_entry(queue_complete=False)
         if triggers.installed(conn, store.entry.name) != wanted:
             # They come before comparing, so that what changes meanwhile is queued.
-            with atomic(conn):
-                store = self.store = store.check_ready()
+            with self._changing() as store:
                 triggers.install(conn, store.entry.name, wanted)
                 store.update_entry(queue_complete=False)
         if full or not store.entry.queue_complete:
             self._compare()
             if wanted and not store.entry.queue_complete:
-                with atomic(conn):
-                    self.store = store.check_ready()
-                    self.store.update_entry(queue_complete=True)
+                with self._changing() as store:
+                    store.update_entry(queue_complete=True)
             return
         _, all_replacements_seen = self.source.replaced_through(conn)
         if not all_replacements_seen or not self.source.depends_on_row_alone(conn):
@@ -171,9 +176,8 @@ class _Sync:
 
     def _enqueue(self, keys: list[Key]) -> None:
         if keys:
-            with atomic(self.store.conn):
-                self.store = self.store.check_ready()
-                self.store.enqueue(keys)
+            with self._changing() as store:
+                store.enqueue(keys)
 
     def most_is_new(self) -> bool:
         """Count what the queue will change, if it is long, and return whether more rows are to be encoded than not.
@@ -181,7 +185,9 @@ class _Sync:
         Then all of them are, with a codec that is trained on them: it costs twice as much at most.
         """
         store, conn = self.store, self.store.conn
-        if store.queue_length() < FEWEST_NEW or store.queue_length() < (n_rows := store.counts()["rows"]):
+        n_queued = store.queue_length()
+        # In this order: counting rows costs what the index costs.
+        if n_queued < FEWEST_NEW or n_queued < (n_rows := store.counts()["rows"]):
             return False
         counts = dict(self.counts)
         after: Key | None = None
@@ -259,8 +265,7 @@ class _Sync:
         codec, encoded = self._encode([(key, row) for key, row in batch if row is not None])
         conn = self.store.conn
         counts = dict(self.counts)
-        with self.report.step("write"), atomic(conn):
-            store = self.store = self.store.check_ready()
+        with self.report.step("write"), self._changing() as store:
             gone: list[Key] = []
             new: list[EncodedRow] = []
             done: list[Key] = []
@@ -286,9 +291,8 @@ class _Sync:
             store.dequeue(done)
         self.counts = counts
         if codec is not None and store.count_outliers() >= OUTLIERS_AT_ONCE:
-            with self.report.step("train"), atomic(conn):
-                self.store = store.check_ready()
-                _grow(self.store, codec)
+            with self.report.step("train"), self._changing() as store:
+                _grow(store, codec)
         return len(batch) - len(done)
 
     def _encode(self, rows: list[tuple[Key, SourceRow]]) -> tuple[ResidualCodec | None, dict[Key, EncodedRow]]:

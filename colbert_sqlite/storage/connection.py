@@ -64,6 +64,18 @@ def connect(db: Database) -> tuple[sqlite3.Connection, bool]:
 
 
 @contextmanager
+def connected(db: Database) -> Iterator[sqlite3.Connection]:
+    """A connection that gives plain rows; closed at the end if it was opened here. Errors as in :func:`connect`."""
+    conn, owned = connect(db)
+    try:
+        with plain_rows(conn):
+            yield conn
+    finally:
+        if owned:
+            conn.close()
+
+
+@contextmanager
 def atomic(conn: sqlite3.Connection) -> Iterator[None]:
     """All or nothing: begin a write transaction, or nest as a savepoint in the caller's."""
     nested = conn.in_transaction

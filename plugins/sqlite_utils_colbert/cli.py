@@ -347,9 +347,9 @@ def sync(
             click.echo(f"{db} has no index.", err=True)
         opened: dict[str, Index] = {}
         failed: dict[str, str] = {}
-        done = []
 
-        def sync_all(progress: ProgressDisplay, **how: Any) -> None:
+        def sync_all(progress: ProgressDisplay, **how: Any) -> list[dict[str, Any]]:
+            done = []
             for name in dict.fromkeys(indexes) or registered_names(conn):
                 # One that can't be synced, because its table is being loaded again, say, keeps no other from it.
                 try:
@@ -361,10 +361,11 @@ def sync(
                     if failed.get(name) != (problem := sentence(error, db)):
                         click.echo(f"Error: {problem}", err=True)
                     failed[name] = problem
+            return done
 
         try:
             with interruptible(ctx, ProgressDisplay(silent=silent)) as progress:
-                sync_all(progress, full=full, verbose=verbose)
+                done = sync_all(progress, full=full, verbose=verbose)
             if as_json:
                 print_rows(done, None)
             if watch and not silent:
