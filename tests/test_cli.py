@@ -434,7 +434,7 @@ def test_a_wrong_search_is_one_line(indexed: str, words: tuple[str, ...]) -> Non
 COMMANDS_THAT_WAIT_TO_BE_INTERRUPTED = """
 import signal, time
 from colbert_sqlite import indexing
-from sqlite_utils_colbert import cli, progress
+from sqlite_utils_colbert import cli, maintaining, progress
 
 class Display(progress.ProgressDisplay):
     def __call__(self, now):
@@ -445,7 +445,7 @@ class Display(progress.ProgressDisplay):
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 indexing.CHUNK_BYTES = 5000
-cli.ProgressDisplay = Display
+maintaining.ProgressDisplay = Display
 cli.colbert()
 """
 
