@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from colbert_sqlite.catalogue import list_indexes
     from colbert_sqlite.encoders import load_encoder
     from colbert_sqlite.errors import (
         BuildInterrupted,
@@ -25,10 +26,14 @@ if TYPE_CHECKING:
         ShapeError,
         SourceError,
     )
-    from colbert_sqlite.index import Index, list_indexes, upgrade
+    from colbert_sqlite.index import Index
     from colbert_sqlite.indexing import Progress
+    from colbert_sqlite.multi import search_all
+    from colbert_sqlite.reranking import Reranked, rerank
     from colbert_sqlite.results import Hit, Passage
     from colbert_sqlite.settings import IndexSettings, SearchSettings
+    from colbert_sqlite.sql_functions import register
+    from colbert_sqlite.upgrading import upgrade
 
 __version__ = "0.1a0"
 
@@ -48,12 +53,16 @@ __all__ = [
     "ModelNotFound",
     "Passage",
     "Progress",
+    "Reranked",
     "SchemaVersionError",
     "SearchSettings",
     "ShapeError",
     "SourceError",
     "list_indexes",
     "load_encoder",
+    "register",
+    "rerank",
+    "search_all",
     "upgrade",
 ]
 
@@ -63,10 +72,14 @@ _HOMES = {
     "IndexSettings": "settings:IndexSettings",
     "Passage": "results:Passage",
     "Progress": "indexing:Progress",
+    "Reranked": "reranking:Reranked",
     "SearchSettings": "settings:SearchSettings",
-    "list_indexes": "index:list_indexes",
+    "list_indexes": "catalogue:list_indexes",
     "load_encoder": "encoders:load_encoder",
-    "upgrade": "index:upgrade",
+    "register": "sql_functions:register",
+    "rerank": "reranking:rerank",
+    "search_all": "multi:search_all",
+    "upgrade": "upgrading:upgrade",
 }
 
 

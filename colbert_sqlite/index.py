@@ -7,22 +7,21 @@ statement; this module wires encoders, engine and storage together.
 from __future__ import annotations
 
 import dataclasses
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Thread
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from colbert_sqlite.catalogue import drop, summary
 from colbert_sqlite.encoders import Encoder, backend_for, load_encoder
+from colbert_sqlite.encoders.queries import check_queries, encode_queries
 from colbert_sqlite.engine import plaid
-from colbert_sqlite.engine.codec import ResidualCodec, from_directions
-from colbert_sqlite.engine.kmeans import cells_of
+from colbert_sqlite.engine.codec import ResidualCodec
 from colbert_sqlite.errors import (
-    ColbertError,
     IndexCorrupt,
     MissingDependency,
     ModelError,
@@ -30,37 +29,25 @@ from colbert_sqlite.errors import (
     ModelNotFound,
     SourceError,
 )
-from colbert_sqlite.indexing import Progress, ProgressCallback, build, codec_from
-from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, extract
-from colbert_sqlite.results import Hit, Passage
-from colbert_sqlite.settings import (
-    MOST_K,
-    MOST_NDOCS,
-    MOST_NPROBE,
-    MOST_QUERY_CHARACTERS,
-    Html,
-    IndexSettings,
-    SearchSettings,
-)
+from colbert_sqlite.indexing import ProgressCallback, build, codec_from, no_progress, writing
+from colbert_sqlite.passages import DEFAULT_MAX_TOKENS
+from colbert_sqlite.results import Hit
+from colbert_sqlite.searching import Searcher
+from colbert_sqlite.settings import Fusion, Html, IndexSettings, Mode, SearchSettings
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.check import check
-from colbert_sqlite.storage.connection import Database, atomic, connect, connected, plain_rows, reading
-from colbert_sqlite.storage.registry import drop_index, read_entry, refuse_to_replace, registered
-from colbert_sqlite.storage.scratch import remove_scratch, scratch_path
+from colbert_sqlite.storage.connection import Database, atomic, connect, file_of, plain_rows, reading
+from colbert_sqlite.storage.registry import refuse_to_replace
 from colbert_sqlite.storage.snapshot import Checked, Snapshot
 from colbert_sqlite.storage.source import Key, Source
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.stored_codec import StoredCodec
-from colbert_sqlite.storage.upgrade import IN_PLACE_FROM, Outdated, outdated, upgrade_in_place
-from colbert_sqlite.storage.writer import only_writer, remove_lock
 from colbert_sqlite.syncing import compact, is_outgrown, repair, sync
 from colbert_sqlite.timing import BuildReport
 
-# How much wider the second attempt looks when the first found too few rows; the third scores everything.
-_WIDER = 4
-# Queries of one batch that share what they read, and what they may hold of centroid scores: 64 MB.
-_QUERIES_AT_ONCE = 16
-_SCORES_IN_MEMORY = 1 << 25
+if TYPE_CHECKING:
+    from colbert_sqlite.explain import Explanation
+
 # When a rebuild pays: recent rows lie so much farther from the centroids, and there are so many of them.
 _DRIFT = 0.2
 _DRIFTED_SHARE = 0.05
@@ -82,6 +69,7 @@ class Index:
         self._backend = backend
         self._loaded: Encoder | None = None
         self._checked = Checked()
+        self._database = file_of(store.conn)
         self._codec: tuple[tuple[object, ...], ResidualCodec] | None = None
         self.build_report: BuildReport | None = None
         """Time and memory of each stage of the build that made this object, or of its rebuild; None after open."""
@@ -177,8 +165,8 @@ class Index:
             settings = dataclasses.replace(
                 settings, model=encoder.name, max_tokens=_passage_tokens(max_tokens, encoder)
             )
-            with _writing(conn, name, progress):
-                store = build(conn, name, source, settings, encoder, progress or _ignore, report, replace=replace)
+            with writing(conn, name, progress):
+                store = build(conn, name, source, settings, encoder, progress or no_progress, report, replace=replace)
                 index = cls(store, owns_connection=owned, load=lambda _: encoder, backend=lambda: encoder.backend)
                 index._catch_up(source, progress, report)
         except BaseException:
@@ -201,7 +189,7 @@ class Index:
             source,
             lambda many: self._encoder(indexing=many),
             lambda store: self._read_codec(store)[1],
-            progress or _ignore,
+            progress or no_progress,
             report,
             full=full,
         )
@@ -325,6 +313,10 @@ class Index:
         where: str | None = None,
         params: Mapping[str, Any] | None = None,
         pks: Iterable[Any] | None = None,
+        mode: Mode | None = None,
+        fusion: Fusion | None = None,
+        weight: float | None = None,
+        threshold: float | None = None,
         nprobe: int | None = None,
         ndocs: int | None = None,
     ) -> list[Hit]:
@@ -332,16 +324,33 @@ class Index:
 
         :param where: SQL condition on the source table; *params* are its named parameters
         :param pks: score exactly these rows; keys that are not indexed are passed over
+        :param mode: ``colbert``; ``fts``: of the rows that the table's own FTS5 index finds, in ColBERT's order;
+            ``hybrid``: by both. FTS5 finds rows with any word of the query
+        :param fusion: how hybrid joins both rankings: ``rrf``, by reciprocal ranks, or ``weighted``, by scores
+        :param weight: share of ColBERT in hybrid, from 0 to 1; default 0.5
+        :param threshold: leave out hits whose ``normalised_score`` is lower
         :param nprobe: centroids probed per query token; this and *ndocs* default to ``SearchSettings.for_k(k)``
-        :param ndocs: passages whose codes are read; a quarter of them is scored exactly
+        :param ndocs: passages whose codes are read; a quarter of them is scored exactly, in mode fts of as many rows
         :raises ValueError: if the query is empty, or *k*, a key or a setting is out of range
-        :raises SourceError: if *where* can't be used, or the key of the table was changed
+        :raises SourceError: if *where* can't be used, the table has no FTS5 index, or its key was changed
         :raises IndexNotFound: if the index was dropped meanwhile
         :raises IndexCorrupt: if stored data contradicts itself
         :raises ModelNotFound: if the model is not on this machine and can't be fetched
         :raises ModelMismatch: if it is not the one the index was built with
         """
-        return self.search_many([query], k, where=where, params=params, pks=pks, nprobe=nprobe, ndocs=ndocs)[0]
+        return self.search_many(
+            [query],
+            k,
+            where=where,
+            params=params,
+            pks=pks,
+            mode=mode,
+            fusion=fusion,
+            weight=weight,
+            threshold=threshold,
+            nprobe=nprobe,
+            ndocs=ndocs,
+        )[0]
 
     def search_many(
         self,
@@ -351,6 +360,10 @@ class Index:
         where: str | None = None,
         params: Mapping[str, Any] | None = None,
         pks: Iterable[Any] | None = None,
+        mode: Mode | None = None,
+        fusion: Fusion | None = None,
+        weight: float | None = None,
+        threshold: float | None = None,
         nprobe: int | None = None,
         ndocs: int | None = None,
     ) -> list[list[Hit]]:
@@ -358,31 +371,105 @@ class Index:
 
         They are encoded in one batch, and what several of them need is read once. Arguments and errors as there.
         """
-        if type(k) is not int or not 1 <= k <= MOST_K:
-            raise ValueError(f"k must be a whole number from 1 to {MOST_K:,}, not {k!r}")
-        if isinstance(pks, (str, bytes)):
-            raise ValueError(f"pks is a list of primary keys: [{pks!r}]")
-        if isinstance(queries, (str, bytes)):
-            raise ValueError(f"queries is a list of texts: [{queries!r}]")
-        for query in queries:
-            _check_query(query)
-        default = SearchSettings.for_k(k)
-        settings = SearchSettings(
-            nprobe=default.nprobe if nprobe is None else nprobe, ndocs=default.ndocs if ndocs is None else ndocs
+        settings = SearchSettings.chosen(
+            k, mode=mode, fusion=fusion, weight=weight, threshold=threshold, nprobe=nprobe, ndocs=ndocs
         )
+        pks = _list_of_keys(pks)
+        check_queries(queries)
         if not queries:
             return []
-        embeddings = self.encoder.encode_queries(queries)
-        for query, embedding in zip(queries, embeddings, strict=True):
-            if len(embedding) == 0:
-                raise ValueError(f"model {self.encoder.name!r} leaves nothing of the query {query!r}: use other words")
-        if not all(np.isfinite(embedding).all() for embedding in embeddings):
-            raise ModelError(
-                f"model {self.encoder.name!r} gives embeddings that are no numbers: its files are damaged, or it needs "
-                "dtype float32"
-            )
+        return self.search_encoded(
+            queries, encode_queries(self.encoder, queries), k, settings, where=where, params=params, pks=pks
+        )
+
+    def search_encoded(
+        self,
+        queries: Sequence[str],
+        embeddings: Sequence[NDArray[np.float32]],
+        k: int,
+        settings: SearchSettings,
+        *,
+        where: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        pks: Iterable[Any] | None = None,
+    ) -> list[list[Hit]]:
+        """Return what :meth:`search_many` returns, of queries that are encoded already; the model is not loaded.
+
+        :param embeddings: float32 [n_query_tokens, dim] of each query, as the model of this index gives them
+        """
         with self._reading():
-            return self._ranked(embeddings, k, settings, self._allowed(where, params, pks))
+            searcher = self._searcher()
+            ranked = searcher.search(queries, embeddings, k, settings, self._allowed(where, params, pks))
+            return [searcher.hits(rows, len(query)) for rows, query in zip(ranked, embeddings, strict=True)]
+
+    def similar(
+        self,
+        pk: Any,
+        k: int = 10,
+        *,
+        where: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        pks: Iterable[Any] | None = None,
+        threshold: float | None = None,
+        nprobe: int | None = None,
+        ndocs: int | None = None,
+    ) -> list[Hit]:
+        """Return the *k* rows most like the row *pk*, never itself, from what is stored: no model is loaded.
+
+        The row's most telling tokens are looked for in the other rows; ``score`` is the mean of their best
+        similarities, each weighted by how rare the token is. Filters and settings as in :meth:`search`.
+
+        :raises SourceError: if the row is not in the index or has no text
+        """
+        settings = SearchSettings.chosen(k, threshold=threshold, nprobe=nprobe, ndocs=ndocs)
+        with self._reading():
+            searcher = self._searcher()
+            [ranked] = searcher.similar([self._key(pk)], k, settings, self._allowed(where, params, _list_of_keys(pks)))
+            return [hit for hit in searcher.hits(ranked, 1) if threshold is None or hit.normalised_score >= threshold]
+
+    def similar_all(
+        self,
+        k: int = 10,
+        *,
+        where: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        nprobe: int | None = None,
+        ndocs: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[tuple[Any, list[tuple[Any, float]]]]:
+        """Yield every row's key, and the keys and scores of the *k* rows most like it, from one state of the index.
+
+        :param where: only rows that meet it have similar ones, and are some
+        :param progress: called with the rows done and all of them
+
+        Otherwise as :meth:`similar`.
+        """
+        settings = SearchSettings.chosen(k, nprobe=nprobe, ndocs=ndocs)
+        with self._reading():
+            searcher, allowed = self._searcher(), self._allowed(where, params, None)
+            keys = [key for key in self._store.indexed_keys(allowed) if searcher.source.has_row(self._store.conn, key)]
+            for done, (key, ranked) in enumerate(zip(keys, searcher.similar(keys, k, settings, allowed), strict=True)):
+                if progress is not None:
+                    progress(done + 1, len(keys))
+                yield _pk(key), [(_pk(row.place.key), row.score) for row in ranked]
+
+    def explain(self, query: str, pk: Any, *, ordinal: int | None = None) -> Explanation:
+        """Return which query token met which token of a row's passage, as a search scores them.
+
+        :param ordinal: which passage of the row; default: the best one
+        :raises ValueError: if the query is empty, or the row has no passage of that number
+        :raises SourceError: if the row is not in the index, has no text, or changed after it was indexed
+        :raises ModelNotFound: if the model is not on this machine and can't be fetched
+        """
+        from colbert_sqlite.explain import explain_passage
+
+        check_queries([query])
+        encoder = self.encoder
+        embeddings = encode_queries(encoder, [query])[0]
+        with self._reading():
+            searcher = self._searcher()
+            found = searcher.passage_of(self._key(pk), embeddings, ordinal)
+        return explain_passage(encoder, query, found.heading, found.passage, found.embeddings)
 
     def info(self) -> dict[str, Any]:
         """Return settings, counts and sizes in bytes, as plain values.
@@ -393,12 +480,12 @@ class Index:
         with self._reading():
             entry, codec = self._store.entry, self._codec_row()
             bytes_by_part = self._store.bytes_by_part()
-            summary = _summary(self._store)
-            tokens = summary["tokens"]
+            facts = summary(self._store)
+            tokens = facts["tokens"]
             drift = _drift(codec)
             total = sum(bytes_by_part.values())
             return {
-                **summary,
+                **facts,
                 "heading": entry.settings.heading,
                 "where": entry.settings.where,
                 "params": entry.settings.params,
@@ -473,7 +560,7 @@ class Index:
         :raises ModelMismatch: if it is not the one the index was built with
         """
         report = BuildReport()
-        with _writing(self._store.conn, self.name, progress):
+        with writing(self._store.conn, self.name, progress):
             with self._reading():
                 source = self._source()
             counts = self._sync(source, progress, report, full=full)
@@ -488,7 +575,7 @@ class Index:
         :raises IndexCorrupt: if codec or registry entry are damaged: only building it again helps then
         """
         report = BuildReport()
-        with _writing(self._store.conn, self.name, progress):
+        with writing(self._store.conn, self.name, progress):
             with self._reading():
                 source = self._source()
                 found = check(self._store, source)
@@ -510,7 +597,7 @@ class Index:
         :raises IndexNotFound: if the index was dropped meanwhile
         :raises IndexCorrupt: if residuals are damaged
         """
-        with _writing(self._store.conn, self.name, progress):
+        with writing(self._store.conn, self.name, progress):
             with self._reading():
                 before = self._reclaimable(self._codec_row())
             compact(self._store)
@@ -537,12 +624,19 @@ class Index:
         report = BuildReport()
         with report.step("load"):
             encoder = self._encoder(indexing=True)
-        with _writing(self._store.conn, self.name, progress):
+        with writing(self._store.conn, self.name, progress):
             with self._reading():
                 entry = self._store.entry
                 source = self._inspect()
             self._store = build(
-                self._store.conn, entry.name, source, entry.settings, encoder, progress or _ignore, report, replace=True
+                self._store.conn,
+                entry.name,
+                source,
+                entry.settings,
+                encoder,
+                progress or no_progress,
+                report,
+                replace=True,
             )
             self._catch_up(source, progress, report)
         self.build_report = report
@@ -626,221 +720,10 @@ class Index:
             )
         return key
 
-    def _ranked(
-        self,
-        embeddings: Sequence[NDArray[np.float32]],
-        k: int,
-        settings: SearchSettings,
-        allowed: NDArray[np.int64] | None,
-    ) -> list[list[Hit]]:
+    def _searcher(self) -> Searcher:
         stored, codec = self._read_codec()
         snapshot = Snapshot(self._store, stored, self._checked)
-        wider = SearchSettings(
-            nprobe=min(_WIDER * settings.nprobe, MOST_NPROBE),
-            ndocs=min(_WIDER * max(settings.ndocs, _WIDER * k), MOST_NDOCS),
-        )
-        longest = max(map(len, embeddings))
-        at_once = max(1, min(_QUERIES_AT_ONCE, _SCORES_IN_MEMORY // (codec.n_centroids * longest)))
-        ranked: list[list[Hit]] = []
-        for first in range(0, len(embeddings), at_once):
-            batch = embeddings[first : first + at_once]
-            found = plaid.search_many(batch, codec, snapshot, settings, allowed)
-            for embedding, (passage_ids, scores) in zip(batch, found, strict=True):
-                hits = self._hits(passage_ids, scores, k)
-                # Candidates may share rows, or rows may be gone: look wider before returning fewer than there are.
-                for exhaustive in (False, True):
-                    if len(hits) == k:
-                        break
-                    n_scored = len(passage_ids)
-                    scored_all = snapshot.has_at_most(n_scored) if allowed is None else n_scored == len(allowed)
-                    if scored_all or len(hits) == self._store.count_rows(allowed):
-                        break
-                    passage_ids, scores = plaid.search(embedding, codec, snapshot, wider, allowed, exhaustive)
-                    hits = self._hits(passage_ids, scores, k)
-                ranked.append(hits)
-        return ranked
-
-    def _hits(self, passage_ids: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> list[Hit]:
-        entry = self._store.entry
-        settings = entry.settings
-        source = self._source()
-        hits: list[Hit] = []
-        seen: set[Key] = set()
-        batch = 4 * k
-        for first in range(0, len(passage_ids), batch):
-            ids = passage_ids[first : first + batch].tolist()
-            rows = self._store.passage_rows(ids)
-            for passage_id, score in zip(ids, scores[first : first + batch].tolist(), strict=True):
-                if passage_id not in rows:
-                    raise IndexCorrupt(
-                        f"index {self.name!r} lists passage {passage_id}, which is not there: run verify"
-                    )
-                place = rows[passage_id]
-                if place.key in seen:
-                    continue
-                seen.add(place.key)
-                found = source.read_whole_row(self._store.conn, place.key)
-                if found is None:
-                    continue
-                row, raw = found
-                # As it is spelled now: an equal key may replace another, 1.0 for 1, or "a" for "A".
-                key = tuple(row[column] for column in source.keys)
-                assert settings.max_tokens is not None
-                text = extract(raw.values, raw.heading, html=settings.html, max_tokens=settings.max_tokens).text
-                start, end = place.start, place.end
-                if not text[start:end].strip():
-                    # The row has another text now, which is too short for where its passage was.
-                    start, end = 0, min(end - start, len(text))
-                hits.append(
-                    Hit(
-                        rank=len(hits) + 1,
-                        score=score,
-                        pk=key[0] if len(key) == 1 else key,
-                        row=row,
-                        passage=Passage(text[start:end], start, end, place.ordinal),
-                        index=entry.name,
-                        stale=raw.content_hash != place.content_hash,
-                    )
-                )
-                if len(hits) == k:
-                    return hits
-        return hits
-
-
-def list_indexes(db: Database) -> list[dict[str, Any]]:
-    """Return name, state, table, columns, model, dim, nbits and counts of every index, unfinished ones too.
-
-    An index that this release can't read has only name, state "unreadable", and the problem.
-    """
-    with connected(db) as conn, reading(conn):
-        found = []
-        for known in registered(conn):
-            try:
-                entry = read_entry(conn, known.name, known.state)
-                assert entry is not None
-                found.append(_summary(Store(conn, entry)))
-            except ColbertError as error:
-                found.append({"name": known.name, "state": "unreadable", "problem": str(error)})
-        return found
-
-
-def registered_names(db: Database) -> tuple[str, ...]:
-    """Return the names of all indexes in use, of whatever version."""
-    with connected(db) as conn:
-        return tuple(known.name for known in registered(conn) if known.state == "ready")
-
-
-def upgrade(
-    db: Database,
-    name: str,
-    *,
-    model: str | Encoder | None = None,
-    device: str | None = None,
-    dtype: str = "auto",
-    batch_size: int | None = None,
-    trust_remote_code: bool = False,
-    backend: str = "auto",
-    progress: ProgressCallback | None = None,
-) -> bool:
-    """Bring an index that an earlier release wrote to this release's format; return whether there was anything to do.
-
-    Version 2 is brought up in place, and then synced if the model is at hand. The rows of an index of version 1 are
-    encoded again.
-
-    :param model: where the model is now, if not under the name the index was built with
-    :raises IndexNotFound: if there is no such index
-    :raises IndexCorrupt: if what is stored contradicts itself
-    :raises ModelMismatch: if *model* is not the one that the index was built with
-    :raises ModelNotFound: if rows are to be encoded and the model is not on this machine
-    :raises SchemaVersionError: if a newer release wrote it
-    """
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size, "backend": backend}
-    options["trust_remote_code"] = trust_remote_code
-    with connected(db) as conn:
-        with _writing(conn, name, progress):
-            old = outdated(conn, name) if any(e.name.lower() == name.lower() for e in registered(conn)) else None
-            if old is None:
-                Store.open(conn, name)
-                return False
-            if isinstance(model, str):
-                # Whoever names a model is told that it is another before anything changes.
-                model = load_encoder(model, indexing=True, **options)
-                _refuse_another_model(old, model)
-            if old.schema_version >= IN_PLACE_FROM:
-                upgrade_in_place(conn, old.name, lambda directions: cells_of(from_directions(directions)))
-        if old.schema_version >= IN_PLACE_FROM:
-            try:
-                Index.open(conn, old.name, model=model, **options).sync(progress=progress)
-            except (ModelNotFound, MissingDependency):
-                # It is upgraded. What changed since it was made is encoded where the model is.
-                pass
-            return True
-        settings = old.settings
-        if model is None:
-            model = load_encoder(settings.model, indexing=True, **options)
-        else:
-            _refuse_another_model(old, model)
-        Index.create(
-            conn,
-            settings.table,
-            settings.columns,
-            name=old.name,
-            model=model,
-            nbits=settings.nbits,
-            where=settings.where,
-            params=settings.params,
-            heading=settings.heading,
-            html=settings.html,
-            max_tokens=settings.max_tokens,
-            progress=progress,
-            replace=True,
-        )
-        return True
-
-
-def _refuse_another_model(old: Outdated, encoder: Encoder) -> None:
-    if encoder.fingerprint != old.model_fingerprint:
-        raise ModelMismatch(f"index {old.name!r} was built with {old.settings.model!r}, which {encoder.name!r} is not")
-
-
-def drop(db: Database, name: str) -> None:
-    """Remove an index, finished or not, of whatever version.
-
-    :raises IndexNotFound: if there is none of that name
-    """
-    with connected(db) as conn:
-        known = [entry for entry in registered(conn) if entry.name.lower() == name.lower()]
-        if not known:
-            Store.open(conn, name)
-        with atomic(conn):
-            for entry in known:
-                drop_index(conn, entry.name, entry.state)
-        if (path := scratch_path(conn, name)) is not None:
-            remove_scratch(path)
-        remove_lock(conn, name)
-
-
-def _summary(store: Store) -> dict[str, Any]:
-    entry = store.entry
-    return {
-        "name": entry.name,
-        "state": entry.state,
-        "table": entry.source_table,
-        "columns": [*entry.settings.columns],
-        "model": entry.model,
-        "dim": entry.dim,
-        "nbits": entry.settings.nbits,
-        **store.counts(),
-        "bytes": sum(store.bytes_by_part().values()),
-    }
-
-
-@contextmanager
-def _writing(conn: sqlite3.Connection, name: str, progress: ProgressCallback | None) -> Iterator[None]:
-    """Be the only one who writes an index."""
-    report = progress or _ignore
-    with plain_rows(conn), only_writer(conn, name, lambda: report(Progress("wait", 0, 1))):
-        yield
+        return Searcher(self._store, self._source(), codec, snapshot, self._database)
 
 
 def _drift(codec: StoredCodec) -> float | None:
@@ -858,17 +741,14 @@ def _why_rebuild(codec: StoredCodec, n_tokens: int, drift: float | None) -> str 
     return None
 
 
-def _check_query(query: object) -> None:
-    if not isinstance(query, str):
-        raise ValueError(f"a query is one text, not {query!r}")
-    if len(query) > MOST_QUERY_CHARACTERS:
-        raise ValueError(f"the query has {len(query):,} characters: at most {MOST_QUERY_CHARACTERS:,} are taken")
-    if not query.strip():
-        raise ValueError("the query is empty")
-    try:
-        query.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the query has characters that are no Unicode text: surrogates") from None
+def _list_of_keys(pks: Iterable[Any] | None) -> Iterable[Any] | None:
+    if isinstance(pks, (str, bytes)):
+        raise ValueError(f"pks is a list of primary keys: [{pks!r}]")
+    return pks
+
+
+def _pk(key: Key) -> Any:
+    return key[0] if len(key) == 1 else key
 
 
 def _checked_name(name: str) -> str:
@@ -885,7 +765,3 @@ def _passage_tokens(max_tokens: int | None, encoder: Encoder) -> int:
             f"max_tokens is {max_tokens}, but model {encoder.name!r} takes passages of {encoder.document_length} tokens"
         )
     return max_tokens
-
-
-def _ignore(_: object) -> None:
-    pass

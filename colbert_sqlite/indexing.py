@@ -12,6 +12,7 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,12 +24,13 @@ from colbert_sqlite.engine.pooling import clustering, pool
 from colbert_sqlite.errors import IndexCorrupt, ModelError
 from colbert_sqlite.passages import PassageSplitter, PassageText, extract
 from colbert_sqlite.settings import IndexSettings
-from colbert_sqlite.storage.connection import atomic
+from colbert_sqlite.storage.connection import atomic, plain_rows
 from colbert_sqlite.storage.lists import Pairs
 from colbert_sqlite.storage.scratch import Scratch, remove_scratch, scratch_path
 from colbert_sqlite.storage.source import Key, Source, SourceRow
 from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Outlier, Store
 from colbert_sqlite.storage.stored_codec import StoredCodec
+from colbert_sqlite.storage.writer import only_writer
 from colbert_sqlite.timing import BuildReport
 
 # Text of one write transaction: some seconds of encoding on two CPU cores, which is what a kill can cost.
@@ -444,3 +446,15 @@ def pairs_of(
         owners = np.repeat(passage_ids, doclens)[inside]
         places.append(Pairs(codes[inside].astype(np.int64), owners).places)
     return Pairs.at(np.concatenate(places))
+
+
+@contextmanager
+def writing(conn: sqlite3.Connection, name: str, progress: ProgressCallback | None) -> Iterator[None]:
+    """Be the only one who writes an index."""
+    report = progress or no_progress
+    with plain_rows(conn), only_writer(conn, name, lambda: report(Progress("wait", 0, 1))):
+        yield
+
+
+def no_progress(_: object) -> None:
+    """Tell nobody."""

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
@@ -164,6 +165,8 @@ class PassageSplitter:
     def __init__(self, tokenizer: Tokenizer, max_tokens: int, n_special_tokens: int) -> None:
         self._tokenizer = tokenizer
         self._budget = max_tokens - n_special_tokens
+        # Making one copies the whole tokenizer, which takes 20 ms; the capacity differs with the length of headings.
+        self._splitter = lru_cache(maxsize=8)(partial(TextSplitter.from_huggingface_tokenizer, tokenizer))
 
     def count(self, text: str) -> int:
         """Return the number of tokens of *text*, special tokens left out."""
@@ -195,11 +198,10 @@ class PassageSplitter:
         # A token is at least one byte in every tokenizer, so most short texts need no splitter.
         if len(stripped) <= 8 * capacity and self.count(stripped) <= capacity:
             return [(len(text) - len(text.lstrip()), stripped)]
-        splitter = TextSplitter.from_huggingface_tokenizer(self._tokenizer, capacity)
         return [
             (first + start, chunk)
             for first, end in _segments(text)
-            for start, chunk in splitter.chunk_indices(text[first:end])
+            for start, chunk in self._splitter(capacity).chunk_indices(text[first:end])
         ]
 
 

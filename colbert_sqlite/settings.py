@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Html = Literal["auto", "yes", "no"]
+Mode = Literal["colbert", "fts", "hybrid"]
+Fusion = Literal["rrf", "weighted"]
 
 NBITS = (1, 2, 4, 8)
 # Beyond any index, and far from what overflows.
@@ -97,12 +100,44 @@ class SearchSettings:
 
     nprobe: int = field(metadata={"help": "centroids probed per query token"})
     ndocs: int = field(metadata={"help": "passages whose codes are read; a quarter of them is scored exactly"})
+    mode: Mode = field(
+        default="colbert",
+        metadata={
+            "help": "colbert, fts (rows that the table's FTS5 index finds, in ColBERT's order), or hybrid (both)"
+        },
+    )
+    fusion: Fusion = field(
+        default="rrf", metadata={"help": "how hybrid joins both rankings: rrf (reciprocal ranks) or weighted (scores)"}
+    )
+    weight: float = field(default=0.5, metadata={"help": "share of ColBERT in hybrid, from 0 to 1"})
+    threshold: float | None = field(
+        default=None, metadata={"help": "leave out rows whose normalised score, from 0 to 1, is lower"}
+    )
 
     def __post_init__(self) -> None:
+        for name, known in (("mode", Mode), ("fusion", Fusion)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(f"{name} must be {_one_of(get_args(known))}, not {getattr(self, name)!r}")
+        for name in ("weight", "threshold"):
+            value = getattr(self, name)
+            if value is None and name == "threshold":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
         for name, least, most in (("nprobe", 1, MOST_NPROBE), ("ndocs", 4, MOST_NDOCS)):
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
                 raise ValueError(f"{name} must be a whole number from {least} to {most:,}, not {value!r}")
+
+    @classmethod
+    def chosen(cls, k: int, **given: Any) -> SearchSettings:
+        """Return the defaults for *k*, but for what is *given* and not None.
+
+        :raises ValueError: if *k* or a value is out of range
+        """
+        if type(k) is not int or not 1 <= k <= MOST_K:
+            raise ValueError(f"k must be a whole number from 1 to {MOST_K:,}, not {k!r}")
+        return dataclasses.replace(cls.for_k(k), **{name: value for name, value in given.items() if value is not None})
 
     @classmethod
     def for_k(cls, k: int) -> SearchSettings:
@@ -116,3 +151,7 @@ class SearchSettings:
         if k <= 10:
             return cls(nprobe=32, ndocs=2048)
         return cls(nprobe=32, ndocs=max(16 * k, 8192))
+
+
+def _one_of(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"

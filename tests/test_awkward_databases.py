@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from colbert_sqlite.catalogue import list_indexes
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.errors import SourceError
-from colbert_sqlite.index import Index, list_indexes
+from colbert_sqlite.index import Index
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from colbert_sqlite.encoders.cache import cached_encoder
 from colbert_sqlite.encoders.models import (
     DEFAULT_MODEL,
     KnownModel,
@@ -20,6 +21,7 @@ from colbert_sqlite.encoders.models import (
     known_models,
     load_encoder,
 )
+from colbert_sqlite.encoders.words import Token
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,7 +30,9 @@ __all__ = [
     "DEFAULT_MODEL",
     "Encoder",
     "KnownModel",
+    "Token",
     "backend_for",
+    "cached_encoder",
     "export_model",
     "known_models",
     "load_encoder",
@@ -82,4 +86,12 @@ class Encoder(Protocol):
 
     def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
         """One array [n_tokens, dim] per passage, rows L2-normalised, skiplist tokens left out."""
+        ...
+
+    def query_tokens(self, text: str) -> list[Token]:
+        """What each row of :meth:`encode_queries` stands for: one token per row, in order."""
+        ...
+
+    def passage_tokens(self, text: str) -> list[Token]:
+        """What each row of :meth:`encode_passages` stands for: one token per row, in order."""
         ...

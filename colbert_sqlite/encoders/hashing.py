@@ -17,6 +17,8 @@ from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+from colbert_sqlite.encoders.words import Token, number_words
+
 DEFAULT_DIM = 128
 TRIGRAM_WEIGHT = 0.5
 NEIGHBOUR_WEIGHT = 0.15
@@ -59,6 +61,20 @@ class HashingEncoder:
             keep = [True] + [word not in string.punctuation for word in words]
             passages.append(self._embed(words)[keep])
         return passages
+
+    def query_tokens(self, text: str) -> list[Token]:
+        """What each row of :meth:`encode_queries` stands for."""
+        return self._tokens(text)[: self.query_length]
+
+    def passage_tokens(self, text: str) -> list[Token]:
+        """What each row of :meth:`encode_passages` stands for."""
+        tokens = self._tokens(text)[: self.document_length]
+        return [tokens[0], *(token for token in tokens[1:] if token.name not in string.punctuation)]
+
+    def _tokens(self, text: str) -> list[Token]:
+        spans = [(0, 0), *self.tokenizer.encode(text).offsets]
+        names = [START, *self._words([text])[0]]
+        return number_words(text, spans, [None, *range(len(spans) - 1)], names)
 
     def _words(self, texts: Sequence[str]) -> list[list[str]]:
         encodings = self.tokenizer.encode_batch(list(texts))

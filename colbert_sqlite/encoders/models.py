@@ -101,6 +101,7 @@ def load_encoder(
     backend: str = "auto",
     fingerprint: str | None = None,
     indexing: bool = False,
+    export: bool = False,
 ) -> Encoder:
     """The encoder called *name*.
 
@@ -116,6 +117,7 @@ def load_encoder(
     :param fingerprint: of the model that is wanted, such as an index knows; if it was exported to the cache, nothing
         else is looked at
     :param indexing: many passages are to be encoded: take the faster backend, and export the model to the cache
+    :param export: export the model to the cache, so that this and later processes can start without torch
     :raises ModelNotFound: if it is neither on this machine nor to be had from the hub
     :raises ModelError: if its files are damaged, unsafe or not a ColBERT model
     :raises MissingDependency: if the package that runs it or holds its weights is not installed
@@ -133,7 +135,7 @@ def load_encoder(
     if not needs_torch and not for_speed and (encoder := _from_cache(fingerprint, name, batch_size)):
         return encoder
     try:
-        return _load_found(name, device, dtype, batch_size, trust_remote_code, backend, indexing)
+        return _load_found(name, device, dtype, batch_size, trust_remote_code, backend, indexing, export or indexing)
     except ModelNotFound:
         # A rebuild of an index whose model is gone, but for its export.
         if not needs_torch and (encoder := _from_cache(fingerprint, name, batch_size)):
@@ -149,6 +151,7 @@ def _load_found(
     trust_remote_code: bool,
     backend: str,
     indexing: bool,
+    export: bool,
 ) -> Encoder:
     """The encoder of a model whose files must be found first."""
     needs_torch = _needs_torch(backend, device, dtype)
@@ -171,7 +174,7 @@ def _load_found(
         return _from_cache(source.fingerprint, source.name, batch_size) or source.ready_made(batch_size)
     if backend == "onnx":
         return _run_export(_export_to_cache(source), source.name, batch_size)
-    if indexing and backend == "auto" and exports.can_run():
+    if export and backend == "auto" and exports.can_run():
         try:
             _export_to_cache(source)
         except Exception as error:

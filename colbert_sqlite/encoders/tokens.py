@@ -1,8 +1,8 @@
 """Texts to token ids and, through a network, to embeddings: markers, query augmentation, skiplist, batches.
 
 In: texts, a ``tokenizers.Tokenizer`` and the :class:`Side` of a model that they go through. Out: for each text the ids
-to feed, which of them are attended to, which give an embedding, and the embeddings. Leaves to others: the network, and
-reading a model's files.
+to feed, which of them are attended to, which give an embedding, the embeddings, and what each stands for. Leaves to
+others: the network, and reading a model's files.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from colbert_sqlite.encoders.words import Token, number_words
+
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +53,9 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], side: Side) -> list[Tok
 
     ColBERT §3.2 (query augmentation, punctuation filter).
     """
-    n_added = tokenizer.num_special_tokens_to_add(False)
-    room = max(side.length - n_added - (side.marker is not None), 0)
-    prepared = [side.prompt + (text.strip() if side.strip else text) for text in texts]
     tokens = []
-    for encoding in tokenizer.encode_batch(prepared, add_special_tokens=False):
-        encoding.truncate(room)
-        ids = tokenizer.post_process(encoding).ids
+    for encoding in _encodings(tokenizer, texts, side):
+        ids = encoding.ids
         if side.marker is not None:
             ids.insert(1, side.marker)
         n_masks = max(side.expand_to - len(ids), 0)
@@ -65,6 +63,35 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], side: Side) -> list[Tok
         attention = [True] * len(ids) + [side.attend] * n_masks
         tokens.append(Tokens(ids + [side.mask] * n_masks, attention, keep))
     return tokens
+
+
+def _encodings(tokenizer: Tokenizer, texts: Sequence[str], side: Side) -> Iterator[Encoding]:
+    """Each text cut to its length, with special tokens but without marker and mask tokens."""
+    n_added = tokenizer.num_special_tokens_to_add(False)
+    room = max(side.length - n_added - (side.marker is not None), 0)
+    prepared = [side.prompt + (text.strip() if side.strip else text) for text in texts]
+    for encoding in tokenizer.encode_batch(prepared, add_special_tokens=False):
+        encoding.truncate(room)
+        yield tokenizer.post_process(encoding)
+
+
+def embedded_tokens(tokenizer: Tokenizer, text: str, side: Side) -> list[Token]:
+    """What each embedding of *text* stands for: the tokens that :func:`tokenize` keeps, as places in *text*."""
+    [encoding] = _encodings(tokenizer, [text], side)
+    [tokens] = tokenize(tokenizer, [text], side)
+    # From the text as it was encoded to the text as it was given.
+    shift = (len(text) - len(text.lstrip()) if side.strip else 0) - len(side.prompt)
+    spans = [(max(start + shift, 0), max(end + shift, 0)) for start, end in encoding.offsets]
+    pretokens = encoding.word_ids
+    if side.marker is not None:
+        spans.insert(1, (0, 0))
+        pretokens.insert(1, None)
+    n_masks = len(tokens.ids) - len(spans)
+    spans += [(0, 0)] * n_masks
+    pretokens += [None] * n_masks
+    names = [tokenizer.id_to_token(token) or "" for token in tokens.ids]
+    numbered = number_words(text, spans, pretokens, names)
+    return [token for token, kept in zip(numbered, tokens.keep, strict=True) if kept]
 
 
 def first_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> frozenset[int]:
@@ -136,6 +163,14 @@ class NetworkEncoder(ABC):
     def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
         """One array [n_tokens, dim] per passage, rows L2-normalised, skiplist tokens left out."""
         return self._encode(texts, self.passages)
+
+    def query_tokens(self, text: str) -> list[Token]:
+        """What each row of :meth:`encode_queries` stands for."""
+        return embedded_tokens(self.tokenizer, text, self.queries)
+
+    def passage_tokens(self, text: str) -> list[Token]:
+        """What each row of :meth:`encode_passages` stands for."""
+        return embedded_tokens(self.tokenizer, text, self.passages)
 
     def _encode(self, texts: Sequence[str], side: Side) -> list[NDArray[np.float32]]:
         tokens = tokenize(self.tokenizer, texts, side)

@@ -47,6 +47,17 @@ def maxsim_scores(
     return scores
 
 
+def normalised(score: float, n_query_tokens: int) -> float:
+    """The score per query token, from 0 to 1: a threshold that holds for queries of any length.
+
+    1 says that every query token stands in the document with the very same embedding. What is a good match depends on
+    the model. Negative scores, and ``-inf`` of a document without tokens, give 0.
+
+    :param n_query_tokens: embeddings of the query, at least one
+    """
+    return min(max(score / n_query_tokens, 0.0), 1.0)
+
+
 def alignments(
     query: NDArray[np.float32], document: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -25,11 +25,15 @@ MINIMUM_SQLITE = (3, 37, 0)
 BUSY_SECONDS = 30
 
 
-def connect(db: Database) -> tuple[sqlite3.Connection, bool]:
+def connect(
+    db: Database, *, any_thread: bool = False, busy_seconds: float = BUSY_SECONDS
+) -> tuple[sqlite3.Connection, bool]:
     """Return a connection, and whether it is ours to close.
 
     A missing file is never created, and a write-protected one opens for reading.
 
+    :param any_thread: threads will share it, one at a time
+    :param busy_seconds: how long another connection may hold a lock
     :raises SourceError: if there is no such file, it is not a SQLite database, or SQLite itself is too old
     """
     if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
@@ -47,7 +51,9 @@ def connect(db: Database) -> tuple[sqlite3.Connection, bool]:
     if not path.startswith("file:") and not Path(path).is_file():
         raise SourceError(f"no database file {path}")
     try:
-        conn = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS)
+        conn = sqlite3.connect(
+            uri, uri=True, isolation_level=None, timeout=busy_seconds, check_same_thread=not any_thread
+        )
     except sqlite3.OperationalError as error:
         raise SourceError(f"{path} can't be opened: {error}") from None
     try:
@@ -61,6 +67,18 @@ def connect(db: Database) -> tuple[sqlite3.Connection, bool]:
             ) from None
         raise SourceError(f"{path} can't be read as a SQLite database: {error}") from None
     return conn, True
+
+
+def file_of(conn: sqlite3.Connection, schema: str = "main") -> str:
+    """Return the path of the file of a connection, or of a database attached to it; empty for one in memory.
+
+    :raises SourceError: if nothing of that name is attached
+    """
+    with plain_rows(conn):
+        files = {name.lower(): path or "" for _, name, path in conn.execute("PRAGMA database_list")}
+    if schema.lower() not in files:
+        raise SourceError(f"no database is attached as {schema!r}; there are {', '.join(files)}")
+    return files[schema.lower()]
 
 
 @contextmanager
@@ -97,7 +115,8 @@ def atomic(conn: sqlite3.Connection) -> Iterator[None]:
 @contextmanager
 def reading(conn: sqlite3.Connection) -> Iterator[None]:
     """One consistent view for several SELECTs, whatever other connections commit meanwhile."""
-    if conn.in_transaction:
+    # Nobody else writes a database in memory, and in a SQL function of ours a ROLLBACK would end the caller's statement.
+    if conn.in_transaction or not file_of(conn):
         yield
         return
     try:

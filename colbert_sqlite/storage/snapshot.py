@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.errors import IndexCorrupt
-from colbert_sqlite.storage.blobs import CODES, RESIDUALS, from_blobs, unpack_ids, verified
+from colbert_sqlite.storage.blobs import CODES, GAPS, RESIDUALS, from_blobs, unpack_ids, verified
 from colbert_sqlite.storage.lists import PASSAGE_BITS, PASSAGE_MASK
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.stored_codec import StoredCodec
@@ -101,6 +101,11 @@ class Snapshot:
         sql = f"SELECT count(*) FROM (SELECT 1 FROM {self._codes} LIMIT ?)"
         return bool(self._conn.execute(sql, (n + 1,)).fetchone()[0] <= n)
 
+    def count(self) -> int:
+        """Return how many passages have tokens."""
+        n: int = self._conn.execute(f"SELECT count(*) FROM {self._codes}").fetchone()[0]
+        return n
+
     def all_passage_ids(self) -> NDArray[np.int64]:
         """Return the sorted ids of the passages with at least one token."""
         cursor = self._conn.execute(f"SELECT passage_id FROM {self._codes} ORDER BY passage_id")
@@ -122,6 +127,18 @@ class Snapshot:
         # A long list is more than one segment.
         np.add.at(offsets, np.fromiter((row[3] + 1 for row in rows), np.int64, len(rows)), lengths)
         return listed, np.cumsum(offsets)
+
+    def list_lengths(self, centroid_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many passages have a token in each of these centroids, or slightly more; nothing is unpacked."""
+        rows = self._conn.execute(
+            f"SELECT ids.key, length(i.passage_ids) FROM json_each(?) AS ids CROSS JOIN {self._ivf} AS i"
+            f" ON i.segment BETWEEN ids.value << {PASSAGE_BITS} AND (ids.value << {PASSAGE_BITS}) | {PASSAGE_MASK}",
+            (json.dumps(centroid_ids.tolist()),),
+        ).fetchall()
+        lengths = np.zeros(len(centroid_ids), np.int64)
+        places, n_bytes = np.array(rows, np.int64).reshape(-1, 2).T
+        np.add.at(lengths, places, n_bytes // GAPS.itemsize)
+        return lengths
 
     def codes(
         self, passage_ids: NDArray[np.int64]

@@ -167,16 +167,18 @@ class Source:
                 complete = False
             else:
                 unique.append(UniqueColumns(columns))
-        if any(origin == "pk" for _, origin, _ in indexes) and not self._without_rowid(conn):
-            columns_of = "SELECT lower(name) FROM pragma_table_xinfo(?, 'main')"
-            taken = {name for (name,) in conn.execute(columns_of, (self.table,))}
-            rowids = [name for name in ("rowid", "_rowid_", "oid") if name not in taken]
-            unique += [UniqueColumns(((name, None),)) for name in rowids[:1]]
+        if any(origin == "pk" for _, origin, _ in indexes) and (rowid := self.rowid(conn)):
+            unique.append(UniqueColumns(((rowid, None),)))
         return unique, complete
 
-    def _without_rowid(self, conn: sqlite3.Connection) -> bool:
+    def rowid(self, conn: sqlite3.Connection) -> str | None:
+        """Return what the rowid can be called; None if the table has none, or columns that take all its names."""
         sql = "SELECT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?"
-        return bool(conn.execute(sql, (self.table,)).fetchone()[0])
+        if conn.execute(sql, (self.table,)).fetchone()[0]:
+            return None
+        columns = "SELECT lower(name) FROM pragma_table_xinfo(?, 'main')"
+        taken = {name for (name,) in conn.execute(columns, (self.table,))}
+        return next((name for name in ("rowid", "_rowid_", "oid") if name not in taken), None)
 
     def depends_on_row_alone(self, conn: sqlite3.Connection) -> bool:
         """Return whether only a change of a row itself can take it into the condition or out of it.
@@ -238,6 +240,11 @@ class Source:
         sql = f"SELECT {self._key_list}, {self._raw_list} FROM {self.from_where(self._key_equals)}"
         row = conn.execute(sql, {**self.params, **self._key_params(key)}).fetchone()
         return None if row is None else self._source_row(row)
+
+    def has_row(self, conn: sqlite3.Connection, key: Key) -> bool:
+        """Return whether there is a row of this key that meets the condition."""
+        sql = f"SELECT 1 FROM {self.from_where(self._key_equals)}"
+        return conn.execute(sql, {**self.params, **self._key_params(key)}).fetchone() is not None
 
     def read_whole_row(self, conn: sqlite3.Connection, key: Key) -> tuple[dict[str, Any], SourceRow] | None:
         """Return every column of a row, and its raw values; None when it is gone or has left the condition."""

@@ -600,6 +600,16 @@ class Store:
                 raise ValueError(f"{key!r} can't be a key: {error}") from None
         return np.array(sorted(found), np.int64)
 
+    def indexed_keys(self, passage_ids: NDArray[np.int64] | None) -> list[Key]:
+        """Return the keys of the rows of these passages, or of all rows with text, in the order they were indexed."""
+        only = "" if passage_ids is None else " AND passage_id IN (SELECT value FROM json_each(?))"
+        given = () if passage_ids is None else (json.dumps(passage_ids.tolist()),)
+        return self.conn.execute(
+            f"SELECT {self._keys} FROM {self.table('passages')} WHERE doclen > 0{only}"
+            f" GROUP BY {self._keys} ORDER BY min(passage_id)",
+            given,
+        ).fetchall()
+
     def count_rows(self, passage_ids: NDArray[np.int64] | None) -> int:
         """Return how many rows these passages, or all of them, come from."""
         if passage_ids is None:

@@ -1,0 +1,335 @@
+"""Search: from encoded queries to ranked rows, by ColBERT, by the table's own full-text index, or by both.
+
+In: queries as text and as embeddings, or keys of rows to compare others with; the tables of one index, read in one
+transaction. Out: ranked rows, and hits made of them. Leaves to others: encoding, which passages a filter allows, and
+the stages of a search (``engine/plaid.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colbert_sqlite.engine import plaid
+from colbert_sqlite.engine.codec import ResidualCodec
+from colbert_sqlite.engine.fusion import reciprocal_rank_fusion, weighted_sum
+from colbert_sqlite.engine.maxsim import normalised
+from colbert_sqlite.engine.salience import salient_centroids
+from colbert_sqlite.errors import IndexCorrupt, SourceError
+from colbert_sqlite.passages import extract
+from colbert_sqlite.results import Hit, Passage
+from colbert_sqlite.settings import MOST_NDOCS, MOST_NPROBE, SearchSettings
+from colbert_sqlite.storage.fts import FullText
+from colbert_sqlite.storage.snapshot import Snapshot
+from colbert_sqlite.storage.source import Key, Source
+from colbert_sqlite.storage.store import PassageRow, Store
+
+# How much wider the second attempt looks when the first found too few rows; the third scores everything.
+_WIDER = 4
+# Queries of one batch that share what they read, and what they may hold of centroid scores: 64 MB.
+_QUERIES_AT_ONCE = 16
+_SCORES_IN_MEMORY = 1 << 25
+# Rows of each ranking that hybrid joins, if k is not more.
+_FUSED = 100
+# Centroids of a row that stand for it when similar rows are sought.
+_SALIENT = 64
+
+
+class Ranked(NamedTuple):
+    """A row in its place. ``maxsim`` is that of its best passage, ``score`` what it is ranked by."""
+
+    passage_id: int
+    place: PassageRow
+    maxsim: float
+    score: float
+
+
+class RowNow(NamedTuple):
+    """A row as it is: every column, whether it has changed since it was indexed, and the passage that was found."""
+
+    values: dict[str, Any]
+    stale: bool
+    heading: str
+    passage: Passage
+
+
+class PassageToExplain(NamedTuple):
+    """A passage as it was encoded: under its heading, ``embeddings`` float32 [n_tokens, dim]; None if it was pooled."""
+
+    heading: str
+    passage: Passage
+    embeddings: NDArray[np.float32] | None
+
+
+class Likeness(NamedTuple):
+    """What rows like one row are sought with: embeddings float32 [n, dim], the length of each its weight."""
+
+    passage_ids: frozenset[int]
+    embeddings: NDArray[np.float32]
+    total_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Searcher:
+    """One index as one read transaction sees it. ``source`` has the condition of the index, no other."""
+
+    store: Store
+    source: Source
+    codec: ResidualCodec
+    snapshot: Snapshot
+    database: str
+
+    def search(
+        self,
+        queries: Sequence[str],
+        embeddings: Sequence[NDArray[np.float32]],
+        k: int,
+        settings: SearchSettings,
+        allowed: NDArray[np.int64] | None,
+    ) -> list[list[Ranked]]:
+        """Return at most *k* rows for each query, best first: as many as match.
+
+        :param embeddings: float32 [n_query_tokens, dim] of each query
+        :param allowed: int64, rising: only these passages may be found
+        :raises SourceError: if the mode needs an FTS5 table and there is none
+        :raises IndexCorrupt: if stored data contradicts itself
+        """
+        if settings.mode == "colbert":
+            ranked = self.by_colbert(embeddings, k, settings, allowed)
+        else:
+            full_text = FullText.of(self.store.conn, self.source)
+            depth = max(k, _FUSED)
+            if settings.mode == "fts":
+                n = max(k, settings.ndocs // 4)
+                found = (self._by_fts(full_text, query, n, allowed)[0] for query in queries)
+                ranked = [
+                    self._among(embedding, passage_ids, k, settings)
+                    for embedding, passage_ids in zip(embeddings, found, strict=True)
+                ]
+            else:
+                ranked = [
+                    self._fused(full_text, query, embedding, by_colbert, k, settings, allowed)
+                    for query, embedding, by_colbert in zip(
+                        queries, embeddings, self.by_colbert(embeddings, depth, settings, allowed), strict=True
+                    )
+                ]
+        if settings.threshold is None:
+            return ranked
+        return [
+            [row for row in rows if normalised(row.maxsim, len(embedding)) >= settings.threshold]
+            for rows, embedding in zip(ranked, embeddings, strict=True)
+        ]
+
+    def by_colbert(
+        self,
+        embeddings: Sequence[NDArray[np.float32]],
+        k: int,
+        settings: SearchSettings,
+        allowed: NDArray[np.int64] | None,
+    ) -> list[list[Ranked]]:
+        """Return the *k* rows of the highest MaxSim for each query. Arguments and errors as in :meth:`search`."""
+        wider = SearchSettings(
+            nprobe=min(_WIDER * settings.nprobe, MOST_NPROBE),
+            ndocs=min(_WIDER * max(settings.ndocs, _WIDER * k), MOST_NDOCS),
+        )
+        longest = max(map(len, embeddings))
+        at_once = max(1, min(_QUERIES_AT_ONCE, _SCORES_IN_MEMORY // (self.codec.n_centroids * longest)))
+        ranked: list[list[Ranked]] = []
+        for first in range(0, len(embeddings), at_once):
+            batch = embeddings[first : first + at_once]
+            found = plaid.search_many(batch, self.codec, self.snapshot, settings, allowed)
+            for embedding, (passage_ids, scores) in zip(batch, found, strict=True):
+                rows = self._rows(passage_ids, scores, k)
+                # Candidates may share rows, or rows may be gone: look wider before returning fewer than there are.
+                for exhaustive in (False, True):
+                    if len(rows) == k:
+                        break
+                    n_scored = len(passage_ids)
+                    scored_all = self.snapshot.has_at_most(n_scored) if allowed is None else n_scored == len(allowed)
+                    if scored_all or len(rows) == self.store.count_rows(allowed):
+                        break
+                    passage_ids, scores = plaid.search(embedding, self.codec, self.snapshot, wider, allowed, exhaustive)
+                    rows = self._rows(passage_ids, scores, k)
+                ranked.append(rows)
+        return ranked
+
+    def _among(
+        self, embedding: NDArray[np.float32], passage_ids: NDArray[np.int64], k: int, settings: SearchSettings
+    ) -> list[Ranked]:
+        """The *k* rows of these passages with the highest MaxSim, all of them scored."""
+        allowed = np.unique(passage_ids)
+        return self._rows(*plaid.search(embedding, self.codec, self.snapshot, settings, allowed, exhaustive=True), k)
+
+    def _by_fts(
+        self, full_text: FullText, query: str, n: int, allowed: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        return full_text.search(self.store, self.source, query, n, allowed)
+
+    def _fused(
+        self,
+        full_text: FullText,
+        query: str,
+        embedding: NDArray[np.float32],
+        by_colbert: list[Ranked],
+        k: int,
+        settings: SearchSettings,
+        allowed: NDArray[np.int64] | None,
+    ) -> list[Ranked]:
+        passage_ids, scores = self._by_fts(full_text, query, max(k, _FUSED), allowed)
+        of_passage = dict(zip(passage_ids.tolist(), scores.tolist(), strict=True))
+        rows = {row.place.key: row for row in self._among(embedding, passage_ids, len(passage_ids), settings)}
+        # Every row of both rankings has been scored by ColBERT.
+        by_fts = {row.place.key: of_passage[row.passage_id] for row in rows.values()}
+        rows |= {row.place.key: row for row in by_colbert}
+        weights = (settings.weight, 1 - settings.weight)
+        if settings.fusion == "rrf":
+            in_order = sorted(by_fts, key=lambda key: by_fts[key], reverse=True)
+            fused = reciprocal_rank_fusion([[row.place.key for row in by_colbert], in_order], weights)
+        else:
+            fused = weighted_sum([{key: row.maxsim for key, row in rows.items()}, by_fts], weights)
+        ranked = (row._replace(score=fused[key]) for key, row in rows.items())
+        return sorted(ranked, key=lambda row: (-row.score, -row.maxsim, row.passage_id))[:k]
+
+    def similar(
+        self, keys: Sequence[Key], k: int, settings: SearchSettings, allowed: NDArray[np.int64] | None
+    ) -> Iterator[list[Ranked]]:
+        """Yield for each of these rows at most *k* others like it, best first, by what is stored of both.
+
+        ``score`` is the weighted mean of the similarities that the row's most telling tokens have in the other one.
+
+        :raises SourceError: if a row is not in the index, or has no text in it
+        """
+        n_passages = self.snapshot.count()
+        for first in range(0, len(keys), _QUERIES_AT_ONCE):
+            likenesses = [self._likeness(key, n_passages) for key in keys[first : first + _QUERIES_AT_ONCE]]
+            found = self.by_colbert([one.embeddings for one in likenesses], k + 1, settings, allowed)
+            for one, rows in zip(likenesses, found, strict=True):
+                others = (row for row in rows if row.passage_id not in one.passage_ids)
+                means = ((row, row.maxsim / one.total_weight) for row in others)
+                yield [row._replace(maxsim=mean, score=mean) for row, mean in means][:k]
+
+    def _likeness(self, key: Key, n_passages: int) -> Likeness:
+        passage_ids = self._passages_of(key)
+        codes, embeddings = self.embeddings(passage_ids)
+        distinct, groups = np.unique(codes, return_inverse=True)
+        chosen, weights = salient_centroids(
+            np.bincount(groups), self.snapshot.list_lengths(distinct), n_passages, _SALIENT
+        )
+        # The tokens of one centroid in this row are one: what they have in common.
+        sums = np.zeros((len(distinct), self.codec.dim), np.float32)
+        np.add.at(sums, groups, embeddings)
+        means = sums[chosen] / np.maximum(np.linalg.norm(sums[chosen], axis=1, keepdims=True), 1e-12)
+        return Likeness(frozenset(passage_ids.tolist()), means * weights[:, None], float(weights.sum()))
+
+    def _passages_of(self, key: Key) -> NDArray[np.int64]:
+        passage_ids = self.store.passage_ids_of([key])
+        if not len(passage_ids):
+            shown = key[0] if len(key) == 1 else key
+            raise SourceError(
+                f"index {self.store.entry.name!r} has no text of a row {shown!r}: it is not there, not synced, or empty"
+            )
+        return passage_ids
+
+    def passage_of(self, key: Key, embedding: NDArray[np.float32], ordinal: int | None) -> PassageToExplain:
+        """Return a passage of a row: the one of that number, or the one of the highest MaxSim.
+
+        :param embedding: float32 [n_query_tokens, dim] of a query
+        :raises ValueError: if the row has no passage of that number
+        :raises SourceError: if the row is not in the index, has no text, or changed after it was indexed
+        """
+        passage_ids = self._passages_of(key)
+        if ordinal is None:
+            best, _ = plaid.search(embedding, self.codec, self.snapshot, SearchSettings.for_k(1), passage_ids, True)
+        else:
+            best = np.array(
+                [i for i, place in self.store.passage_rows(passage_ids.tolist()).items() if place.ordinal == ordinal],
+                np.int64,
+            )
+            if not len(best):
+                raise ValueError(
+                    f"the row has {len(passage_ids)} passages, numbered from 0: there is none of {ordinal}"
+                )
+        place = self.store.passage_rows(best[:1].tolist())[int(best[0])]
+        found = self._row(place)
+        if found is None or found.stale:
+            raise SourceError(f"the row changed after it was indexed: sync index {self.store.entry.name!r} first")
+        pooled = self.store.entry.settings.pool_factor > 1
+        return PassageToExplain(found.heading, found.passage, None if pooled else self.embeddings(best[:1])[1])
+
+    def embeddings(self, passage_ids: NDArray[np.int64]) -> tuple[NDArray[np.integer], NDArray[np.float32]]:
+        """Return the codes of these passages, and what is stored of their embeddings: float32 [n_tokens, dim].
+
+        :raises IndexCorrupt: if they are damaged
+        """
+        codes, offsets = self.snapshot.codes(passage_ids)
+        lengths = np.diff(offsets)
+        residuals, starts = self.snapshot.residuals(passage_ids, lengths)
+        rows = np.repeat(starts - offsets[:-1], lengths) + np.arange(len(codes))
+        return codes, self.codec.reconstruct(codes, residuals[rows])
+
+    def _rows(self, passage_ids: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> list[Ranked]:
+        """The first *k* rows of ranked passages, those left out that are gone from the table."""
+        rows: list[Ranked] = []
+        for row in self._each_row(passage_ids, scores, batch=4 * k):
+            if len(rows) == k:
+                break
+            rows.append(row)
+        return rows
+
+    def _each_row(self, passage_ids: NDArray[np.int64], scores: NDArray[np.float32], *, batch: int) -> Iterator[Ranked]:
+        seen: set[Key] = set()
+        for first in range(0, len(passage_ids), batch):
+            ids = passage_ids[first : first + batch].tolist()
+            places = self.store.passage_rows(ids)
+            for passage_id, score in zip(ids, scores[first : first + batch].tolist(), strict=True):
+                if passage_id not in places:
+                    raise IndexCorrupt(
+                        f"index {self.store.entry.name!r} lists passage {passage_id}, which is not there: run verify"
+                    )
+                place = places[passage_id]
+                if place.key not in seen:
+                    seen.add(place.key)
+                    if self.source.has_row(self.store.conn, place.key):
+                        yield Ranked(passage_id, place, score, score)
+
+    def hits(self, ranked: Sequence[Ranked], n_query_tokens: int) -> list[Hit]:
+        """Return the rows as they are now, with the passages that were found."""
+        hits: list[Hit] = []
+        for rank, found in enumerate(ranked, start=1):
+            row = self._row(found.place)
+            assert row is not None, "it was there in this transaction"
+            # As it is spelled now: an equal key may replace another, 1.0 for 1, or "a" for "A".
+            key = tuple(row.values[column] for column in self.source.keys)
+            hits.append(
+                Hit(
+                    rank=rank,
+                    score=found.score,
+                    normalised_score=normalised(found.maxsim, n_query_tokens),
+                    pk=key[0] if len(key) == 1 else key,
+                    row=row.values,
+                    passage=row.passage,
+                    index=self.store.entry.name,
+                    database=self.database,
+                    stale=row.stale,
+                )
+            )
+        return hits
+
+    def _row(self, place: PassageRow) -> RowNow | None:
+        settings = self.store.entry.settings
+        found = self.source.read_whole_row(self.store.conn, place.key)
+        if found is None:
+            return None
+        assert settings.max_tokens is not None
+        values, raw = found
+        extracted = extract(raw.values, raw.heading, html=settings.html, max_tokens=settings.max_tokens)
+        start, end = place.start, place.end
+        if not extracted.text[start:end].strip():
+            # The row has another text now, which is too short for where its passage was.
+            start, end = 0, min(end - start, len(extracted.text))
+        passage = Passage(extracted.text[start:end], start, end, place.ordinal)
+        return RowNow(values, raw.content_hash != place.content_hash, extracted.heading, passage)

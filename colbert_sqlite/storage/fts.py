@@ -1,0 +1,125 @@
+"""The table's own full-text index, an FTS5 table with external content. Nothing here writes.
+
+In: a source table, words. Out: passages of the rows that have them, with the score FTS5 gives the row. Leaves to
+others: what ColBERT thinks of these.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colbert_sqlite.errors import SourceError
+from colbert_sqlite.storage.schema import key_columns, qualified, quote_identifier
+from colbert_sqlite.storage.source import Source
+from colbert_sqlite.storage.store import Store
+
+_NAME = r"""("(?:[^"]|"")*"|'(?:[^']|'')*'|\[[^\]]*\]|`(?:[^`]|``)*`|[^\s,()]+)"""
+_OPTION = re.compile(rf"(?<![\w\"'\]`])(content|content_rowid)\s*=\s*{_NAME}", re.IGNORECASE)
+_USING = re.compile(r"\bUSING\s+(fts[345])\b", re.IGNORECASE)
+# More words tell FTS5 nothing new, and it refuses expressions of too many.
+MOST_WORDS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class FullText:
+    """An FTS5 table, and the column of the source table that its rowids are."""
+
+    table: str
+    rowid: str
+
+    @classmethod
+    def of(cls, conn: sqlite3.Connection, source: Source) -> FullText:
+        """Return the FTS5 table whose content is *source*; of several, that with most of its indexed columns.
+
+        :raises SourceError: if there is none
+        """
+        found, older = [], False
+        wanted = {column.lower() for column in (*source.columns, *([source.heading] if source.heading else []))}
+        statements = "SELECT name, sql FROM main.sqlite_master WHERE sql LIKE 'create virtual table%' ORDER BY name"
+        for name, sql in conn.execute(statements):
+            using = _USING.search(sql)
+            options = {option.lower(): _unquoted(value) for option, value in _OPTION.findall(sql)}
+            if using is None or options.get("content", "").lower() != source.table.lower():
+                continue
+            if using[1].lower() != "fts5":
+                older = True
+                continue
+            columns = {row[0].lower() for row in conn.execute("SELECT name FROM pragma_table_info(?, 'main')", (name,))}
+            found.append((-len(columns & wanted), name, options.get("content_rowid")))
+        rowid = source.rowid(conn)
+        if found:
+            _, name, content_rowid = min(found, key=lambda one: one[:2])
+            column = content_rowid or rowid
+            if column is not None:
+                return cls(name, quote_identifier(column))
+        columns_ = " ".join([*([source.heading] if source.heading else []), *source.columns])
+        if rowid is None:
+            raise SourceError(
+                f"table {source.table!r} has no rowids, which FTS5 needs: search it with mode colbert, or make it a "
+                "table that is not WITHOUT ROWID"
+            )
+        lacks, replace = ("only an FTS4 index", " --replace") if older else ("no FTS5 index", "")
+        raise SourceError(
+            f"table {source.table!r} has {lacks}: make one with: sqlite-utils enable-fts DATABASE "
+            f"{source.table} {columns_} --create-triggers{replace}"
+        )
+
+    def search(
+        self, store: Store, source: Source, query: str, limit: int, allowed: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the passages of the *limit* rows that answer *query* best, and the score of the row of each.
+
+        :param query: any text; rows with any of its words are found
+        :param allowed: int64: only rows of these passages are looked at
+        :return: int64 and float64 [n], higher scores first; rows that are not indexed are left out
+        """
+        words = match_any(query)
+        if not words:
+            return np.empty(0, np.int64), np.empty(0)
+        ours = [quote_identifier(key) for key in key_columns(store.entry.key_columns)]
+        theirs = [quote_identifier(key) for key in source.keys]
+        of_row = " AND ".join(f"p.{our} = s.{their}" for our, their in zip(ours, theirs, strict=True))
+        passages, table = store.table("passages"), f"{qualified(source.table)} AS s"
+        conditions = []
+        if source.where is not None:
+            conditions.append(f"rowid IN (SELECT {self.rowid} FROM {source.from_where()})")
+        if allowed is not None:
+            conditions.append(
+                f"rowid IN (SELECT s.{self.rowid} FROM json_each(:_colbert_allowed) AS ids CROSS JOIN {passages} AS p"
+                f" ON p.passage_id = ids.value JOIN {table} ON {of_row})"
+            )
+        only = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        rows = store.conn.execute(
+            f"SELECT p.passage_id, -found.rank FROM (SELECT rowid AS id, rank FROM {qualified(self.table)}"
+            f"(:_colbert_words){only} ORDER BY rank, rowid LIMIT {limit}) AS found"
+            f" JOIN {table} ON s.{self.rowid} = found.id JOIN {passages} AS p ON {of_row} WHERE p.doclen > 0"
+            " ORDER BY found.rank, found.id, p.passage_id",
+            {
+                **source.params,
+                "_colbert_words": words,
+                "_colbert_allowed": json.dumps([] if allowed is None else allowed.tolist()),
+            },
+        ).fetchall()
+        return np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.float64)
+
+
+def match_any(text: str) -> str:
+    """Return an FTS5 expression that finds rows with any word of *text*, whatever characters it has; empty if none.
+
+    What stands between spaces is one string to FTS5, so that its own tokenizer cuts it: "time-sharing" becomes a
+    phrase.
+    """
+    words = dict.fromkeys(word.lower() for word in text.replace("\0", " ").split())
+    return " OR ".join('"' + word.replace('"', '""') + '"' for word in [*words][:MOST_WORDS])
+
+
+def _unquoted(name: str) -> str:
+    if name[0] in "\"'`" and len(name) > 1:
+        return name[1:-1].replace(name[0] * 2, name[0])
+    return name[1:-1] if name[0] == "[" else name
