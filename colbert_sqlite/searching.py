@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,10 +103,9 @@ class Searcher:
             ranked = self.by_colbert(embeddings, k, settings, allowed)
         else:
             full_text = FullText.of(self.store.conn, self.source)
-            depth = max(k, _FUSED)
             if settings.mode == "fts":
                 n = max(k, settings.ndocs // 4)
-                found = (self._by_fts(full_text, query, n, allowed)[0] for query in queries)
+                found = (full_text.search(self.store, self.source, query, n, allowed)[0] for query in queries)
                 ranked = [
                     self._among(embedding, passage_ids, k, settings)
                     for embedding, passage_ids in zip(embeddings, found, strict=True)
@@ -114,7 +114,7 @@ class Searcher:
                 ranked = [
                     self._fused(full_text, query, embedding, by_colbert, k, settings, allowed)
                     for query, embedding, by_colbert in zip(
-                        queries, embeddings, self.by_colbert(embeddings, depth, settings, allowed), strict=True
+                        queries, embeddings, self.by_colbert(embeddings, max(k, _FUSED), settings, allowed), strict=True
                     )
                 ]
         if settings.threshold is None:
@@ -164,11 +164,6 @@ class Searcher:
         allowed = np.unique(passage_ids)
         return self._rows(*plaid.search(embedding, self.codec, self.snapshot, settings, allowed, exhaustive=True), k)
 
-    def _by_fts(
-        self, full_text: FullText, query: str, n: int, allowed: NDArray[np.int64] | None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        return full_text.search(self.store, self.source, query, n, allowed)
-
     def _fused(
         self,
         full_text: FullText,
@@ -179,9 +174,10 @@ class Searcher:
         settings: SearchSettings,
         allowed: NDArray[np.int64] | None,
     ) -> list[Ranked]:
-        passage_ids, scores = self._by_fts(full_text, query, max(k, _FUSED), allowed)
+        depth = max(k, _FUSED)
+        passage_ids, scores = full_text.search(self.store, self.source, query, depth, allowed)
         of_passage = dict(zip(passage_ids.tolist(), scores.tolist(), strict=True))
-        rows = {row.place.key: row for row in self._among(embedding, passage_ids, len(passage_ids), settings)}
+        rows = {row.place.key: row for row in self._among(embedding, passage_ids, depth, settings)}
         # Every row of both rankings has been scored by ColBERT.
         by_fts = {row.place.key: of_passage[row.passage_id] for row in rows.values()}
         rows |= {row.place.key: row for row in by_colbert}
@@ -273,12 +269,7 @@ class Searcher:
 
     def _rows(self, passage_ids: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> list[Ranked]:
         """The first *k* rows of ranked passages, those left out that are gone from the table."""
-        rows: list[Ranked] = []
-        for row in self._each_row(passage_ids, scores, batch=4 * k):
-            if len(rows) == k:
-                break
-            rows.append(row)
-        return rows
+        return [*islice(self._each_row(passage_ids, scores, batch=4 * k), k)]
 
     def _each_row(self, passage_ids: NDArray[np.int64], scores: NDArray[np.float32], *, batch: int) -> Iterator[Ranked]:
         seen: set[Key] = set()

@@ -115,7 +115,7 @@ def atomic(conn: sqlite3.Connection) -> Iterator[None]:
 @contextmanager
 def reading(conn: sqlite3.Connection) -> Iterator[None]:
     """One consistent view for several SELECTs, whatever other connections commit meanwhile."""
-    # Nobody else writes a database in memory, and in a SQL function of ours a ROLLBACK would end the caller's statement.
+    # Nobody else writes a database in memory, and in a SQL function a ROLLBACK would end the caller's statement.
     if conn.in_transaction or not file_of(conn):
         yield
         return
