@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         ShapeError,
         SourceError,
     )
+    from colbert_sqlite.explain import Explanation, Match, PassageWord
+    from colbert_sqlite.highlighting import highlight, snippet
     from colbert_sqlite.index import Index
     from colbert_sqlite.indexing import Progress
     from colbert_sqlite.multi import search_all
@@ -40,6 +42,7 @@ __version__ = "0.1a0"
 __all__ = [
     "BuildInterrupted",
     "ColbertError",
+    "Explanation",
     "Hit",
     "Index",
     "IndexBusy",
@@ -47,38 +50,47 @@ __all__ = [
     "IndexExists",
     "IndexNotFound",
     "IndexSettings",
+    "Match",
     "MissingDependency",
     "ModelError",
     "ModelMismatch",
     "ModelNotFound",
     "Passage",
+    "PassageWord",
     "Progress",
     "Reranked",
     "SchemaVersionError",
     "SearchSettings",
     "ShapeError",
     "SourceError",
+    "highlight",
     "list_indexes",
     "load_encoder",
     "register",
     "rerank",
     "search_all",
+    "snippet",
     "upgrade",
 ]
 
 _HOMES = {
+    "Explanation": "explain:Explanation",
     "Hit": "results:Hit",
     "Index": "index:Index",
     "IndexSettings": "settings:IndexSettings",
+    "Match": "explain:Match",
     "Passage": "results:Passage",
+    "PassageWord": "explain:PassageWord",
     "Progress": "indexing:Progress",
     "Reranked": "reranking:Reranked",
     "SearchSettings": "settings:SearchSettings",
+    "highlight": "highlighting:highlight",
     "list_indexes": "catalogue:list_indexes",
     "load_encoder": "encoders:load_encoder",
     "register": "sql_functions:register",
     "rerank": "reranking:rerank",
     "search_all": "multi:search_all",
+    "snippet": "highlighting:snippet",
     "upgrade": "upgrading:upgrade",
 }
 

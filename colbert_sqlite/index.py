@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Thread
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,8 @@ from colbert_sqlite.errors import (
     ModelNotFound,
     SourceError,
 )
-from colbert_sqlite.indexing import ProgressCallback, build, codec_from, no_progress, writing
+from colbert_sqlite.explain import Explanation, explain_passage
+from colbert_sqlite.indexing import Progress, ProgressCallback, build, codec_from, no_progress, writing
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS
 from colbert_sqlite.results import Hit
 from colbert_sqlite.searching import Searcher
@@ -38,15 +39,13 @@ from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.check import check
 from colbert_sqlite.storage.connection import Database, atomic, connect, file_of, plain_rows, reading
 from colbert_sqlite.storage.registry import refuse_to_replace
+from colbert_sqlite.storage.related import write_related
 from colbert_sqlite.storage.snapshot import Checked, Snapshot
 from colbert_sqlite.storage.source import Key, Source
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.stored_codec import StoredCodec
 from colbert_sqlite.syncing import compact, is_outgrown, repair, sync
 from colbert_sqlite.timing import BuildReport
-
-if TYPE_CHECKING:
-    from colbert_sqlite.explain import Explanation
 
 # When a rebuild pays: recent rows lie so much farther from the centroids, and there are so many of them.
 _DRIFT = 0.2
@@ -69,7 +68,8 @@ class Index:
         self._backend = backend
         self._loaded: Encoder | None = None
         self._checked = Checked()
-        self._database = file_of(store.conn)
+        self.database = file_of(store.conn)
+        """Path of the file that the index is in; empty for a database in memory."""
         self._codec: tuple[tuple[object, ...], ResidualCodec] | None = None
         self.build_report: BuildReport | None = None
         """Time and memory of each stage of the build that made this object, or of its rebuild; None after open."""
@@ -274,6 +274,19 @@ class Index:
         return self._store.entry.settings
 
     @property
+    def key_columns(self) -> tuple[str, ...]:
+        """The primary key of the source table."""
+        return self._store.entry.key_columns
+
+    def spelled(self, columns: Sequence[str]) -> list[str]:
+        """Return names of columns of the source table as its schema spells them.
+
+        :raises SourceError: if there is no such column
+        """
+        with plain_rows(self._store.conn):
+            return list(Source.inspect(self._store.conn, self.settings.table, columns).columns)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Rows, rows without text, passages and tokens in the index."""
         with self._reading():
@@ -416,12 +429,13 @@ class Index:
     ) -> list[Hit]:
         """Return the *k* rows most like the row *pk*, never itself, from what is stored: no model is loaded.
 
-        The row's most telling tokens are looked for in the other rows; ``score`` is the mean of their best
-        similarities, each weighted by how rare the token is. Filters and settings as in :meth:`search`.
+        The row's most telling tokens, 64 at most, are looked for in the other rows; ``score`` is the mean of their best
+        similarities. Filters and settings as in :meth:`search`, but for narrower defaults: nprobe 8, and ndocs 512 or
+        64 times k.
 
         :raises SourceError: if the row is not in the index or has no text
         """
-        settings = SearchSettings.chosen(k, threshold=threshold, nprobe=nprobe, ndocs=ndocs)
+        settings = _settings_of_similar(k, nprobe, ndocs)
         with self._reading():
             searcher = self._searcher()
             [ranked] = searcher.similar([self._key(pk)], k, settings, self._allowed(where, params, _list_of_keys(pks)))
@@ -431,27 +445,33 @@ class Index:
         self,
         k: int = 10,
         *,
+        into: str | None = None,
         where: str | None = None,
         params: Mapping[str, Any] | None = None,
         nprobe: int | None = None,
         ndocs: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Iterator[tuple[Any, list[tuple[Any, float]]]]:
-        """Yield every row's key, and the keys and scores of the *k* rows most like it, from one state of the index.
+        progress: ProgressCallback | None = None,
+    ) -> list[tuple[Any, list[tuple[Any, float]]]]:
+        """Return every row's key, and the keys and scores of the *k* rows most like it, from one state of the index.
 
+        :param into: name of a table to write them to: the row's key, ``rank``, the similar row's key and ``score``;
+            what an earlier call wrote there is replaced
         :param where: only rows that meet it have similar ones, and are some
-        :param progress: called with the rows done and all of them
+        :raises SourceError: if *into* is a table that something else made
 
         Otherwise as :meth:`similar`.
         """
-        settings = SearchSettings.chosen(k, nprobe=nprobe, ndocs=ndocs)
+        settings, found = _settings_of_similar(k, nprobe, ndocs), []
         with self._reading():
             searcher, allowed = self._searcher(), self._allowed(where, params, None)
             keys = [key for key in self._store.indexed_keys(allowed) if searcher.source.has_row(self._store.conn, key)]
-            for done, (key, ranked) in enumerate(zip(keys, searcher.similar(keys, k, settings, allowed), strict=True)):
-                if progress is not None:
-                    progress(done + 1, len(keys))
-                yield _pk(key), [(_pk(row.place.key), row.score) for row in ranked]
+            for key, ranked in zip(keys, searcher.similar(keys, k, settings, allowed), strict=True):
+                found.append((key, [(row.place.key, row.score) for row in ranked]))
+                (progress or no_progress)(Progress("similar", len(found), len(keys)))
+        if into is not None:
+            with plain_rows(self._store.conn):
+                write_related(self._store.conn, searcher.source, into, found)
+        return [(_pk(key), [(_pk(other), score) for other, score in ranked]) for key, ranked in found]
 
     def explain(self, query: str, pk: Any, *, ordinal: int | None = None) -> Explanation:
         """Return which query token met which token of a row's passage, as a search scores them.
@@ -461,8 +481,6 @@ class Index:
         :raises SourceError: if the row is not in the index, has no text, or changed after it was indexed
         :raises ModelNotFound: if the model is not on this machine and can't be fetched
         """
-        from colbert_sqlite.explain import explain_passage
-
         check_queries([query])
         encoder = self.encoder
         embeddings = encode_queries(encoder, [query])[0]
@@ -723,7 +741,7 @@ class Index:
     def _searcher(self) -> Searcher:
         stored, codec = self._read_codec()
         snapshot = Snapshot(self._store, stored, self._checked)
-        return Searcher(self._store, self._source(), codec, snapshot, self._database)
+        return Searcher(self._store, self._source(), codec, snapshot, self.database)
 
 
 def _drift(codec: StoredCodec) -> float | None:
@@ -739,6 +757,13 @@ def _why_rebuild(codec: StoredCodec, n_tokens: int, drift: float | None) -> str 
     if is_outgrown(codec, n_tokens):
         return f"{n_tokens:,} tokens have outgrown a codec that was trained for {codec.trained_tokens:,}"
     return None
+
+
+def _settings_of_similar(k: int, nprobe: int | None, ndocs: int | None) -> SearchSettings:
+    # So many tokens need no wide search: of the rows of three manuals, as many of the nearest five were of their page.
+    return SearchSettings.chosen(
+        k, nprobe=8 if nprobe is None else nprobe, ndocs=max(512, 64 * k) if ndocs is None else ndocs
+    )
 
 
 def _list_of_keys(pks: Iterable[Any] | None) -> Iterable[Any] | None:

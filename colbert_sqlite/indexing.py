@@ -53,8 +53,8 @@ OUTLIER_RESIDUAL = 1.77
 class Progress(NamedTuple):
     """Where a build or a sync is.
 
-    ``stage`` is "encode" or "compare" (counted in rows), "train" or "write" (one step each), or "wait", for another
-    process that writes the same index.
+    ``stage`` is "encode", "compare" or "similar" (counted in rows), "train" or "write" (one step each), or "wait", for
+    another process that writes the same index.
     """
 
     stage: str

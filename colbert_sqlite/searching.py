@@ -66,14 +66,6 @@ class PassageToExplain(NamedTuple):
     embeddings: NDArray[np.float32] | None
 
 
-class Likeness(NamedTuple):
-    """What rows like one row are sought with: embeddings float32 [n, dim], the length of each its weight."""
-
-    passage_ids: frozenset[int]
-    embeddings: NDArray[np.float32]
-    total_weight: float
-
-
 @dataclass(frozen=True, slots=True)
 class Searcher:
     """One index as one read transaction sees it. ``source`` has the condition of the index, no other."""
@@ -195,31 +187,36 @@ class Searcher:
     ) -> Iterator[list[Ranked]]:
         """Yield for each of these rows at most *k* others like it, best first, by what is stored of both.
 
-        ``score`` is the weighted mean of the similarities that the row's most telling tokens have in the other one.
+        ``score`` is the mean of the similarities that the row's most telling tokens have in the other one.
 
         :raises SourceError: if a row is not in the index, or has no text in it
         """
         n_passages = self.snapshot.count()
         for first in range(0, len(keys), _QUERIES_AT_ONCE):
-            likenesses = [self._likeness(key, n_passages) for key in keys[first : first + _QUERIES_AT_ONCE]]
-            found = self.by_colbert([one.embeddings for one in likenesses], k + 1, settings, allowed)
-            for one, rows in zip(likenesses, found, strict=True):
-                others = (row for row in rows if row.passage_id not in one.passage_ids)
-                means = ((row, row.maxsim / one.total_weight) for row in others)
+            mine = [self._passages_of(key) for key in keys[first : first + _QUERIES_AT_ONCE]]
+            tokens = [self._telling_tokens(passage_ids, n_passages) for passage_ids in mine]
+            found = self.by_colbert(tokens, k + 1, settings, allowed)
+            for passage_ids, embeddings, rows in zip(mine, tokens, found, strict=True):
+                others = (row for row in rows if row.passage_id not in passage_ids)
+                means = ((row, row.maxsim / len(embeddings)) for row in others)
                 yield [row._replace(maxsim=mean, score=mean) for row, mean in means][:k]
 
-    def _likeness(self, key: Key, n_passages: int) -> Likeness:
-        passage_ids = self._passages_of(key)
+    def _telling_tokens(self, passage_ids: NDArray[np.int64], n_passages: int) -> NDArray[np.float32]:
+        """Embeddings float32 [n, dim] that stand for a row when others like it are sought.
+
+        Weighing them by how much they tell was no better: of the five rows nearest to each section of three manuals,
+        0.50 instead of 0.52 were of its page (0.45 by mean vectors).
+        """
         codes, embeddings = self.embeddings(passage_ids)
         distinct, groups = np.unique(codes, return_inverse=True)
-        chosen, weights = salient_centroids(
-            np.bincount(groups), self.snapshot.list_lengths(distinct), n_passages, _SALIENT
-        )
+        lengths = self.snapshot.list_lengths(distinct)
+        chosen = salient_centroids(np.bincount(groups), lengths, n_passages, _SALIENT)
         # The tokens of one centroid in this row are one: what they have in common.
         sums = np.zeros((len(distinct), self.codec.dim), np.float32)
         np.add.at(sums, groups, embeddings)
-        means = sums[chosen] / np.maximum(np.linalg.norm(sums[chosen], axis=1, keepdims=True), 1e-12)
-        return Likeness(frozenset(passage_ids.tolist()), means * weights[:, None], float(weights.sum()))
+        norms = np.linalg.norm(sums[chosen], axis=1, keepdims=True)
+        unit: NDArray[np.float32] = sums[chosen] / np.maximum(norms, np.float32(1e-12))
+        return unit
 
     def _passages_of(self, key: Key) -> NDArray[np.int64]:
         passage_ids = self.store.passage_ids_of([key])

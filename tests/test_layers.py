@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOW = """errors settings timing passages encoders engine storage catalogue indexing syncing results explain reranking
-searching index upgrading multi sql_functions""".split()
+FLOW = """errors settings timing passages encoders engine storage catalogue indexing syncing results highlighting
+explain reranking searching index upgrading multi sql_functions""".split()
 APART = {"encoders", "engine", "storage"}
 NEIGHBOURS = {"evaluation", "integrations", "training"}
 HOSTS = {"click", "tqdm", "tabulate", "datasette", "llm", "sqlite_utils_colbert", "datasette_colbert", "llm_colbert"}
@@ -86,9 +86,19 @@ def loaded_by(*code: str) -> set[str]:
     return set(run.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("name", ["colbert_sqlite", "sqlite_utils_colbert"])
+@pytest.mark.parametrize("name", ["colbert_sqlite", "sqlite_utils_colbert", "datasette_colbert"])
 def test_import_is_light(name: str) -> None:
     assert loaded_by(f"import {name}") & HEAVY == set()
+
+
+def test_a_connection_gets_its_functions_without_numpy() -> None:
+    loaded = loaded_by(
+        "import sqlite3",
+        "from colbert_sqlite import register",
+        "register(sqlite3.connect(':memory:'))",
+        "print()",
+    )
+    assert loaded & {*HEAVY, "numpy"} == set()
 
 
 @pytest.mark.parametrize("words", [[], ["search"], ["index"]], ids=" ".join)

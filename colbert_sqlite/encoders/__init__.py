@@ -42,6 +42,8 @@ __all__ = [
 class Encoder(Protocol):
     """Turns text into token embeddings. Implementations live beside this file."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def name(self) -> str:
         """What the user called the model; written into the index."""

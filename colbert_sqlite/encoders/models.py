@@ -261,8 +261,6 @@ def _from_cache(fingerprint: str | None, name: str, batch_size: int | None) -> E
 
 def _export_to_cache(source: _Source) -> Path:
     """The sound export of this model in the cache, made if there is none."""
-    from colbert_sqlite.encoders.export import export, remove_stale
-
     folder = exports.cached_folder(source.fingerprint)
     if folder.exists():
         try:
@@ -270,6 +268,8 @@ def _export_to_cache(source: _Source) -> Path:
             return folder
         except ModelError:
             shutil.rmtree(folder)
+    from colbert_sqlite.encoders.export import export, remove_stale
+
     remove_stale(folder.parent)
     try:
         export(source.by_torch("cpu", "float32", None), folder)

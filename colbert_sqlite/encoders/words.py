@@ -52,8 +52,12 @@ def number_words(
         if start >= end:
             tokens.append(Token(0, 0, None, name))
             continue
+        # An accent of its own, which a tokenizer may have made one with its letter.
+        while end < len(text) and category(text[end])[0] == "M":
+            end += 1
         # Between the pieces of one word there may be characters that the tokenizer drops.
-        touches = start == last_end or (start > last_end and pretoken == last_pretoken)
+        between = text[last_end:start]
+        touches = not between or (pretoken == last_pretoken and not any(map(str.isspace, between)))
         if word < 0 or not (start < last_end or (touches and _joined(text, last_end - 1, start))):
             word += 1
         tokens.append(Token(start, end, word, name))

@@ -6,6 +6,7 @@ In: the functions of the other modules. Out: click commands of them. Leaves to o
 from __future__ import annotations
 
 import dataclasses
+import json
 import sqlite3
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -65,6 +66,22 @@ def valid_utf8(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
+def primary_key(ctx: click.Context, param: click.Parameter, value: str) -> Any:
+    """The key that an argument names: of several columns as a JSON array, else the text itself, which SQLite compares
+    with numbers as it compares numbers.
+    """
+    text = valid_utf8(ctx, param, value)
+    if not text.lstrip().startswith("["):
+        return text
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return text
+    if not values or any(isinstance(part, (bool, list, dict)) for part in values):
+        raise click.BadParameter(f"a key is text or a number, or a JSON array of these, not {text}")
+    return tuple(values)
+
+
 def where_options(help_: str) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         return click.option("--where", metavar="SQL", help=help_)(
@@ -109,6 +126,7 @@ def model_options(function: Function) -> Function:
 moved_model_option = click.option("--model", help="Where the model is now, if not where it was when the index was made")
 db_argument = click.argument("db", type=click.Path())
 index_argument = click.argument("index")
+pk_argument = click.argument("pk", callback=primary_key)
 json_option = click.option("--json", "as_json", is_flag=True, help="Output JSON")
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show time and memory of each stage at the end")
 silent_option = click.option("--silent", is_flag=True, help="Show no progress and no summary")

@@ -22,7 +22,7 @@ LABELS = {
     "write": "Writing the inverted lists",
     "wait": "Another process is writing this index: waiting until it is done",
 }
-COUNTED = {"encode": "Encoding", "compare": "Comparing"}
+COUNTED = {"encode": "Encoding", "compare": "Comparing", "similar": "Finding rows like"}
 
 
 class ProgressDisplay:

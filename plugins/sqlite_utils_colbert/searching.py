@@ -1,32 +1,44 @@
-"""The commands that find rows: search.
+"""The commands that find rows: search and similar.
 
-In: a query on the command line. Out: rows in the format that was asked for. Leaves to others: the work, which is one
-method of :class:`colbert_sqlite.Index`.
+In: a query, or the key of a row, on the command line. Out: rows in the format that was asked for. Leaves to others:
+the work; each command is one method of :class:`colbert_sqlite.Index`.
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from colbert_sqlite import IndexSettings, SearchSettings
+from colbert_sqlite.settings import Fusion, Mode
 from sqlite_utils_colbert.options import (
     ColbertCommand,
     db_argument,
     index_argument,
     model_options,
     moved_model_option,
+    primary_key,
     setting_option,
+    silent_option,
     valid_utf8,
     where_options,
 )
-from sqlite_utils_colbert.output import fit, output_options, print_rows, print_table, refuse_two_formats
+from sqlite_utils_colbert.output import (
+    Row,
+    fit,
+    output_options,
+    print_rows,
+    print_table,
+    refuse_two_formats,
+)
+from sqlite_utils_colbert.progress import ProgressDisplay
+from sqlite_utils_colbert.statement import select_of_search
 
 if TYPE_CHECKING:
-    from colbert_sqlite import Hit
+    from colbert_sqlite import Hit, Index
 
 TITLE_COLUMNS = ("title", "name")  # what Datasette takes for the label of a row
 
@@ -37,10 +49,22 @@ TITLE_COLUMNS = ("title", "name")  # what Datasette takes for the label of a row
 @click.argument("query", callback=valid_utf8)
 @click.option("-k", "--limit", "k", type=int, default=10, show_default=True, help="Number of rows")
 @where_options("Search only the rows that meet this condition")
+@setting_option(SearchSettings, "mode", type=click.Choice(get_args(Mode)), default="colbert", show_default=True)
+@setting_option(SearchSettings, "fusion", type=click.Choice(get_args(Fusion)))
+@setting_option(SearchSettings, "weight", type=float)
+@setting_option(SearchSettings, "threshold", type=float)
+@click.option(
+    "--also",
+    multiple=True,
+    nargs=2,
+    metavar="DB INDEX",
+    help="Search this index too and make one ranking of both; may be given again",
+)
 @click.option("-c", "--column", "columns", multiple=True, help="Column to output; default: the row's title")
 @click.option("--passages", is_flag=True, help="Output passages whole, and where they stand in their rows")
 @setting_option(SearchSettings, "nprobe", type=int)
 @setting_option(SearchSettings, "ndocs", type=int)
+@click.option("--sql", "as_sql", is_flag=True, help="Output the SELECT that finds these rows, and search nothing")
 @moved_model_option
 @model_options
 @click.option("-v", "--verbose", is_flag=True, help="Say which model and backend answered, and how fast")
@@ -50,17 +74,20 @@ def search(
     index: str,
     query: str,
     k: int,
+    where: str | None,
     params: tuple[tuple[str, str], ...],
+    mode: Mode,
+    fusion: Fusion | None,
+    weight: float | None,
+    threshold: float | None,
+    also: tuple[tuple[str, str], ...],
     columns: tuple[str, ...],
     passages: bool,
+    nprobe: int | None,
+    ndocs: int | None,
+    as_sql: bool,
     output: str | None,
     fmt: str | None,
-    model: str | None,
-    device: str | None,
-    dtype: str,
-    batch_size: int | None,
-    trust_remote_code: bool,
-    backend: str,
     verbose: bool,
     **options: Any,
 ) -> None:
@@ -74,52 +101,159 @@ def search(
         sqlite-utils colbert search blog.db posts 'bread that stays flat' -t
         sqlite-utils colbert search blog.db posts 'bread that stays flat' \\
           --where 'created >= :since' -p since 2021 -c title -c created
+        sqlite-utils colbert search blog.db posts 'bread' --mode hybrid
+    """
+    from colbert_sqlite import Index, search_all
+
+    refuse_two_formats(output, fmt)
+    limits: dict[str, Any] = {"fusion": fusion, "weight": weight, "nprobe": nprobe, "ndocs": ndocs}
+    if (fusion or weight is not None) and mode != "hybrid":
+        raise click.UsageError("--fusion and --weight say how --mode hybrid joins two rankings.")
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        opened = [stack.enter_context(Index.open(path, name, **options)) for path, name in ((db, index), *also)]
+        if as_sql:
+            unsaid = [name for name, value in {**limits, "also": also or None}.items() if value is not None]
+            if unsaid:
+                raise click.UsageError(f"colbert_search() has no argument for --{unsaid[0]}: leave out it or --sql.")
+            settings = SearchSettings.chosen(k, mode=mode, threshold=threshold)
+            click.echo(select_of_search(opened[0], query, k, settings, where, asked_columns(opened[0], columns)))
+            return
+        shown = [asked_columns(one, columns) for one in opened]
+        limits |= {"where": where, "params": dict(params), "mode": mode, "threshold": threshold}
+        hits = search_all(opened, query, k, **limits) if also else opened[0].search(query, k, **limits)
+        if verbose:
+            seconds, encoder = time.perf_counter() - started, opened[0].encoder
+            click.echo(f"Answered by {encoder.name}, {encoder.backend}, in {seconds:.2f} s", err=True)
+        print_hits(hits, opened, shown, passages, output, fmt)
+
+
+@click.command(cls=ColbertCommand)
+@db_argument
+@index_argument
+@click.argument("pk", required=False)
+@click.option("-k", "--limit", "k", type=int, default=10, show_default=True, help="Number of rows, for each row")
+@click.option("--all", "every", is_flag=True, help="Find the rows like each row of the table")
+@click.option("--into", metavar="TABLE", help="Write these to a table, replacing what similar wrote there before")
+@where_options("Find only rows that meet this condition; with --all only these have similar ones")
+@setting_option(SearchSettings, "threshold", type=float)
+@click.option("-c", "--column", "columns", multiple=True, help="Column to output; default: the row's title")
+@click.option("--passages", is_flag=True, help="Output passages whole, and where they stand in their rows")
+@setting_option(SearchSettings, "nprobe", type=int)
+@setting_option(SearchSettings, "ndocs", type=int)
+@silent_option
+@output_options
+@click.pass_context
+def similar(
+    ctx: click.Context,
+    /,
+    db: str,
+    index: str,
+    pk: str | None,
+    k: int,
+    every: bool,
+    into: str | None,
+    where: str | None,
+    params: tuple[tuple[str, str], ...],
+    threshold: float | None,
+    columns: tuple[str, ...],
+    passages: bool,
+    nprobe: int | None,
+    ndocs: int | None,
+    silent: bool,
+    output: str | None,
+    fmt: str | None,
+) -> None:
+    """Find the rows most like a row
+
+    From what is stored of both, so that no model is loaded. A key of several columns is a JSON array.
+
+    Examples:
+
+    \b
+        sqlite-utils colbert similar blog.db posts 17 -k 3 -t
+        sqlite-utils colbert similar blog.db posts --all --into related -k 5
     """
     from colbert_sqlite import Index
 
     refuse_two_formats(output, fmt)
-    started = time.perf_counter()
-    with Index.open(
-        db,
-        index,
-        model=model,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        trust_remote_code=trust_remote_code,
-        backend=backend,
-    ) as opened:
-        asked = spelled_as_in_table(db, opened.settings.table, columns)
-        hits = opened.search(query, k, params=dict(params), **options)
-        if verbose:
-            seconds, encoder = time.perf_counter() - started, opened.encoder
-            click.echo(f"Answered by {encoder.name}, {encoder.backend}, in {seconds:.2f} s", err=True)
-        shown = asked or (title_column(hits[0], opened.settings) if hits else [])
+    if every == (pk is not None):
+        raise click.UsageError("Name a row by its primary key, or ask for --all rows.")
+    if into and not every:
+        raise click.UsageError("--into writes what --all finds: leave out one or add the other.")
+    if every and (columns or passages or threshold is not None):
+        raise click.UsageError("--all finds keys and scores: leave out --column, --passages and --threshold.")
+    narrowed: dict[str, Any] = {"where": where, "params": dict(params), "nprobe": nprobe, "ndocs": ndocs}
+    with Index.open(db, index) as opened:
+        if pk is not None:
+            shown = asked_columns(opened, columns)
+            key = primary_key(ctx, ctx.command.params[2], pk)
+            hits = opened.similar(key, k, threshold=threshold, **narrowed)
+            print_hits(hits, [opened], [shown], passages, output, fmt)
+            return
+        with ProgressDisplay(silent=silent) as progress:
+            found = opened.similar_all(k, into=into, progress=progress, **narrowed)
+    if into is None:
+        print_keys([row for key, ranked in found for row in rows_of_similar(key, ranked)], output, fmt)
+    elif not silent:
+        n_rows = sum(len(ranked) for _, ranked in found)
+        click.echo(f"Table {into}: {n_rows:,} rows like {len(found):,} rows", err=True)
+
+
+def print_hits(
+    hits: list[Hit],
+    indexes: list[Index],
+    shown: list[list[str]],
+    passages: bool,
+    output: str | None,
+    fmt: str | None,
+) -> None:
+    """Print hits in the format asked for.
+
+    :param shown: for each index the columns asked for; none: the row's title
+    """
     if not hits:
         click.echo("Nothing matches.", err=True)
     if stale := sum(hit.stale for hit in hits):
         click.echo(f"{stale} of these rows changed after they were indexed: sync to score them anew.", err=True)
+    told = {"stale": stale > 0, "index": len(indexes) > 1, "database": len({one.database for one in indexes}) > 1}
+    extra = [name for name, is_told in told.items() if is_told]
+    asked = {(one.database, one.name): (one.settings, names) for one, names in zip(indexes, shown, strict=True)}
+    rows = []
+    for hit in hits:
+        settings, names = asked[hit.database, hit.index]
+        theirs = {name: hit.row[name] for name in names or title_column(hit, settings)}
+        if len(indexes) > 1 and not names:
+            # In a table of several indexes a title stands under one name.
+            theirs = {"title": next(iter(theirs.values()), None)}
+        rows.append(row_of_hit(hit, theirs, extra, with_place=passages and not (fmt or output == "table")))
     if fmt or output == "table":
-        rows = [row_of_table(hit, shown, with_stale=stale > 0) for hit in hits]
         # Not every other format can have several lines in a cell.
-        print_table(fit(rows, whole=passages, wrap=fmt is None), fmt)
+        print_table(fit([row_of_table(row) for row in rows], whole=passages, wrap=fmt is None), fmt)
     else:
-        print_rows([row_of_hit(hit, shown, with_place=passages, with_stale=stale > 0) for hit in hits], output)
+        print_rows(rows, output)
 
 
-def spelled_as_in_table(db: str, table: str, columns: tuple[str, ...]) -> list[str]:
-    """The names of *columns* as the schema spells them.
+def rows_of_similar(key: Any, ranked: list[tuple[Any, float]]) -> list[Row]:
+    return [
+        {"pk": key, "rank": rank, "related_pk": other, "score": round(score, 4)}
+        for rank, (other, score) in enumerate(ranked, start=1)
+    ]
+
+
+def print_keys(rows: list[Row], output: str | None, fmt: str | None) -> None:
+    if fmt or output == "table":
+        print_table([{name: joined(value) for name, value in row.items()} for row in rows], fmt)
+    else:
+        print_rows(rows, output)
+
+
+def asked_columns(index: Index, columns: tuple[str, ...]) -> list[str]:
+    """The names of *columns* as the table of *index* spells them.
 
     :raises SourceError: if the table has no such column
     """
-    if not columns:
-        return []
-    from colbert_sqlite.storage.connection import connect
-    from colbert_sqlite.storage.source import Source
-
-    conn, _ = connect(db)
-    with closing(conn):
-        return list(Source.inspect(conn, table, columns).columns)
+    return index.spelled(columns) if columns else []
 
 
 def title_column(hit: Hit, settings: IndexSettings) -> list[str]:
@@ -130,19 +264,26 @@ def title_column(hit: Hit, settings: IndexSettings) -> list[str]:
     return [names[title.lower()] for title in titles if title.lower() in names][:1]
 
 
-def row_of_hit(hit: Hit, columns: list[str], *, with_place: bool, with_stale: bool) -> dict[str, Any]:
-    passage: dict[str, Any] = {"passage": hit.passage.text}
+def row_of_hit(hit: Hit, columns: Row, extra: list[str], *, with_place: bool) -> Row:
+    """A hit as it is printed.
+
+    :param columns: what to print of the source row
+    :param extra: what else of the hit
+    """
+    passage: Row = {"passage": hit.passage.text}
     if with_place:
         passage |= {"ordinal": hit.passage.ordinal, "start": hit.passage.start, "end": hit.passage.end}
     ours = {"rank": hit.rank, "score": round(hit.score, 4), "pk": hit.pk}
-    if with_stale:
-        ours["stale"] = hit.stale
+    ours |= {name: getattr(hit, name) for name in extra}
     # A column of the table may be called rank, score, pk, stale or passage too.
-    theirs = {f"row.{name}" if name.lower() in {*ours, *passage} else name: hit.row[name] for name in columns}
+    theirs = {f"row.{name}" if name.lower() in {*ours, *passage} else name: value for name, value in columns.items()}
     return {**ours, **theirs, **passage}
 
 
-def row_of_table(hit: Hit, columns: list[str], *, with_stale: bool) -> dict[str, Any]:
-    row = row_of_hit(hit, columns, with_place=False, with_stale=with_stale)
-    del row["rank"]  # the rows are in order
-    return {**row, "pk": ", ".join(map(str, hit.pk)) if isinstance(hit.pk, tuple) else hit.pk}
+def row_of_table(row: Row) -> Row:
+    # The rows are in order.
+    return {name: joined(value) for name, value in row.items() if name != "rank"}
+
+
+def joined(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else value

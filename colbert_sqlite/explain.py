@@ -1,0 +1,318 @@
+"""Why a passage has the score it has: which word of the query met which word of the passage.
+
+In: a query, a passage, the embeddings that are stored of it. Out: an :class:`Explanation`: numbers, characters, HTML.
+Leaves to others: finding passages, reading what is stored, what a word is (encoders/words.py) and which ones stand out
+(engine/prominence.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colbert_sqlite.encoders import Encoder, Token
+from colbert_sqlite.encoders.queries import check_queries, encode_queries
+from colbert_sqlite.engine.maxsim import alignments, normalised
+from colbert_sqlite.engine.prominence import NEARLY_THE_SAME, OUTLIER_LEAST
+from colbert_sqlite.errors import SourceError
+from colbert_sqlite.highlighting import (
+    Likeness,
+    Span,
+    Words,
+    check_n_words,
+    cut_and_mark,
+    likeness_of,
+    mark,
+    marked_spans,
+    words_of,
+)
+from colbert_sqlite.results import Passage
+
+HOTTEST = 4
+
+# Mixed with whatever colours the page has, so that text stays as legible as it was; the two hottest are underlined too.
+STYLE = """<style>
+.colbert-explanation mark { color: inherit; border-radius: 0.15em; padding: 0 0.1em; }
+.colbert-explanation .colbert-heat-1 { background: color-mix(in srgb, var(--colbert-mark, #f0a000) 15%, transparent); }
+.colbert-explanation .colbert-heat-2 { background: color-mix(in srgb, var(--colbert-mark, #f0a000) 25%, transparent); }
+.colbert-explanation .colbert-heat-3 { background: color-mix(in srgb, var(--colbert-mark, #f0a000) 35%, transparent);
+  text-decoration: underline 1px; }
+.colbert-explanation .colbert-heat-4 { background: color-mix(in srgb, var(--colbert-mark, #f0a000) 45%, transparent);
+  text-decoration: underline 2px; }
+.colbert-passage { white-space: pre-wrap; overflow-wrap: anywhere; }
+.colbert-explanation td, .colbert-explanation th { text-align: left; padding: 0 0.8em 0 0; }
+</style>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PassageWord:
+    """A word of a passage, and the query word that it answers best.
+
+    ``start`` and ``end`` are characters of the passage's text, or of the heading where ``in_heading`` is true.
+    ``query_word`` is the position in :attr:`Explanation.matches`, None for a query without words; ``similarity`` is the
+    cosine to it, the mean over its tokens. ``heat`` is 0 for a word that does not stand out, else 1 to 4, 4 being the
+    word itself or the nearest to it.
+    """
+
+    text: str
+    start: int
+    end: int
+    in_heading: bool
+    query_word: int | None
+    similarity: float
+    heat: int
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A word of the query, or a special token, and what it met in the passage.
+
+    ``start`` and ``end`` are characters of the query, 0 and 0 for a special token, whose ``text`` is its name.
+    ``contribution`` is its part of the score: the similarities of its tokens, summed; ``similarity`` is their mean.
+    ``met`` is the word of the passage that most of that comes from, None where that is a special token; ``met_text`` is
+    the word, or the name of the token. ``marked`` are the positions, in :attr:`Explanation.words`, of all words that
+    answer it clearly.
+    """
+
+    text: str
+    start: int
+    end: int
+    similarity: float
+    contribution: float
+    met: PassageWord | None
+    met_text: str
+    marked: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What the score of one passage for one query is made of.
+
+    ``score`` is the sum of the contributions of ``matches``, one for each word of the query, and ``special``, one for
+    each special token: markers, mask tokens, the model's own prompt. ``words`` are those of the heading and the
+    passage that have an embedding, which punctuation has in few models. ``similarities`` and ``prominence`` are float32
+    [n_matches, n_words]: the cosines, and how clearly a word answers another, 0 where it is not marked.
+    """
+
+    query: str
+    heading: str
+    passage: Passage
+    score: float
+    normalised_score: float
+    matches: tuple[Match, ...]
+    special: tuple[Match, ...]
+    words: tuple[PassageWord, ...]
+    similarities: NDArray[np.float32] = field(repr=False, compare=False)
+    prominence: NDArray[np.float32] = field(repr=False, compare=False)
+
+    @property
+    def special_score(self) -> float:
+        """The part of the score that special tokens have."""
+        return math.fsum(match.contribution for match in self.special)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the explanation as nested dicts and lists, without the two matrices."""
+        return {
+            "query": self.query,
+            "score": self.score,
+            "normalised_score": self.normalised_score,
+            "special_score": self.special_score,
+            "heading": self.heading,
+            "passage": asdict(self.passage),
+            "matches": [asdict(match) for match in self.matches],
+            "special": [asdict(match) for match in self.special],
+            "words": [asdict(word) for word in self.words],
+        }
+
+    def highlighted(self, before: str = "<b>", after: str = "</b>") -> str:
+        """Return the passage's text with the words that answer the query marked; nothing is escaped."""
+        spans, likeness = self._of_text()
+        return mark(self.passage.text, marked_spans(spans, likeness.prominence), before, after)
+
+    def snippet(self, before: str = "<b>", after: str = "</b>", *, ellipsis: str = "…", n_words: int = 30) -> str:
+        """Return the *n_words* words of the passage's text that answer the query best, marked; nothing is escaped.
+
+        :raises ValueError: if *n_words* is not at least 1
+        """
+        check_n_words(n_words)
+        spans, likeness = self._of_text()
+        return cut_and_mark(self.passage.text, spans, likeness, before, after, ellipsis, n_words)
+
+    def _of_text(self) -> tuple[list[Span], Likeness]:
+        """The words of the passage's text, without those of the heading."""
+        n_heading = sum(word.in_heading for word in self.words)
+        spans = [(word.start, word.end) for word in self.words[n_heading:]]
+        return spans, Likeness(self.similarities[:, n_heading:], self.prominence[:, n_heading:])
+
+    def to_html(self, *, style: bool = True, table: bool = True) -> str:
+        """Return heading and passage as HTML, the words that answer the query in ``<mark>``, and a table of matches.
+
+        Everything is escaped. A mark has the class ``colbert-heat-1`` to ``-4`` and says in its title which query word
+        it answers, whose position is in ``data-query-word``.
+
+        :param style: begin with a ``<style>``, which takes its colour from ``--colbert-mark`` if the page sets that
+        :param table: end with a table of the query's words
+        """
+        parts = [STYLE] if style else []
+        parts.append('<div class="colbert-explanation">\n')
+        if self.heading:
+            parts.append(f'<p class="colbert-heading">{self._marked_html(self.heading, in_heading=True)}</p>\n')
+        parts.append(f'<p class="colbert-passage">{self._marked_html(self.passage.text, in_heading=False)}</p>\n')
+        if table:
+            parts += self._table_html()
+        return "".join([*parts, "</div>\n"])
+
+    def _marked_html(self, text: str, *, in_heading: bool) -> str:
+        parts: list[str] = []
+        last = 0
+        for word in self.words:
+            if word.in_heading != in_heading or not word.heat or word.query_word is None:
+                continue
+            title = escape(f"{self.matches[word.query_word].text} {word.similarity:.2f}")
+            parts += [
+                escape(text[last : word.start]),
+                f'<mark class="colbert-heat-{word.heat}" data-query-word="{word.query_word}" title="{title}">',
+                escape(text[word.start : word.end]),
+                "</mark>",
+            ]
+            last = word.end
+        return "".join([*parts, escape(text[last:])])
+
+    def _table_html(self) -> Iterable[str]:
+        yield '<table class="colbert-matches">\n'
+        yield "<tr><th>query</th><th>passage</th><th>similarity</th><th>score</th></tr>\n"
+        for match in self.matches:
+            yield (
+                f"<tr><td>{escape(match.text)}</td><td>{escape(match.met_text)}</td>"
+                f"<td>{match.similarity:.2f}</td><td>{match.contribution:.2f}</td></tr>\n"
+            )
+        if self.special:
+            yield f"<tr><td colspan=3>special tokens</td><td>{self.special_score:.2f}</td></tr>\n"
+        yield f"<tr><th colspan=3>score</th><th>{self.score:.2f}</th></tr>\n</table>\n"
+
+
+def explain_passage(
+    encoder: Encoder, query: str, heading: str, passage: Passage, embeddings: NDArray[np.float32] | None
+) -> Explanation:
+    """Return which word of *query* met which word of a passage.
+
+    :param heading: what was encoded above the passage's text; empty if there is none
+    :param embeddings: float32 [n_tokens, dim] that are stored of it; None: it is encoded again, uncompressed
+    :raises ValueError: if the query is empty
+    :raises SourceError: if the embeddings are of another text
+    """
+    check_queries([query])
+    text = f"{heading}\n{passage.text}" if heading else passage.text
+    query_tokens, tokens = encoder.query_tokens(query), encoder.passage_tokens(text)
+    [query_embeddings] = encode_queries(encoder, [query])
+    if embeddings is None:
+        [embeddings] = encoder.encode_passages([text])
+    if len(embeddings) != len(tokens):
+        raise SourceError("the row changed after it was indexed: sync the index first")
+    of_query = words_of(query, [(0, query_tokens, query_embeddings)], encoder.dim)
+    document = words_of(text, [(0, tokens, embeddings)], encoder.dim)
+    likeness = likeness_of(of_query, document)
+    words = _passage_words(text, len(heading), document, likeness)
+    best, similarities = alignments(query_embeddings, embeddings)
+    word_at = {number: at for at, number in enumerate(dict.fromkeys(t.word for t in tokens if t.word is not None))}
+    targets = [token.name if token.word is None else word_at[token.word] for token in tokens]
+    met = [(targets[at], similarity) for at, similarity in zip(best.tolist(), similarities.tolist(), strict=True)]
+    matches, special = _matches(query, query_tokens, met, words, likeness)
+    score = math.fsum(similarities.tolist())
+    return Explanation(
+        query=query,
+        heading=heading,
+        passage=passage,
+        score=score,
+        normalised_score=normalised(score, len(query_embeddings)),
+        matches=tuple(matches),
+        special=tuple(special),
+        words=tuple(words),
+        similarities=likeness.similarities,
+        prominence=likeness.prominence,
+    )
+
+
+def _passage_words(text: str, n_heading: int, document: Words, likeness: Likeness) -> list[PassageWord]:
+    words = []
+    for at, (start, end) in enumerate(document.spans):
+        similarities, prominent = likeness.similarities[:, at], likeness.prominence[:, at]
+        query_word = None
+        if len(similarities):
+            query_word = int(np.argmax(prominent if prominent.any() else similarities))
+        in_heading = start < n_heading
+        # A line break is between the heading and the passage.
+        shift = 0 if in_heading or not n_heading else n_heading + 1
+        words.append(
+            PassageWord(
+                text=text[start:end],
+                start=start - shift,
+                end=end - shift,
+                in_heading=in_heading,
+                query_word=query_word,
+                similarity=0.0 if query_word is None else float(similarities[query_word]),
+                heat=0 if query_word is None else _heat(float(prominent[query_word])),
+            )
+        )
+    return words
+
+
+def _heat(prominent: float) -> int:
+    """Prominence in steps from 1 to 4, of which the two upper ones are nearly the same word; 0 stays 0."""
+    steps = (1 + NEARLY_THE_SAME) / 2, NEARLY_THE_SAME, (OUTLIER_LEAST + NEARLY_THE_SAME) / 2
+    return next((HOTTEST - i for i, least in enumerate(steps) if prominent >= least), int(prominent > 0))
+
+
+def _matches(
+    query: str,
+    query_tokens: Sequence[Token],
+    met: Sequence[tuple[int | str, float]],
+    words: Sequence[PassageWord],
+    likeness: Likeness,
+) -> tuple[list[Match], list[Match]]:
+    """What each word of the query met, and what each special token met.
+
+    :param met: for each token of the query the position of a word, or the name of a special token, and the similarity
+    """
+    of_words: dict[int, list[int]] = {}
+    special: list[Match] = []
+    for at, token in enumerate(query_tokens):
+        if token.word is None:
+            special.append(_match(token.name, (0, 0), [met[at]], words, ()))
+        else:
+            of_words.setdefault(token.word, []).append(at)
+    matches = []
+    for row, members in enumerate(of_words.values()):
+        start, end = query_tokens[members[0]].start, query_tokens[members[-1]].end
+        marked = tuple(np.flatnonzero(likeness.prominence[row]).tolist())
+        matches.append(_match(query[start:end], (start, end), [met[at] for at in members], words, marked))
+    return matches, special
+
+
+def _match(
+    text: str, span: Span, met: Sequence[tuple[int | str, float]], words: Sequence[PassageWord], marked: tuple[int, ...]
+) -> Match:
+    # Where the pieces of a word met several words, the one that most of their similarity is from.
+    shares: dict[int | str, float] = {}
+    for target, similarity in met:
+        shares[target] = shares.get(target, 0.0) + similarity
+    main = max(shares, key=lambda target: shares[target])
+    word = None if isinstance(main, str) else words[main]
+    contribution = math.fsum(similarity for _, similarity in met)
+    return Match(
+        text=text,
+        start=span[0],
+        end=span[1],
+        similarity=contribution / len(met),
+        contribution=contribution,
+        met=word,
+        met_text=str(main) if word is None else word.text,
+        marked=marked,
+    )

@@ -1,0 +1,214 @@
+"""The words of a text that answer a query, marked in the text, and the part of it where most of them are.
+
+In: a query, any text, a model. Out: the text, or a part of it, with marks around words. Leaves to others: what a word
+is (encoders/words.py), which ones stand out (engine/prominence.py), cutting long texts (passages.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colbert_sqlite.encoders import Encoder, Token, cached_encoder
+from colbert_sqlite.encoders.queries import check_queries, encode_queries
+from colbert_sqlite.encoders.words import is_punctuation
+from colbert_sqlite.engine.prominence import prominence, word_similarities
+from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, Extracted, PassageSplitter
+
+Span = tuple[int, int]
+
+# Of the score of the best window.
+ABOUT_EQUAL = 0.05
+
+_SENTENCE_END = re.compile(r"[.!?…]\W*\s|\n|[。！？]")
+# What stands right before and right after a word, such as a bracket and a full stop.
+_OPENING = re.compile(r"(?:(?<=\s)\S+)?\Z")
+_CLOSING = re.compile(r"\A(?:\S+(?=\s))?")
+
+
+class Words(NamedTuple):
+    """The words of a text: their characters, their forms (None for punctuation), and the embeddings of their tokens.
+
+    ``embeddings`` is float32 [n_tokens, dim]; word i owns ``embeddings[starts[i]:starts[i + 1]]``.
+    """
+
+    spans: list[Span]
+    forms: list[str | None]
+    embeddings: NDArray[np.float32]
+    starts: NDArray[np.intp]
+
+
+class Likeness(NamedTuple):
+    """float32 [n_query_words, n_words] each: similarities, and how clearly a word answers, 0 where it does not."""
+
+    similarities: NDArray[np.float32]
+    prominence: NDArray[np.float32]
+
+
+def highlight(
+    query: str, text: str, *, before: str = "<b>", after: str = "</b>", model: str | Encoder | None = None
+) -> str:
+    """Return *text* with the words that answer *query* between *before* and *after*, like FTS5's ``highlight()``.
+
+    Nothing is escaped: for a page, take marks that stand nowhere in the text, escape what comes back, and replace them.
+    Nothing is stripped either; marks may end up inside the tags of HTML.
+
+    :param model: alias, folder or hub id of a ColBERT model, or an encoder; default: ``minilm``
+    :raises ValueError: if the query is empty
+    :raises ModelNotFound: if the model is not on this machine and can't be fetched
+    """
+    words, likeness = compared(query, text, cached_encoder(model))
+    return mark(text, marked_spans(words.spans, likeness.prominence), before, after)
+
+
+def snippet(
+    query: str,
+    text: str,
+    *,
+    before: str = "<b>",
+    after: str = "</b>",
+    ellipsis: str = "…",
+    n_words: int = 30,
+    model: str | Encoder | None = None,
+) -> str:
+    """Return the *n_words* words of *text* that answer *query* best, marked, like FTS5's ``snippet()``.
+
+    :param ellipsis: stands for what is cut off at either end
+    :param model: as for :func:`highlight`, which also says what is not escaped
+    :raises ValueError: if the query is empty, or *n_words* is not at least 1
+    :raises ModelNotFound: if the model is not on this machine and can't be fetched
+    """
+    check_n_words(n_words)
+    words, likeness = compared(query, text, cached_encoder(model))
+    return cut_and_mark(text, words.spans, likeness, before, after, ellipsis, n_words)
+
+
+def compared(query: str, text: str, encoder: Encoder) -> tuple[Words, Likeness]:
+    """Return the words of a text of any length, and how they answer a query. Errors as in :func:`highlight`."""
+    check_queries([query])
+    # Neither moves a character: tokenizers drop NUL, and refuse halves of surrogate pairs.
+    clean = text.replace("\0", " ").encode(errors="replace").decode()
+    passages = _splitter(encoder).split(Extracted("", clean))
+    embeddings = encoder.encode_passages([passage.text for passage in passages])
+    document = words_of(
+        clean,
+        (
+            (passage.start, encoder.passage_tokens(passage.text), rows)
+            for passage, rows in zip(passages, embeddings, strict=True)
+        ),
+        encoder.dim,
+    )
+    of_query = words_of(query, [(0, encoder.query_tokens(query), encode_queries(encoder, [query])[0])], encoder.dim)
+    return document, likeness_of(of_query, document)
+
+
+@lru_cache(maxsize=4)
+def _splitter(encoder: Encoder) -> PassageSplitter:
+    n_tokens = min(encoder.document_length, DEFAULT_MAX_TOKENS)
+    return PassageSplitter(encoder.tokenizer, n_tokens, encoder.n_special_tokens)
+
+
+def words_of(text: str, parts: Iterable[tuple[int, Sequence[Token], NDArray[np.float32]]], dim: int) -> Words:
+    """Return the words of a text.
+
+    :param parts: where each passage of it starts, its tokens and their embeddings, one after another
+    """
+    spans: list[Span] = []
+    starts: list[int] = []
+    kept: list[NDArray[np.float32]] = [np.empty((0, dim), np.float32)]
+    n_kept = 0
+    for offset, tokens, rows in parts:
+        last: int | None = None
+        of_words = [at for at, token in enumerate(tokens) if token.word is not None]
+        for at in of_words:
+            token = tokens[at]
+            if token.word == last:
+                spans[-1] = spans[-1][0], max(spans[-1][1], offset + token.end)
+            else:
+                spans.append((offset + token.start, offset + token.end))
+                starts.append(n_kept)
+            last = token.word
+            n_kept += 1
+        kept.append(rows[of_words])
+    forms = [None if is_punctuation(text[start:end]) else text[start:end].casefold() for start, end in spans]
+    return Words(spans, forms, np.concatenate(kept), np.array(starts, np.intp))
+
+
+def likeness_of(query: Words, document: Words) -> Likeness:
+    """Return how each word of a document answers each word of a query."""
+    similarities = word_similarities(query.embeddings, query.starts, document.embeddings, document.starts)
+    among_query = word_similarities(query.embeddings, query.starts, query.embeddings, query.starts)
+    return Likeness(similarities, prominence(similarities, among_query, query.forms, document.forms))
+
+
+def marked_spans(spans: Sequence[Span], prominent: NDArray[np.float32]) -> list[Span]:
+    """Return the characters of the words that answer any word of the query; words that touch are one."""
+    marked: list[Span] = []
+    for at in np.flatnonzero(prominent.any(axis=0)).tolist():
+        start, end = spans[at]
+        if marked and marked[-1][1] >= start:
+            marked[-1] = marked[-1][0], end
+        else:
+            marked.append((start, end))
+    return marked
+
+
+def mark(text: str, spans: Sequence[Span], before: str, after: str) -> str:
+    """Return *text* with *before* and *after* around each span, as they are."""
+    parts: list[str] = []
+    last = 0
+    for start, end in spans:
+        parts += [text[last:start], before, text[start:end], after]
+        last = end
+    return "".join([*parts, text[last:]])
+
+
+def cut_and_mark(
+    text: str, spans: Sequence[Span], likeness: Likeness, before: str, after: str, ellipsis: str, n_words: int
+) -> str:
+    """Return the best *n_words* words of *text*, marked, with *ellipsis* for what is left out."""
+    countable = [at for at, (start, end) in enumerate(spans) if not is_punctuation(text[start:end])]
+    if len(countable) <= n_words:
+        return mark(text, marked_spans(spans, likeness.prominence), before, after)
+    counted = [spans[at] for at in countable]
+    similarities, prominent = (matrix[:, countable] for matrix in likeness)
+    first = _best_window(text, counted, Likeness(similarities, prominent), n_words)
+    last = first + n_words - 1
+    start, end = 0, len(text)
+    if first:
+        start = counted[first][0] - len(_OPENING.findall(text[counted[first - 1][1] : counted[first][0]])[0])
+    if last + 1 < len(counted):
+        end = counted[last][1] + len(_CLOSING.findall(text[counted[last][1] : counted[last + 1][0]])[0])
+    inside = slice(first, last + 1)
+    marked = [(left - start, right - start) for left, right in marked_spans(counted[inside], prominent[:, inside])]
+    shown = mark(text[start:end], marked, before, after)
+    return (ellipsis if first else "") + shown + (ellipsis if last + 1 < len(counted) else "")
+
+
+def check_n_words(n_words: int) -> None:
+    """Make sure that a snippet has words.
+
+    :raises ValueError: if it has none
+    """
+    if type(n_words) is not int or n_words < 1:
+        raise ValueError(f"n_words must be a whole number of at least 1, not {n_words!r}")
+
+
+def _best_window(text: str, spans: Sequence[Span], likeness: Likeness, n_words: int) -> int:
+    """Return the first word of the window that answers most words of the query, each as well as it can.
+
+    Of several that do so about equally well, the one that begins with a sentence or has what it shows in its middle.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view
+    matrix = likeness.prominence if likeness.prominence.any() else likeness.similarities
+    scores = windows(matrix, n_words, axis=1).max(axis=2).sum(axis=0)
+    candidates = np.flatnonzero(scores >= scores.max() - ABOUT_EQUAL * abs(scores.max()))
+    run = candidates[: int(np.argmax(np.diff(candidates, append=np.iinfo(np.int64).max) > 1)) + 1].tolist()
+    begin_sentences = [at for at in run if not at or _SENTENCE_END.search(text[spans[at - 1][1] : spans[at][0]])]
+    middle: int = run[len(run) // 2]
+    return min(begin_sentences, key=lambda at: abs(at - middle), default=middle)

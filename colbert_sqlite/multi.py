@@ -1,0 +1,95 @@
+"""Several indexes searched as one: of one database or of several, of one model or of several.
+
+In: open indexes, a query. Out: one ranking of their hits. Leaves to others: each search (index.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from collections.abc import Mapping, Sequence
+from itertools import islice, zip_longest
+from typing import Any
+
+from colbert_sqlite.encoders import Encoder
+from colbert_sqlite.encoders.queries import check_queries, encode_queries
+from colbert_sqlite.errors import SourceError
+from colbert_sqlite.index import Index
+from colbert_sqlite.results import Hit
+from colbert_sqlite.settings import Fusion, Mode, SearchSettings
+from colbert_sqlite.storage.connection import file_of
+
+
+def search_all(
+    indexes: Sequence[Index],
+    query: str,
+    k: int = 10,
+    *,
+    where: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    mode: Mode | None = None,
+    fusion: Fusion | None = None,
+    weight: float | None = None,
+    threshold: float | None = None,
+    nprobe: int | None = None,
+    ndocs: int | None = None,
+) -> list[Hit]:
+    """Return the *k* rows of all *indexes* that answer *query* best, or as many as match, best first.
+
+    A hit says which ``index`` of which ``database`` it is from. Indexes of equal models are ranked together by score,
+    and share one encoder, as the parts of one collection do. Scores of different models can't be compared: there the
+    best of each model come first, then the second best, and so on (reciprocal rank fusion). In mode hybrid scores are
+    made of places within one index, so that of rows in equal places the one with the higher MaxSim comes first.
+
+    :param where: SQL condition on the source table of every index; *params* are its named parameters
+
+    Other arguments, and errors, as in :meth:`Index.search`.
+
+    :raises ValueError: if an index is given twice
+    """
+    settings = SearchSettings.chosen(
+        k, mode=mode, fusion=fusion, weight=weight, threshold=threshold, nprobe=nprobe, ndocs=ndocs
+    )
+    check_queries([query])
+    rankings = []
+    for group in _by_model(indexes):
+        embeddings = encode_queries(_encoder_of(group), [query])
+        found = [
+            hit
+            for index in group
+            for hit in index.search_encoded([query], embeddings, k, settings, where=where, params=params)[0]
+        ]
+        # Sorting keeps the order of indexes, and of each one's hits, among equals.
+        rankings.append(sorted(found, key=lambda hit: (-hit.score, -hit.normalised_score)))
+    # No row is in two of these rankings, so fusing them by reciprocal ranks is taking turns.
+    turns = (hit for turn in zip_longest(*rankings) for hit in turn if hit is not None)
+    return [dataclasses.replace(hit, rank=rank) for rank, hit in enumerate(islice(turns, k), start=1)]
+
+
+def attached(conn: sqlite3.Connection, schema: str) -> str:
+    """Return the path of the database file attached to *conn* as *schema*: open an index in it by that path.
+
+    :raises SourceError: if nothing is attached under that name, or what is attached is in memory
+    """
+    path = file_of(conn, schema)
+    if not path:
+        raise SourceError(f"the database {schema!r} is in memory: open its index through the connection that made it")
+    return path
+
+
+def _by_model(indexes: Sequence[Index]) -> list[list[Index]]:
+    """The indexes of each model together, in the order in which they came."""
+    groups: dict[str, list[Index]] = {}
+    seen = set()
+    for index in indexes:
+        one = index.database or index._store.conn, index.name
+        if one in seen:
+            raise ValueError(f"index {index.name!r} is given twice")
+        seen.add(one)
+        groups.setdefault(index._store.entry.model_fingerprint, []).append(index)
+    return list(groups.values())
+
+
+def _encoder_of(group: Sequence[Index]) -> Encoder:
+    """The encoder of all these indexes, loaded once: by one that has it already, if there is one."""
+    return next((index for index in group if index._loaded is not None), group[0]).encoder

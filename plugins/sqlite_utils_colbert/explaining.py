@@ -1,0 +1,147 @@
+"""The command that shows why a row was found: explain.
+
+In: a row and a query on the command line. Out: its passage with the words that answer the query marked, and what each
+word of the query adds to the score. Leaves to others: the work, which is one method of :class:`colbert_sqlite.Index`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sqlite_utils_colbert.options import (
+    ColbertCommand,
+    db_argument,
+    index_argument,
+    model_options,
+    moved_model_option,
+    pk_argument,
+    valid_utf8,
+)
+from sqlite_utils_colbert.output import print_table
+
+if TYPE_CHECKING:
+    from colbert_sqlite import Explanation
+
+WIDEST_BAR = 20
+# Legible on dark and on light: either the terminal's own colours, or both of a pair.
+STYLES: dict[int, dict[str, Any]] = {
+    1: {"underline": True},
+    2: {"underline": True, "bold": True},
+    3: {"fg": "black", "bg": "yellow"},
+    4: {"fg": "black", "bg": "yellow", "bold": True, "underline": True},
+}
+# What a row holds must not steer the terminal.
+SHOWN_AS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"} | {ord("\r"): " "}
+STARS = {1: "*", 2: "*", 3: "**", 4: "**"}
+
+
+@click.command(cls=ColbertCommand)
+@db_argument
+@index_argument
+@pk_argument
+@click.argument("query", callback=valid_utf8)
+@click.option("--ordinal", type=int, help="Which passage of the row, from 0; default: its best one")
+@click.option("--json", "output", flag_value="json", help="Output JSON")
+@click.option("--html", "output", flag_value="html", help="Output HTML to put into a page")
+@click.option(
+    "--color/--no-color", default=None, help="Colours or none; default: on a terminal, unless NO_COLOR is set"
+)
+@moved_model_option
+@model_options
+def explain(
+    db: str,
+    index: str,
+    pk: Any,
+    query: str,
+    ordinal: int | None,
+    output: str | None,
+    color: bool | None,
+    **options: Any,
+) -> None:
+    """Show why a row answers a query as it does
+
+    The passage is shown with the words that answer the query marked, and below it what each word of the query met
+    there, how similar the two are and what that adds to the score. A key of several columns is a JSON array.
+
+    Examples:
+
+    \b
+        sqlite-utils colbert explain blog.db posts 17 'bread that stays flat'
+        sqlite-utils colbert explain tils.db entries '["baking", "bread"]' 'flat bread' --html > why.html
+    """
+    from colbert_sqlite import Index
+
+    with Index.open(db, index, **options) as opened:
+        explanation = opened.explain(query, pk, ordinal=ordinal)
+    if output == "json":
+        click.echo(json.dumps(rounded(explanation.to_dict()), ensure_ascii=False, indent=2))
+    elif output == "html":
+        click.echo(explanation.to_html(), nl=False)
+    else:
+        show(explanation, color=wants_color(color))
+
+
+def wants_color(color: bool | None) -> bool:
+    """Whether to use colours: as asked for, else on a terminal that has them, unless https://no-color.org is heeded."""
+    if color is not None:
+        return color
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def show(explanation: Explanation, *, color: bool) -> None:
+    marked = colored if color else starred
+    if explanation.heading:
+        click.echo(marked_text(explanation, marked, in_heading=True) + "\n", color=color)
+    click.echo(marked_text(explanation, marked, in_heading=False) + "\n", color=color)
+    # A word of one token that met itself adds 1.
+    most = max([1.0, *(match.contribution for match in explanation.matches)])
+    rows = [
+        {
+            "query": match.text,
+            "passage": match.met_text,
+            "similarity": match.similarity,
+            "score": match.contribution,
+            "": "█" * round(WIDEST_BAR * match.contribution / most),
+        }
+        for match in explanation.matches
+    ]
+    print_table(rows)
+    named = Counter(match.text for match in explanation.special)
+    names = " ".join(name if n == 1 else f"{n}×{name}" for name, n in named.items())
+    share = f", {explanation.special_score:.2f} of it from special tokens ({names})" if names else ""
+    click.echo(f"\nScore {explanation.score:.2f}{share}; normalised {explanation.normalised_score:.2f}")
+
+
+def marked_text(explanation: Explanation, marked: Callable[[str, int], str], *, in_heading: bool) -> str:
+    text = (explanation.heading if in_heading else explanation.passage.text).translate(SHOWN_AS)
+    parts: list[str] = []
+    last = 0
+    for word in explanation.words:
+        if word.in_heading == in_heading and word.heat:
+            parts += [text[last : word.start], marked(text[word.start : word.end], word.heat)]
+            last = word.end
+    return "".join([*parts, text[last:]])
+
+
+def colored(text: str, heat: int) -> str:
+    return click.style(text, **STYLES[heat])
+
+
+def starred(text: str, heat: int) -> str:
+    return f"{STARS[heat]}{text}{STARS[heat]}"
+
+
+def rounded(value: Any) -> Any:
+    """The same nested lists and dicts, their floats with four digits after the point, as of the scores of a search."""
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {name: rounded(part) for name, part in value.items()}
+    return [rounded(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,41 @@
+"""A search as the SELECT that finds the same rows.
+
+In: a search. Out: SQL that calls ``colbert_search()``, for sqlite-utils, Datasette and any connection that has our
+functions. Leaves to others: running it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from colbert_sqlite import Index, SearchSettings
+
+
+def select_of_search(
+    index: Index, query: str, k: int, settings: SearchSettings, where: str | None, columns: list[str]
+) -> str:
+    """A SELECT of the rows that the search finds, best first; parameters of *where* stay parameters."""
+    from colbert_sqlite.storage.schema import quote_identifier
+
+    table, keys = quote_identifier(index.settings.table), [quote_identifier(key) for key in index.key_columns]
+    arguments = [literal(index.name), literal(query), str(k)]
+    if settings.mode != "colbert" or where is not None:
+        arguments.append(literal(settings.mode))
+    if where is not None:
+        key = keys[0] if len(keys) == 1 else f"json_array({', '.join(keys)})"
+        arguments.append(f"(\n  select json_group_array({key}) from {table} where {where}\n)")
+    shown = ", ".join(f"{table}.{quote_identifier(column)}" for column in columns) or f"{table}.*"
+    paths = ["'pk'"] if len(keys) == 1 else [f"'$.pk[{i}]'" for i in range(len(keys))]
+    of_row = " and ".join(f"{table}.{key} = r.value ->> {path}" for key, path in zip(keys, paths, strict=True))
+    least = f"where r.value ->> 'normalised_score' >= {settings.threshold}\n" if settings.threshold is not None else ""
+    return (
+        f"select {shown}, r.value ->> 'score' as score\n"
+        f"from json_each(colbert_search({', '.join(arguments)})) as r\n"
+        f"join {table} on {of_row}\n{least}order by r.key"
+    )
+
+
+def literal(text: str) -> str:
+    """*text* as a SQL string."""
+    return "'" + text.replace("'", "''") + "'"
