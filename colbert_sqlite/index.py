@@ -39,7 +39,7 @@ from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.check import check
 from colbert_sqlite.storage.connection import Database, atomic, connect, file_of, plain_rows, reading
 from colbert_sqlite.storage.registry import refuse_to_replace
-from colbert_sqlite.storage.related import write_related
+from colbert_sqlite.storage.related import can_write_related, write_related
 from colbert_sqlite.storage.snapshot import Checked, Snapshot
 from colbert_sqlite.storage.source import Key, Source
 from colbert_sqlite.storage.store import Store
@@ -462,12 +462,16 @@ class Index:
         Otherwise as :meth:`similar`.
         """
         settings, found = _settings_of_similar(k, nprobe, ndocs), []
+        tell = progress or no_progress
         with self._reading():
+            if into is not None:
+                can_write_related(self._store.conn, self._source(), into)
             searcher, allowed = self._searcher(), self._allowed(where, params, None)
             keys = [key for key in self._store.indexed_keys(allowed) if searcher.source.has_row(self._store.conn, key)]
+            tell(Progress("similar", 0, len(keys)))
             for key, ranked in zip(keys, searcher.similar(keys, k, settings, allowed), strict=True):
                 found.append((key, [(row.place.key, row.score) for row in ranked]))
-                (progress or no_progress)(Progress("similar", len(found), len(keys)))
+                tell(Progress("similar", len(found), len(keys)))
         if into is not None:
             with plain_rows(self._store.conn):
                 write_related(self._store.conn, searcher.source, into, found)

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
@@ -165,8 +165,6 @@ class PassageSplitter:
     def __init__(self, tokenizer: Tokenizer, max_tokens: int, n_special_tokens: int) -> None:
         self._tokenizer = tokenizer
         self._budget = max_tokens - n_special_tokens
-        # Making one copies the whole tokenizer, which takes 20 ms; the capacity differs with the length of headings.
-        self._splitter = lru_cache(maxsize=8)(partial(TextSplitter.from_huggingface_tokenizer, tokenizer))
 
     def count(self, text: str) -> int:
         """Return the number of tokens of *text*, special tokens left out."""
@@ -201,8 +199,14 @@ class PassageSplitter:
         return [
             (first + start, chunk)
             for first, end in _segments(text)
-            for start, chunk in self._splitter(capacity).chunk_indices(text[first:end])
+            for start, chunk in _splitter(self._tokenizer, capacity).chunk_indices(text[first:end])
         ]
+
+
+@lru_cache(maxsize=8)
+def _splitter(tokenizer: Tokenizer, capacity: int) -> TextSplitter:
+    # Making one copies the whole tokenizer, which takes 20 ms; the capacity differs with the length of headings.
+    return TextSplitter.from_huggingface_tokenizer(tokenizer, capacity)
 
 
 def _segments(text: str) -> Iterator[tuple[int, int]]:

@@ -16,7 +16,8 @@ def test_public_names_are_sorted() -> None:
 
 def test_public_names_are_these() -> None:
     error_names = [name for name, _ in inspect.getmembers(errors, inspect.isclass)]
-    others = "Hit Index IndexSettings Passage Progress SearchSettings list_indexes load_encoder register search_all upgrade".split()
+    others = """Explanation Hit Index IndexSettings Match Passage PassageWord Progress Reranked SearchSettings highlight
+    list_indexes load_encoder register rerank search_all snippet upgrade""".split()
     assert colbert_sqlite.__all__ == sorted([*error_names, *others])
 
 

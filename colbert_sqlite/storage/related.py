@@ -27,19 +27,12 @@ def write_related(
 
     :raises SourceError: if there is another table, or a view, of that name
     """
-    own = [name if name.lower() not in _OURS else f"row_{name}" for name in source.keys]
-    others = [f"related_{name}" for name in source.keys]
+    own, others = _columns(source)
     names = [*own, "rank", *others, "score"]
     with atomic(conn):
-        there = [row[0] for row in conn.execute("SELECT name FROM pragma_table_xinfo(?, 'main')", (into,))]
-        if not there:
+        if not can_write_related(conn, source, into):
             for statement in _create(source, into, own, others):
                 conn.execute(statement)
-        elif [name.lower() for name in there] != [name.lower() for name in names] or _is_view(conn, into):
-            raise SourceError(
-                f"{into!r} is there already and has other columns than {', '.join(names)}: choose another name for the "
-                "table of similar rows"
-            )
         conn.execute(f"DELETE FROM {qualified(into)}")
         conn.executemany(
             f"INSERT INTO {qualified(into)} VALUES ({', '.join('?' * len(names))})",
@@ -51,6 +44,28 @@ def write_related(
         )
         n: int = conn.execute(f"SELECT count(*) FROM {qualified(into)}").fetchone()[0]
     return n
+
+
+def can_write_related(conn: sqlite3.Connection, source: Source, into: str) -> bool:
+    """Return whether the table *into* is there, made by :func:`write_related` for a table of the same key.
+
+    :raises SourceError: if there is another table, or a view, of that name
+    """
+    there = [row[0] for row in conn.execute("SELECT name FROM pragma_table_xinfo(?, 'main')", (into,))]
+    own, others = _columns(source)
+    names = [*own, "rank", *others, "score"]
+    if there and ([name.lower() for name in there] != [name.lower() for name in names] or _is_view(conn, into)):
+        raise SourceError(
+            f"{into!r} is there already and has other columns than {', '.join(names)}: choose another name for the "
+            "table of similar rows"
+        )
+    return bool(there)
+
+
+def _columns(source: Source) -> tuple[list[str], list[str]]:
+    """What the key columns of a row, and of a row like it, are called."""
+    own = [name if name.lower() not in _OURS else f"row_{name}" for name in source.keys]
+    return own, [f"related_{name}" for name in source.keys]
 
 
 def _is_view(conn: sqlite3.Connection, name: str) -> bool:

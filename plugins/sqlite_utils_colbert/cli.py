@@ -10,7 +10,7 @@ from __future__ import annotations
 import click
 
 from colbert_sqlite import __version__
-from sqlite_utils_colbert import maintaining, searching
+from sqlite_utils_colbert import asking, evaluating, explaining, maintaining, reranking, searching
 from sqlite_utils_colbert.options import ColbertGroup
 
 
@@ -32,6 +32,11 @@ def colbert() -> None:
 for command in (
     maintaining.index,
     searching.search,
+    searching.similar,
+    explaining.explain,
+    reranking.rerank,
+    evaluating.eval_,
+    asking.ask,
     maintaining.sync,
     maintaining.repair,
     maintaining.optimize,

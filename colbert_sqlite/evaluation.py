@@ -1,0 +1,205 @@
+"""How good the hits of an index are, by the measures of ir_measures.
+
+In: an index, queries, and which rows are right for them. Out: measures, of all queries together and of each. Leaves to
+others: searching (index.py), the measures themselves (ir_measures, extra ``eval``).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colbert_sqlite.errors import MissingDependency, SourceError
+from colbert_sqlite.storage.connection import Database, connected
+from colbert_sqlite.storage.schema import qualified, quote_identifier
+from colbert_sqlite.storage.source import Source
+
+if TYPE_CHECKING:
+    from colbert_sqlite.index import Index
+    from colbert_sqlite.results import Hit
+    from colbert_sqlite.settings import Mode
+
+Qrels = Mapping[str, Mapping[str, int]]
+ProgressCallback = Callable[[int, int], None]
+
+MEASURES = ("nDCG@10", "RR@10", "R@10", "R@100")
+QUERIES_AT_ONCE = 64
+HEADERS = {(qid, text) for qid in ("id", "_id", "qid", "query_id", "query-id") for text in ("text", "query")}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Measures of one way to search. ``mean`` is over the queries, ``per_query`` has those of each, by its id."""
+
+    mean: dict[str, float]
+    per_query: dict[str, dict[str, float]]
+
+
+def evaluate(
+    index: Index,
+    queries: Mapping[str, str],
+    qrels: Qrels,
+    measures: Sequence[str] = MEASURES,
+    k: int = 100,
+    *,
+    id_column: str | None = None,
+    mode: Mode | None = None,
+    nprobe: int | None = None,
+    ndocs: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> Evaluation:
+    """Search *index* for every judged query and return how good the hits are.
+
+    Hits are judged in the order that they have; of several with the same id the first counts.
+
+    :param queries: texts by query id; those that *qrels* does not judge are passed over
+    :param qrels: grades of documents, by document id, by query id; documents that it does not name have grade 0
+    :param measures: names as ir_measures has them, such as ``nDCG@10``, ``RR@10``, ``R@100``, ``P@5``, ``AP``
+    :param k: hits of each query; a measure with a greater cut-off sees no more
+    :param id_column: column of the table that holds the document ids; default: its primary key, as text
+    :param progress: called with the queries done and all of them
+    :raises ValueError: if there is nothing to measure, a measure is unknown, or the key has several columns
+    :raises MissingDependency: if ir_measures is not installed
+    """
+    library = _ir_measures()
+    parsed = [_measure(name) for name in measures]
+    judged = {qid: text for qid, text in queries.items() if qid in qrels}
+    if not judged or not parsed:
+        raise ValueError("no query has judgements: the ids in the two files differ" if parsed else "name a measure")
+    run: dict[str, dict[str, float]] = {}
+    ids = list(judged)
+    for first in range(0, len(ids), QUERIES_AT_ONCE):
+        batch = ids[first : first + QUERIES_AT_ONCE]
+        found = index.search_many([judged[qid] for qid in batch], k, mode=mode, nprobe=nprobe, ndocs=ndocs)
+        run |= {qid: _ranks(hits, id_column) for qid, hits in zip(batch, found, strict=True)}
+        if progress is not None:
+            progress(len(run), len(ids))
+    wanted = {qid: dict(qrels[qid]) for qid in ids}
+    means, each = library.calc(parsed, wanted, run)
+    per_query: dict[str, dict[str, float]] = {qid: {} for qid in ids}
+    for value in each:
+        per_query[value.query_id][str(value.measure)] = value.value
+    return Evaluation({str(measure): float(means[measure]) for measure in parsed}, per_query)
+
+
+def _ranks(hits: Sequence[Hit], id_column: str | None) -> dict[str, float]:
+    """Each document's rank, negative: measures sort by score, and equal scores by id."""
+    ranks: dict[str, float] = {}
+    for hit in hits:
+        ranks.setdefault(_document_id(hit, id_column), -hit.rank)
+    return ranks
+
+
+def _document_id(hit: Hit, id_column: str | None) -> str:
+    if id_column is None:
+        return _only(hit.pk)
+    for name, value in hit.row.items():
+        if name.lower() == id_column.lower():
+            return str(value)
+    raise ValueError(f"no column {id_column!r}; the table has {', '.join(hit.row)}")
+
+
+def _only(key: Any) -> str:
+    if isinstance(key, tuple):
+        raise ValueError("the primary key has several columns: name the column that holds the document ids")
+    return str(key)
+
+
+def missing_documents(db: Database, index: Index, qrels: Qrels, id_column: str | None = None) -> set[str]:
+    """The ids of relevant documents that are not in the table of *index*: no search can find them.
+
+    :raises ValueError: if the key has several columns and *id_column* is None
+    """
+    with connected(db) as conn:
+        source = Source.inspect(conn, index.settings.table, [] if id_column is None else [id_column])
+        column = _only(source.keys if len(source.keys) > 1 else source.keys[0]) if id_column is None else id_column
+        sql = f"SELECT {quote_identifier(column)} FROM {qualified(source.table)}"
+        known = {str(value) for (value,) in conn.execute(sql)}
+    return {doc for grades in qrels.values() for doc, grade in grades.items() if grade > 0} - known
+
+
+def _measure(name: str) -> Any:
+    library = _ir_measures()
+    try:
+        measure = library.parse_measure(name)
+    except (NameError, ValueError, TypeError, AssertionError):
+        measure = None
+    if measure is None or not library.DefaultPipeline.supports(measure):
+        raise ValueError(f"no measure {name!r}: there are nDCG@10, RR@10, R@100, P@5, AP and others of ir_measures")
+    return measure
+
+
+def _ir_measures() -> Any:
+    try:
+        import ir_measures
+    except ImportError:
+        raise MissingDependency("evaluation needs ir_measures: pip install 'colbert-sqlite[eval]'") from None
+    return ir_measures
+
+
+def read_queries(path: str | Path) -> dict[str, str]:
+    """The queries of a file, text by id: JSON lines with ``_id`` or ``id`` and ``text``, or lines of id, tab, text.
+
+    It may be gzipped.
+
+    :raises ValueError: if a line is neither, or an id comes twice
+    """
+    queries: dict[str, str] = {}
+    for number, line in _lines(path):
+        try:
+            if line.startswith("{"):
+                found = json.loads(line)
+                qid, text = str(found["_id"] if "_id" in found else found["id"]), found["text"]
+            else:
+                qid, text = line.split("\t", 1)
+        except (ValueError, KeyError):
+            example = '{"_id": "1", "text": "…"}'
+            raise ValueError(f"{path}, line {number}: no query, like {example}, or id, tab, text") from None
+        if number == 1 and (qid, text) in HEADERS:
+            continue
+        if qid in queries:
+            raise ValueError(f"{path}, line {number}: there are two queries of the id {qid!r}")
+        queries[qid] = text
+    return queries
+
+
+def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
+    """The judgements of a file, grade by document id by query id.
+
+    Lines are query id, document id and grade, split by tabs, with or without a header, as BEIR has them; or query id,
+    anything, document id and grade, split by white space, as TREC has them. It may be gzipped.
+
+    :raises ValueError: if a line is neither
+    """
+    qrels: dict[str, dict[str, int]] = {}
+    for number, line in _lines(path):
+        cells = line.split("\t") if "\t" in line else line.split()
+        try:
+            if len(cells) not in (3, 4):
+                raise ValueError
+            qid, doc, grade = cells[0], cells[-2], int(cells[-1])
+        except ValueError:
+            if number == 1:  # the header
+                continue
+            raise ValueError(f"{path}, line {number}: no judgement, like query-id, tab, document-id, tab, 1") from None
+        qrels.setdefault(qid, {})[doc] = grade
+    return qrels
+
+
+def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line that is not empty.
+
+    :raises SourceError: if the file is neither text nor gzipped text
+    """
+    raw = Path(path).read_bytes()
+    try:
+        text = (gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path} can't be read as text: {error}") from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line.removesuffix("\r")

@@ -1,0 +1,499 @@
+"""``colbert_search(…)`` and the other SQL functions, for any connection.
+
+In: a connection, and what SQL hands to the functions. Out: JSON, numbers and texts for SQL. Leaves to others:
+searching (index.py), scoring (reranking.py), marking (highlighting.py). Plugins import this for every connection of a
+process, so that whatever costs time to import is imported by the first call that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import sqlite3
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from threading import RLock
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from urllib.parse import unquote
+
+from colbert_sqlite.errors import ColbertError, IndexNotFound, ModelMismatch, SourceError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from sqlite_utils import Database as SqliteUtilsDatabase
+
+    from colbert_sqlite.encoders import Encoder
+    from colbert_sqlite.index import Index
+    from colbert_sqlite.reranking import Reranked
+    from colbert_sqlite.results import Hit
+
+logger = logging.getLogger("colbert_sqlite")
+
+# Database files kept open, with the centroids of their indexes.
+MOST_FILES = 8
+# Answers of each kept until the database changes: SQLite may call a function again for every row of a join.
+MOST_ANSWERS = 8
+MOST_MODELS = 4
+MOST_QUERIES = 256
+# Not longer: what holds the lock may be the very statement that waits for us.
+BUSY_SECONDS = 5
+
+Value = str | int | float | bytes | None
+
+
+def register(
+    conn: sqlite3.Connection | SqliteUtilsDatabase, *, database: str | None = None, model: str | Encoder | None = None
+) -> None:
+    """Give a connection the functions ``colbert_search``, ``colbert_score``, ``colbert_rerank``, ``colbert_highlight``,
+    ``colbert_snippet`` and ``colbert_error``.
+
+    Searches read the database through a connection of their own, which sees what is committed. A database in memory
+    is read through *conn* itself, which then stays open until somebody closes it.
+
+    :param database: how to open the file, if not by its path alone, such as ``file:/data/blog.db?immutable=1``
+    :param model: what ``colbert_score``, ``colbert_rerank``, ``colbert_highlight`` and ``colbert_snippet`` encode with
+        when they are not told; default: ``minilm``
+    """
+    connection = conn if isinstance(conn, sqlite3.Connection) else conn.conn
+    prepare(connection, database=database, model=model, hold=True)
+
+
+def prepare(
+    conn: sqlite3.Connection,
+    *,
+    database: str | None = None,
+    attached: Mapping[str, str] | None = None,
+    model: str | Encoder | None = None,
+    any_model: bool = True,
+    hold: bool = False,
+) -> None:
+    """As :func:`register`, for plugins, which see connections that others close, or forget.
+
+    :param attached: paths or URIs of databases that will be attached, by their schemas
+    :param any_model: whether SQL may name another model than *model*
+    :param hold: keep a reference to *conn* if its database is in memory. A connection can be referred to neither
+        weakly nor through the garbage collector, so without an explicit close it would stay open for ever
+    """
+    places = _files_of(conn)
+    if database is not None:
+        places["main"] = database
+    places |= {schema.lower(): place for schema, place in (attached or {}).items()}
+    functions = _Functions(
+        places=places,
+        held=conn if hold and "main" not in places else None,
+        model=model,
+        any_model=any_model,
+    )
+    for name, function, n_arguments, deterministic in (
+        ("colbert_search", functions.search, (2, 3, 4, 5), False),
+        ("colbert_score", functions.score, (2, 3), True),
+        ("colbert_highlight", functions.highlight, (2, 4), True),
+        ("colbert_snippet", functions.snippet, (2, 4, 5), True),
+    ):
+        for n in n_arguments:
+            conn.create_function(name, n, functions.telling(name, function), deterministic=deterministic)
+    conn.create_function("colbert_error", 0, functions.last_error)
+    for n in (3, 4):
+        conn.create_aggregate("colbert_rerank", n, cast(Any, partial(_Rerank, functions)))
+
+
+class _Functions:
+    """The functions of one connection, to which they do not refer unless they hold it."""
+
+    def __init__(
+        self,
+        *,
+        places: Mapping[str, str],
+        held: sqlite3.Connection | None,
+        model: str | Encoder | None,
+        any_model: bool,
+    ) -> None:
+        self._places = places
+        self._held = held
+        self._in_memory = None if held is None else _Searched(held)
+        self._model = model
+        self._any_model = any_model
+        self._error: str | None = None
+
+    def search(self, index: Value, query: Value, k: Value = 10, mode: Value = "colbert", *pks: Value) -> str:
+        name, words = _text_of(index, "index"), _text_of(query, "query")
+        asked = _Asked(words, _whole(k, "k"), _text_of(mode, "mode"), _text_of(pks[0], "pks") if pks else None)
+        if not words.strip():
+            return "[]"
+        try:
+            return self._main_database().search(name, asked)
+        except IndexNotFound:
+            place, name = self._in_schema(name)
+            if place is None:
+                raise
+            return _opened(place).search(name, asked)
+
+    def score(self, query: Value, text: Value, model: Value = "", /) -> float | None:
+        words, passage = _text_of(query, "query"), _text_of(text, "text")
+        if not words.strip():
+            return None
+        from colbert_sqlite.reranking import rerank
+
+        [only] = rerank(words, [passage], model=self.encoder(_text_of(model, "model")))
+        return _finite(only.score)
+
+    def highlight(self, query: Value, text: Value, before: Value = "<b>", after: Value = "</b>", /) -> str:
+        words, marked = _text_of(query, "query"), _text_of(text, "text")
+        if not words.strip():
+            return marked
+        from colbert_sqlite.highlighting import highlight
+
+        return highlight(
+            words, marked, before=_text_of(before, "before"), after=_text_of(after, "after"), model=self.encoder()
+        )
+
+    def snippet(
+        self, query: Value, text: Value, before: Value = "<b>", after: Value = "</b>", n_words: Value = 30, /
+    ) -> str:
+        words, whole, n = _text_of(query, "query"), _text_of(text, "text"), _whole(n_words, "n_words")
+        if not words.strip():
+            beginning = whole.split()[: max(n, 0)]
+            return " ".join(beginning) + ("…" if len(beginning) < len(whole.split()) else "")
+        from colbert_sqlite.highlighting import snippet
+
+        return snippet(
+            words,
+            whole,
+            before=_text_of(before, "before"),
+            after=_text_of(after, "after"),
+            n_words=n,
+            model=self.encoder(),
+        )
+
+    def encoder(self, model: str = "") -> Encoder:
+        """The encoder of that name, or the one of this connection.
+
+        :raises ValueError: if the connection has to do with one model
+        """
+        from colbert_sqlite.encoders import DEFAULT_MODEL, cached_encoder
+
+        usual = self._model or DEFAULT_MODEL
+        if model and not self._any_model and model != (usual if isinstance(usual, str) else usual.name):
+            raise ValueError(f"model {model!r} may not be used here: leave the argument out")
+        return _remembering(cached_encoder(model or usual))
+
+    def telling(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """That function with NULL for NULL, and its errors told."""
+
+        def told(*values: Value) -> Any:
+            if any(value is None for value in values):
+                return None
+            try:
+                return function(*values)
+            except Exception as error:
+                self.tell(name, error)
+                raise
+
+        return told
+
+    def tell(self, name: str, error: Exception) -> None:
+        """Log an error and keep it for ``colbert_error()``: SQLite gets no word of it from Python."""
+        ours = isinstance(error, (ColbertError, ValueError, sqlite3.Error))
+        self._error = f"{name}: {error}" if ours else f"{name}: {type(error).__name__}: {error}"
+        logger.error("%s", self._error, exc_info=None if ours else error)
+
+    def last_error(self) -> str | None:
+        return self._error
+
+    def _main_database(self) -> _Searched:
+        if self._in_memory is not None:
+            return self._in_memory
+        if "main" not in self._places:
+            raise IndexNotFound(
+                "this connection has a database in memory, to which searches have no way of their own: call "
+                "colbert_sqlite.register(conn) from Python"
+            )
+        return _opened(self._places["main"])
+
+    def _in_schema(self, name: str) -> tuple[str | None, str]:
+        """The file of the database and the index in it that *name*, as schema.index, means."""
+        places = self._places if self._held is None else {**self._places, **_files_of(self._held)}
+        for i, character in enumerate(name):
+            if character == "." and (place := places.get(name[:i].lower())):
+                return place, name[i + 1 :]
+        return None, name
+
+
+class _Rerank:
+    """The aggregate ``colbert_rerank``: all texts of a group are encoded together, at its end."""
+
+    def __init__(self, functions: _Functions) -> None:
+        self._functions = functions
+        self._query: Value = ""
+        self._k: tuple[Value, ...] = ()
+        self._pks: list[Value] = []
+        self._texts: list[str] = []
+
+    def step(self, query: Value, pk: Value, text: Value, *k: Value) -> None:
+        self._query, self._k = query, k
+        if text is None:
+            return
+        try:
+            self._texts.append(_text_of(text, "text"))
+        except ValueError as error:
+            self._functions.tell("colbert_rerank", error)
+            raise
+        self._pks.append(pk)
+
+    def finalize(self) -> str | None:
+        try:
+            return self._ranked()
+        except Exception as error:
+            self._functions.tell("colbert_rerank", error)
+            raise
+
+    def _ranked(self) -> str | None:
+        if self._query is None or self._k == (None,):
+            return None
+        query, k = _text_of(self._query, "query"), _whole(self._k[0], "k") if self._k else None
+        if not query.strip() or not self._texts:
+            return "[]"
+        from colbert_sqlite.reranking import rerank
+
+        found = rerank(query, self._texts, k, model=self._functions.encoder())
+        return _json([_of_reranked(rank, self._pks[one.position], one) for rank, one in enumerate(found, start=1)])
+
+
+class _Asked(NamedTuple):
+    """What is asked of an index. ``pks`` is a JSON array of keys, None for all rows."""
+
+    query: str
+    k: int
+    mode: str
+    pks: str | None
+
+
+class _Searched:
+    """One database, and those of its indexes that were asked for. Threads take turns."""
+
+    def __init__(self, database: str | sqlite3.Connection) -> None:
+        self._database = database
+        self._conn: sqlite3.Connection | None = None
+        self._indexes: dict[str, Index] = {}
+        self._answers: OrderedDict[tuple[str, _Asked], tuple[object, str]] = OrderedDict()
+        self._lock = RLock()
+
+    def search(self, name: str, asked: _Asked) -> str:
+        """The hits as JSON. Errors as in ``Index.search``."""
+        with self._lock:
+            conn = self._connection()
+            version = _version(conn)
+            known, answer = self._answers.get((name, asked), (None, ""))
+            if version is None or known != version:
+                answer = _json([_of_hit(hit) for hit in self._search(conn, name, asked)])
+                if version is not None:
+                    self._answers[name, asked] = version, answer
+                if len(self._answers) > MOST_ANSWERS:
+                    self._answers.popitem(last=False)
+            return answer
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._conn is None:
+            from colbert_sqlite.storage.connection import connect
+
+            self._conn, owned = connect(self._database, any_thread=True, busy_seconds=BUSY_SECONDS)
+            if owned:
+                weakref.finalize(self, self._conn.close)
+                self._conn.execute("PRAGMA query_only=1")
+        return self._conn
+
+    def _search(self, conn: sqlite3.Connection, name: str, asked: _Asked) -> list[Hit]:
+        from colbert_sqlite.index import Index
+
+        if (index := self._indexes.get(name)) is not None:
+            try:
+                return _hits(index, asked)
+            except (IndexNotFound, ModelMismatch):
+                # Dropped, or built anew with another model, since it was opened.
+                del self._indexes[name]
+        index = self._indexes[name] = Index.open(conn, name)
+        return _hits(index, asked)
+
+
+def _hits(index: Index, asked: _Asked) -> list[Hit]:
+    from colbert_sqlite.encoders.queries import check_queries, encode_queries
+    from colbert_sqlite.settings import SearchSettings
+
+    settings = SearchSettings.chosen(asked.k, mode=asked.mode)
+    pks = None if asked.pks is None else _keys(asked.pks)
+    check_queries([asked.query])
+    embeddings = encode_queries(_encoder_of(index), [asked.query])
+    return index.search_encoded([asked.query], embeddings, asked.k, settings, pks=pks)[0]
+
+
+def _version(conn: sqlite3.Connection) -> object:
+    """What differs after every change of a database; None inside a transaction, which may be rolled back."""
+    from colbert_sqlite.storage.connection import plain_rows
+
+    if conn.in_transaction:
+        return None
+    with plain_rows(conn):
+        pragmas = ("data_version", "schema_version")
+        return conn.total_changes, *(conn.execute(f"PRAGMA main.{name}").fetchone() for name in pragmas)
+
+
+# What a process keeps: files by what they are, encoders by fingerprint. Nobody waits for a file while a model loads.
+_opening, _loading = RLock(), RLock()
+_files: OrderedDict[tuple[str, int, int, int], _Searched] = OrderedDict()
+_encoders: OrderedDict[str, Encoder] = OrderedDict()
+
+
+def _opened(place: str) -> _Searched:
+    """The database file of that path or URI: the one that is there now, should it have been replaced."""
+    try:
+        status = os.stat(_path_of(place))
+    except OSError as error:
+        raise SourceError(f"no database file {_path_of(place)}: {error.strerror}") from None
+    # What a process had open before it forked is not for the new one to use.
+    identity = place, status.st_dev, status.st_ino, os.getpid()
+    with _opening:
+        if identity not in _files:
+            for other in [other for other in _files if other[0] == place]:
+                del _files[other]
+            _files[identity] = _Searched(place)
+        _files.move_to_end(identity)
+        if len(_files) > MOST_FILES:
+            _files.popitem(last=False)
+        return _files[identity]
+
+
+def _path_of(place: str) -> str:
+    if not place.startswith("file:"):
+        return place
+    path = unquote(place.removeprefix("file:").partition("?")[0].partition("#")[0])
+    if path.startswith("//"):
+        path = "/" + path[2:].partition("/")[2]
+    return path[1:] if re.match("/[A-Za-z]:", path) else path
+
+
+def _encoder_of(index: Index) -> Encoder:
+    """The model of an index, loaded once for all indexes that were built with it."""
+    fingerprint = index._store.entry.model_fingerprint
+    with _loading:
+        if fingerprint not in _encoders:
+            _encoders[fingerprint] = index.encoder
+        _encoders.move_to_end(fingerprint)
+        if len(_encoders) > MOST_MODELS:
+            _encoders.popitem(last=False)
+        return _remembering(_encoders[fingerprint])
+
+
+class _RememberingEncoder:
+    """An encoder that knows the embeddings of the last queries: SQL asks the same one for row after row."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._queries: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._lock = RLock()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        with self._lock:
+            new = [text for text in dict.fromkeys(texts) if text not in self._queries]
+            if new:
+                self._queries.update(zip(new, self._encoder.encode_queries(new), strict=True))
+            found = [self._queries[text] for text in texts]
+            while len(self._queries) > MOST_QUERIES:
+                self._queries.popitem(last=False)
+            return found
+
+
+@lru_cache(maxsize=2 * MOST_MODELS)
+def _remembering(encoder: Encoder) -> Encoder:
+    return cast("Encoder", _RememberingEncoder(encoder))
+
+
+def _files_of(conn: sqlite3.Connection) -> dict[str, str]:
+    """The files of a connection by schema, in lower case; none for what is in memory."""
+    cursor = conn.cursor()
+    cursor.row_factory = None
+    rows = ((os.fsdecode(name), os.fsdecode(path or "")) for _, name, path in cursor.execute("PRAGMA database_list"))
+    return {name.lower(): path for name, path in rows if path}
+
+
+def _text_of(value: Value, name: str) -> str:
+    if isinstance(value, bytes):
+        raise ValueError(f"{name} is a BLOB: cast it to text")
+    return str(value)
+
+
+def _whole(value: Value, name: str) -> int:
+    """A whole number, which a web form hands over as text."""
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        number = None
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if not isinstance(number, int):
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    return number
+
+
+def _keys(pks: str) -> list[Any]:
+    """The keys in a JSON array: a value each, an array of a compound key, or ``{"hex": "…"}`` for a BLOB."""
+    try:
+        keys = json.loads(pks)
+    except (ValueError, RecursionError):
+        keys = None
+    if not isinstance(keys, list):
+        raise ValueError("pks must be a JSON array of primary keys, as json_group_array(id) makes it")
+    return [tuple(map(_key, key)) if isinstance(key, list) else _key(key) for key in keys]
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, dict):
+        try:
+            return bytes.fromhex(value["hex"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"pks has {json.dumps(value)}, which is no key") from None
+    if isinstance(value, list):
+        raise ValueError("pks has an array in an array in an array")
+    return value
+
+
+def _of_key(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_of_key(part) for part in value]
+    return {"hex": value.hex().upper()} if isinstance(value, bytes) else value
+
+
+def _of_hit(hit: Hit) -> dict[str, Any]:
+    return {
+        "rank": hit.rank,
+        "score": hit.score,
+        "normalised_score": hit.normalised_score,
+        "pk": _of_key(hit.pk),
+        "passage": hit.passage.text,
+        "stale": hit.stale,
+    }
+
+
+def _of_reranked(rank: int, pk: Value, one: Reranked) -> dict[str, Any]:
+    return {
+        "rank": rank,
+        "score": _finite(one.score),
+        "normalised_score": one.normalised_score,
+        "pk": _of_key(pk),
+    }
+
+
+def _finite(score: float) -> float | None:
+    return score if math.isfinite(score) else None
+
+
+def _json(rows: list[dict[str, Any]]) -> str:
+    return json.dumps(rows, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,147 @@
+"""The command that says how good an index is: eval.
+
+In: files of queries and judgements. Out: measures. Leaves to others: the work, which is
+:mod:`colbert_sqlite.evaluation`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, get_args
+
+import click
+
+from colbert_sqlite import SearchSettings
+from colbert_sqlite.settings import Mode
+from sqlite_utils_colbert.options import (
+    ColbertCommand,
+    db_argument,
+    index_argument,
+    json_option,
+    model_options,
+    moved_model_option,
+    setting_option,
+)
+from sqlite_utils_colbert.output import print_rows, print_table
+
+file_option = click.Path(exists=True, dir_okay=False)
+
+
+@click.command(name="eval", cls=ColbertCommand)
+@db_argument
+@index_argument
+@click.option(
+    "--queries",
+    "queries_file",
+    type=file_option,
+    required=True,
+    metavar="FILE",
+    help="Queries: JSON lines with _id and text, as BEIR has them, or lines of id, tab, text; may be gzipped",
+)
+@click.option(
+    "--qrels",
+    "qrels_file",
+    type=file_option,
+    required=True,
+    metavar="FILE",
+    help="Judgements: lines of query id, document id, grade, split by tabs (BEIR), or TREC's four columns",
+)
+@click.option(
+    "--measure",
+    "measures",
+    multiple=True,
+    help="Measure as ir_measures spells it, such as P@5; default: nDCG@10, RR@10 (which is MRR@10), R@10 and R@100",
+)
+@click.option("-k", "--limit", "k", type=int, default=100, show_default=True, help="Hits of each query")
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    type=click.Choice(get_args(Mode)),
+    help="How to search, as in colbert search; several give a line each; default: colbert",
+)
+@click.option("--id-column", metavar="COLUMN", help="Column with the document ids; default: the primary key")
+@setting_option(SearchSettings, "nprobe", type=int)
+@setting_option(SearchSettings, "ndocs", type=int)
+@click.option("--per-query", is_flag=True, help="Output a line for each query")
+@moved_model_option
+@model_options
+@json_option
+def eval_(
+    db: str,
+    index: str,
+    queries_file: str,
+    qrels_file: str,
+    measures: tuple[str, ...],
+    k: int,
+    modes: tuple[Mode, ...],
+    id_column: str | None,
+    nprobe: int | None,
+    ndocs: int | None,
+    per_query: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure how good the hits of an index are, with queries whose right answers are known
+
+    A query that the judgements do not name is passed over.
+
+    Examples:
+
+    \b
+        sqlite-utils colbert eval blog.db posts --queries queries.jsonl --qrels qrels.tsv
+        sqlite-utils colbert eval blog.db posts --queries queries.jsonl --qrels qrels.tsv \\
+          --mode colbert --mode fts --mode hybrid --measure nDCG@10 --id-column slug
+    """
+    from colbert_sqlite import Index
+    from colbert_sqlite.evaluation import MEASURES, evaluate, missing_documents, read_qrels, read_queries
+
+    queries, qrels = read_queries(queries_file), read_qrels(qrels_file)
+    with Index.open(db, index, **options) as opened:
+        missing = missing_documents(db, opened, qrels, id_column)
+        found = {
+            mode: evaluate(
+                opened,
+                queries,
+                qrels,
+                measures or MEASURES,
+                k,
+                mode=mode,
+                id_column=id_column,
+                nprobe=nprobe,
+                ndocs=ndocs,
+                progress=show_progress,
+            )
+            for mode in modes or ("colbert",)
+        }
+    for what, ids in (
+        ("relevant documents are not in the table, so no search can find them", missing),
+        ("judged queries have no text in the file of queries, and are left out", qrels.keys() - queries.keys()),
+    ):
+        if ids:
+            click.echo(f"{len(ids):,} {what}: {', '.join(sorted(ids)[:3])}{' …' if len(ids) > 3 else ''}", err=True)
+    rows: list[dict[str, Any]]
+    if per_query:
+        rows = [
+            {"mode": mode, "query_id": qid, "query": queries[qid], **values}
+            for mode, evaluation in found.items()
+            for qid, values in evaluation.per_query.items()
+        ]
+    else:
+        rows = [
+            {"mode": mode, "k": k, "queries": len(evaluation.per_query), **evaluation.mean}
+            for mode, evaluation in found.items()
+        ]
+    if as_json:
+        print_rows(rows, None)
+    else:
+        print_table([{name: cell(value) for name, value in row.items()} for row in rows])
+
+
+def cell(value: Any) -> Any:
+    return f"{value:.3f}" if isinstance(value, float) else value
+
+
+def show_progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r{done:,} of {total:,} queries{'' if done < total else chr(10)}", err=True, nl=False)

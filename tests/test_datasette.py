@@ -1,0 +1,149 @@
+"""The Datasette plugin, through Datasette's in-process client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colbert_sqlite import sql_functions
+from colbert_sqlite.encoders import Encoder
+from colbert_sqlite.index import Index
+from tests.conftest import POSTS
+
+pytest.importorskip("datasette")
+import datasette_colbert
+from datasette.app import Datasette
+from datasette.plugins import pm
+
+# Datasette has the tracebacks of SQL functions printed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+HASHING = {"plugins": {"colbert-sqlite": {"model": "hashing"}}}
+
+
+@pytest.fixture(autouse=True)
+def plugin() -> Iterator[None]:
+    name = None if pm.is_registered(datasette_colbert) else pm.register(datasette_colbert)
+    yield
+    if name:
+        pm.unregister(datasette_colbert)
+    sql_functions._files.clear()
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory, encoder: Encoder) -> Path:
+    """A file with an index of five posts, made once."""
+    path = tmp_path_factory.mktemp("indexed") / "blog.db"
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("CREATE TABLE posts (id INTEGER PRIMARY KEY, title TEXT, body TEXT)")
+        conn.executemany("INSERT INTO posts VALUES (?, ?, ?)", POSTS)
+        conn.commit()
+        Index.create(conn, "posts", ["body"], model=encoder)
+    return path
+
+
+@pytest.fixture
+def path(indexed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(indexed, tmp_path))
+
+
+async def rows(datasette: Datasette, database: str, sql: str, **params: str) -> Any:
+    response = await datasette.client.get(f"/{database}.json", params={"sql": sql, "_shape": "arrays", **params})
+    answer = response.json()
+    return answer["rows"] if answer["ok"] else answer["error"]
+
+
+SEARCH = """
+    select posts.id, title from json_each(colbert_search('posts', :q, :k)) as r
+    join posts on posts.id = r.value ->> 'pk' order by r.key
+"""
+
+
+@pytest.mark.asyncio
+async def test_any_query_may_search(path: Path) -> None:
+    datasette = Datasette([str(path)], metadata=HASHING)
+    assert await rows(datasette, "blog", SEARCH, q="restore a copy of the database", k="1") == [[3, "Backups"]]
+    assert await rows(datasette, "blog", SEARCH, q="", k="1") == []
+    sql = "select id from posts order by colbert_score(:q, body) desc limit 1"
+    assert await rows(datasette, "blog", sql, q="comet of ice") == [[2]]
+    sql = "select colbert_rerank(:q, id, body, 1) ->> '$[0].pk' from posts"
+    assert await rows(datasette, "blog", sql, q="comet of ice") == [[2]]
+    sql = "select colbert_highlight(:q, 'a comet', '[', ']'), colbert_snippet(:q, 'a comet', '[', ']')"
+    assert await rows(datasette, "blog", sql, q="comet") == [["a [comet]", "a [comet]"]]
+
+
+@pytest.mark.asyncio
+async def test_searches_at_the_same_time_do_not_meet(path: Path) -> None:
+    datasette = Datasette([str(path)], settings={"num_sql_threads": 4})
+    asked = {"knead the dough": 1, "comet of ice": 2, "restore the copy": 3, "waste rot into dark soil": 5}
+    await rows(datasette, "blog", SEARCH, q="warm up", k="1")
+    found = await asyncio.gather(*(rows(datasette, "blog", SEARCH, q=q, k=str(k)) for k in (1, 2, 3) for q in asked))
+    assert [found[i][0][0] for i in range(len(found))] == [*asked.values()] * 3
+
+
+@pytest.mark.asyncio
+async def test_a_database_that_never_changes_is_searched_without_locks(path: Path) -> None:
+    datasette = Datasette([], immutables=[str(path)])
+    lock = sqlite3.connect(path)
+    lock.execute("BEGIN EXCLUSIVE")
+    assert await rows(datasette, "blog", SEARCH, q="comet", k="1") == [[2, "Comets"]]
+    lock.close()
+
+
+@pytest.mark.asyncio
+async def test_an_error_has_its_sentence_in_the_log(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    datasette = Datasette([str(path)])
+    sql = "select colbert_search('pots', 'comet')"
+    assert await rows(datasette, "blog", sql) == "user-defined function raised exception"
+    assert caplog.messages[-1] == "colbert_search: no index 'pots' in this database; it has posts"
+
+
+@pytest.mark.asyncio
+async def test_sql_names_no_other_model_than_the_configured_one(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    datasette = Datasette([str(path)], metadata=HASHING)
+    sql = "select colbert_score('comet', 'comet', :model) > 1.9"
+    assert await rows(datasette, "blog", sql, model="hashing") == [[1]]
+    assert await rows(datasette, "blog", sql, model="hashing-32") == "user-defined function raised exception"
+    assert caplog.messages[-1] == "colbert_score: model 'hashing-32' may not be used here: leave the argument out"
+
+
+@pytest.mark.asyncio
+async def test_the_functions_can_be_switched_off_for_all_databases_or_for_one(path: Path) -> None:
+    off = {"plugins": {"colbert-sqlite": {"sql_functions": False}}}
+    for metadata in (off, {"databases": {"blog": off}}):
+        datasette = Datasette([str(path)], metadata=metadata)
+        assert await rows(datasette, "blog", "select colbert_error()") == "no such function: colbert_error"
+
+
+@pytest.mark.asyncio
+async def test_databases_that_are_joined_are_searched_by_their_names(path: Path, encoder: Encoder) -> None:
+    other = path.with_name("other one.db")
+    conn = sqlite3.connect(other)
+    conn.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, body TEXT)")
+    conn.execute("INSERT INTO notes VALUES (7, 'comet')")
+    conn.commit()
+    Index.create(conn, "notes", ["body"], model=encoder)
+    conn.close()
+    datasette = Datasette([str(path), str(other)], crossdb=True)
+    sql = "select colbert_search(:index, 'comet', 1) ->> '$[0].pk'"
+    assert await rows(datasette, "_memory", sql, index="blog.posts") == [[2]]
+    assert await rows(datasette, "_memory", sql, index="other one.notes") == [[7]]
+    alone = Datasette([str(path)], memory=True)
+    assert await rows(alone, "_memory", sql, index="blog.posts") == "user-defined function raised exception"
+
+
+@pytest.mark.asyncio
+async def test_writes_may_search(path: Path) -> None:
+    datasette = Datasette([str(path)])
+    database = datasette.get_database("blog")
+    await database.execute_write("create table found as select colbert_search('posts', 'comet', 1) as hits")
+    [[hits]] = (await database.execute("select hits from found")).rows
+    assert [hit["pk"] for hit in json.loads(hits)] == [2]
