@@ -72,7 +72,7 @@ def test_without_fts_the_error_says_how_to_make_one(run: Run, path: str) -> None
     result = run("search", path, "posts", "flour", "--mode", "hybrid")
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: table 'posts' has no FTS5 index: make one with: sqlite-utils enable-fts DATABASE posts title body "
+        f"Error: table 'posts' has no FTS5 index: make one with: sqlite-utils enable-fts {path} posts title body "
         "--create-triggers\n"
     )
 

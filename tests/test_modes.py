@@ -156,8 +156,8 @@ def test_without_an_fts_table_a_sentence_says_how_to_make_one(tmp_path: Path, en
         with pytest.raises(SourceError) as raised:
             index.search("flour", mode=mode)  # type: ignore[arg-type]
         assert str(raised.value) == (
-            "table 'posts' has no FTS5 index: make one with: sqlite-utils enable-fts DATABASE posts body "
-            "--create-triggers"
+            "table 'posts' has no FTS5 index: make one with: sqlite-utils enable-fts "
+            f"{tmp_path / 'blog.db'} posts body --create-triggers"
         )
     db["posts"].enable_fts(["body"], fts_version="FTS4")
     with pytest.raises(SourceError, match="only an FTS4 index.*--replace"):

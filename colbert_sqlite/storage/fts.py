@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sqlite3
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.errors import SourceError
+from colbert_sqlite.storage.connection import file_of
 from colbert_sqlite.storage.schema import key_columns, qualified, quote_identifier
 from colbert_sqlite.storage.source import Source
 from colbert_sqlite.storage.store import Store
@@ -58,16 +60,16 @@ class FullText:
             column = content_rowid or rowid
             if column is not None:
                 return cls(name, quote_identifier(column))
-        columns_ = " ".join([*([source.heading] if source.heading else []), *source.columns])
         if rowid is None:
             raise SourceError(
                 f"table {source.table!r} has no rowids, which FTS5 needs: search it with mode colbert, or make it a "
                 "table that is not WITHOUT ROWID"
             )
-        lacks, replace = ("only an FTS4 index", " --replace") if older else ("no FTS5 index", "")
+        lacks, replace = ("only an FTS4 index", ["--replace"]) if older else ("no FTS5 index", [])
+        columns = [*([source.heading] if source.heading else []), *source.columns]
+        words = [file_of(conn) or "DATABASE", source.table, *columns, "--create-triggers", *replace]
         raise SourceError(
-            f"table {source.table!r} has {lacks}: make one with: sqlite-utils enable-fts DATABASE "
-            f"{source.table} {columns_} --create-triggers{replace}"
+            f"table {source.table!r} has {lacks}: make one with: sqlite-utils enable-fts {shlex.join(words)}"
         )
 
     def search(

@@ -281,8 +281,9 @@ def row_of_hit(hit: Hit, columns: Row, extra: list[str], *, with_place: bool) ->
 
 
 def row_of_table(row: Row) -> Row:
-    # The rows are in order.
-    return {name: joined(value) for name, value in row.items() if name != "rank"}
+    # The rows are in order, and sums of reciprocal ranks differ in the fourth digit.
+    score = row["score"] if row["score"] >= 0.1 else f"{row['score']:.4f}"
+    return {name: joined(value) for name, value in {**row, "score": score}.items() if name != "rank"}
 
 
 def joined(value: Any) -> Any:
