@@ -7,10 +7,10 @@ the stages of a search (``engine/plaid.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +29,15 @@ from colbert_sqlite.storage.snapshot import Snapshot
 from colbert_sqlite.storage.source import Key, Source
 from colbert_sqlite.storage.store import PassageRow, Store
 
+Id = TypeVar("Id", bound=Hashable)
+
 # How much wider the second attempt looks when the first found too few rows; the third scores everything.
 _WIDER = 4
 # Queries of one batch that share what they read, and what they may hold of centroid scores: 64 MB.
 _QUERIES_AT_ONCE = 16
 _SCORES_IN_MEMORY = 1 << 25
 # Rows of each ranking that hybrid joins, if k is not more.
-_FUSED = 100
+FUSED = 100
 # Centroids of a row that stand for it when similar rows are sought.
 _SALIENT = 64
 
@@ -93,22 +95,18 @@ class Searcher:
         """
         if settings.mode == "colbert":
             ranked = self.by_colbert(embeddings, k, settings, allowed)
+        elif settings.mode == "fts":
+            full_text, n = FullText.of(self.store.conn, self.source), max(k, settings.ndocs // 4)
+            found = (full_text.search(self.store, self.source, query, n, allowed)[0] for query in queries)
+            ranked = [
+                self._among(embedding, passage_ids, k, settings)
+                for embedding, passage_ids in zip(embeddings, found, strict=True)
+            ]
         else:
-            full_text = FullText.of(self.store.conn, self.source)
-            if settings.mode == "fts":
-                n = max(k, settings.ndocs // 4)
-                found = (full_text.search(self.store, self.source, query, n, allowed)[0] for query in queries)
-                ranked = [
-                    self._among(embedding, passage_ids, k, settings)
-                    for embedding, passage_ids in zip(embeddings, found, strict=True)
-                ]
-            else:
-                ranked = [
-                    self._fused(full_text, query, embedding, by_colbert, k, settings, allowed)
-                    for query, embedding, by_colbert in zip(
-                        queries, embeddings, self.by_colbert(embeddings, max(k, _FUSED), settings, allowed), strict=True
-                    )
-                ]
+            ranked = [
+                [row for _, row in fused(by_colbert, by_fts, k, settings)]
+                for by_colbert, by_fts in self.both(queries, embeddings, k, settings, allowed)
+            ]
         if settings.threshold is None:
             return ranked
         return [
@@ -156,31 +154,28 @@ class Searcher:
         allowed = np.unique(passage_ids)
         return self._rows(*plaid.search(embedding, self.codec, self.snapshot, settings, allowed, exhaustive=True), k)
 
-    def _fused(
+    def both(
         self,
-        full_text: FullText,
-        query: str,
-        embedding: NDArray[np.float32],
-        by_colbert: list[Ranked],
+        queries: Sequence[str],
+        embeddings: Sequence[NDArray[np.float32]],
         k: int,
         settings: SearchSettings,
         allowed: NDArray[np.int64] | None,
-    ) -> list[Ranked]:
-        depth = max(k, _FUSED)
-        passage_ids, scores = full_text.search(self.store, self.source, query, depth, allowed)
-        of_passage = dict(zip(passage_ids.tolist(), scores.tolist(), strict=True))
-        rows = {row.place.key: row for row in self._among(embedding, passage_ids, depth, settings)}
-        # Every row of both rankings has been scored by ColBERT.
-        by_fts = {row.place.key: of_passage[row.passage_id] for row in rows.values()}
-        rows |= {row.place.key: row for row in by_colbert}
-        weights = (settings.weight, 1 - settings.weight)
-        if settings.fusion == "rrf":
-            in_order = sorted(by_fts, key=lambda key: by_fts[key], reverse=True)
-            fused = reciprocal_rank_fusion([[row.place.key for row in by_colbert], in_order], weights)
-        else:
-            fused = weighted_sum([{key: row.maxsim for key, row in rows.items()}, by_fts], weights)
-        ranked = (row._replace(score=fused[key]) for key, row in rows.items())
-        return sorted(ranked, key=lambda row: (-row.score, -row.maxsim, row.passage_id))[:k]
+    ) -> Iterator[tuple[dict[Key, Ranked], dict[Key, Ranked]]]:
+        """Yield for each query what mode hybrid joins: rows as ColBERT ranks them, and as FTS5 does, by its ``score``.
+
+        Every row of both has been scored by ColBERT. Arguments and errors as in :meth:`search`.
+        """
+        full_text = FullText.of(self.store.conn, self.source)
+        depth = max(k, FUSED)
+        ranked = self.by_colbert(embeddings, depth, settings, allowed)
+        for query, embedding, by_colbert in zip(queries, embeddings, ranked, strict=True):
+            passage_ids, scores = full_text.search(self.store, self.source, query, depth, allowed)
+            of_passage = dict(zip(passage_ids.tolist(), scores.tolist(), strict=True))
+            among = self._among(embedding, passage_ids, depth, settings)
+            scored = (row._replace(score=of_passage[row.passage_id]) for row in among)
+            by_fts = sorted(scored, key=lambda row: row.score, reverse=True)
+            yield {row.place.key: row for row in by_colbert}, {row.place.key: row for row in by_fts}
 
     def similar(
         self, keys: Sequence[Key], k: int, settings: SearchSettings, allowed: NDArray[np.int64] | None
@@ -321,3 +316,22 @@ class Searcher:
             start, end = 0, min(end - start, len(extracted.text))
         passage = Passage(extracted.text[start:end], start, end, place.ordinal)
         return RowNow(values, raw.content_hash != place.content_hash, extracted.heading, passage)
+
+
+def fused(
+    by_colbert: Mapping[Id, Ranked], by_fts: Mapping[Id, Ranked], k: int, settings: SearchSettings
+) -> list[tuple[Id, Ranked]]:
+    """Return the first *k* of the rows of two rankings joined, best first.
+
+    :param by_colbert: best first; ``maxsim`` is what it is ranked by
+    :param by_fts: best first; ``score`` is what it is ranked by
+    """
+    rows = {**by_fts, **by_colbert}
+    weights = (settings.weight, 1 - settings.weight)
+    if settings.fusion == "rrf":
+        scores = reciprocal_rank_fusion([list(by_colbert), list(by_fts)], weights)
+    else:
+        by_scores = {one: row.maxsim for one, row in rows.items()}, {one: row.score for one, row in by_fts.items()}
+        scores = weighted_sum(by_scores, weights)
+    ranked = ((one, row._replace(score=scores[one])) for one, row in rows.items())
+    return sorted(ranked, key=lambda found: (-found[1].score, -found[1].maxsim, found[1].passage_id))[:k]

@@ -16,6 +16,7 @@ from colbert_sqlite.errors import SourceError
 from colbert_sqlite.index import Index
 from colbert_sqlite.multi import attached, search_all
 from colbert_sqlite.results import Hit
+from colbert_sqlite.settings import Fusion
 
 WORDS = "bread dough oven comet tail dust backup disk night soil heap water".split()
 SMALL, LARGE = load_encoder("hashing-32"), load_encoder("hashing-64")
@@ -84,18 +85,42 @@ def test_filters_and_settings_apply_to_every_index(tmp_path: Path) -> None:
     assert [hit.pk for hit in search_all([a, b], "bread", threshold=0.9)] == [0, 1, 0, 1]
 
 
-def test_hits_of_mode_hybrid_in_equal_places_are_ordered_by_maxsim(tmp_path: Path) -> None:
-    indexes = []
-    for name, texts in (("a.db", ["bread and dust", "soil"]), ("b.db", ["bread", "water"])):
-        index = make(tmp_path / name, texts)
-        conn = index._store.conn
-        conn.execute("CREATE VIRTUAL TABLE docs_fts USING fts5(body, content='docs', content_rowid='id')")
-        conn.execute("INSERT INTO docs_fts (docs_fts) VALUES ('rebuild')")
-        indexes.append(index)
-    found = search_all(indexes, "bread", mode="hybrid")
-    assert where_from(found)[:2] == [(1, "b.db", "docs", 0), (2, "a.db", "docs", 0)]
-    assert found[0].score == found[1].score
-    assert [hit.pk for hit in search_all(indexes, "bread", mode="fts")] == [0, 0]
+def with_fts(index: Index) -> Index:
+    conn = index._store.conn
+    conn.execute("CREATE VIRTUAL TABLE docs_fts USING fts5(body, content='docs', content_rowid='id')")
+    conn.execute("INSERT INTO docs_fts (docs_fts) VALUES ('rebuild')")
+    return index
+
+
+@pytest.mark.parametrize("fusion", ["rrf", "weighted"])
+def test_hybrid_over_one_index_is_hybrid(fusion: Fusion) -> None:
+    index = with_fts(make(None, ["bread and dust", "soil", "bread", "dust of a comet", "water"]))
+    for query in ("bread dust", "a comet", "heap"):
+        assert search_all([index], query, mode="hybrid", fusion=fusion) == index.search(
+            query, mode="hybrid", fusion=fusion
+        )
+
+
+def test_hybrid_over_shards_joins_rankings_of_all_of_them() -> None:
+    texts = [
+        "bread and dust",
+        "soil",
+        "bread",
+        "dust of a comet",
+        "water in the heap",
+        "heap",
+        "oven",
+        "tail of a disk",
+    ]
+    whole = with_fts(make(None, texts))
+    shards = [with_fts(make(None, texts[:4])), with_fts(make(None, texts[4:]))]
+    for query in ("bread dust", "a comet", "water heap"):
+        best = whole.search(query, k=1, mode="hybrid")[0]
+        found = search_all(shards, query, k=8, mode="hybrid")
+        assert found[0].row["body"] == best.row["body"]
+        assert sorted(hit.row["body"] for hit in found) == sorted(texts)
+    assert [hit.row["body"] for hit in search_all(shards, "bread", mode="fts")] == ["bread", "bread and dust"]
+    assert len(search_all(shards, "bread", mode="hybrid", threshold=0.9)) == 2
 
 
 def test_no_index_finds_nothing() -> None:
