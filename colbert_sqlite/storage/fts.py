@@ -42,7 +42,8 @@ class FullText:
         :raises SourceError: if there is none
         """
         found, older = [], False
-        wanted = {column.lower() for column in (*source.columns, *([source.heading] if source.heading else []))}
+        indexed = [*([source.heading] if source.heading else []), *source.columns]
+        wanted = {column.lower() for column in indexed}
         statements = "SELECT name, sql FROM main.sqlite_master WHERE sql LIKE 'create virtual table%' ORDER BY name"
         for name, sql in conn.execute(statements):
             using = _USING.search(sql)
@@ -66,8 +67,7 @@ class FullText:
                 "table that is not WITHOUT ROWID"
             )
         lacks, replace = ("only an FTS4 index", ["--replace"]) if older else ("no FTS5 index", [])
-        columns = [*([source.heading] if source.heading else []), *source.columns]
-        words = [file_of(conn) or "DATABASE", source.table, *columns, "--create-triggers", *replace]
+        words = [file_of(conn) or "DATABASE", source.table, *indexed, "--create-triggers", *replace]
         raise SourceError(
             f"table {source.table!r} has {lacks}: make one with: sqlite-utils enable-fts {shlex.join(words)}"
         )
