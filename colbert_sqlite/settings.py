@@ -109,8 +109,8 @@ class SearchSettings:
     fusion: Fusion = field(
         default="rrf", metadata={"help": "how hybrid joins both rankings: rrf (reciprocal ranks) or weighted (scores)"}
     )
-    # nDCG@10 on cranfield, med, cacm, npl and the sample blog, whose queries avoid the words of its posts: with 0.5 .455,
-    # .789, .519, .495, .370; with 0.7 .453, .795, .509, .499, .489. Where words fail, equal shares follow them too far.
+    # nDCG@10 on cranfield, med, cacm, npl and the sample blog, whose queries avoid the words of its posts: with 0.5
+    # .455, .789, .519, .495, .370; with 0.7 .453, .795, .509, .499, .489. Equal shares follow words too far.
     weight: float = field(default=0.7, metadata={"help": "share of ColBERT in hybrid, from 0 to 1"})
     threshold: float | None = field(
         default=None, metadata={"help": "leave out rows whose normalised score, from 0 to 1, is lower"}

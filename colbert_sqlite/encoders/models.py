@@ -172,6 +172,9 @@ def _load_found(
     source = _minilm() if name == DEFAULT_MODEL else _checkpoint(name, folder, trust_remote_code)
     if not _has_torch():
         return _from_cache(source.fingerprint, source.name, batch_size) or source.ready_made(batch_size)
+    # Before torch is imported: its threads wait by spinning otherwise, and where other programs want the processor too
+    # encoding took four times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if backend == "onnx":
         return _run_export(_export_to_cache(source), source.name, batch_size)
     if export and backend == "auto" and exports.can_run():

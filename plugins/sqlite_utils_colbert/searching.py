@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import click
 
@@ -112,6 +112,7 @@ def search(
     started = time.perf_counter()
     with ExitStack() as stack:
         opened = [stack.enter_context(Index.open(path, name, **options)) for path, name in ((db, index), *also)]
+        paths = [db, *(path for path, _ in also)]
         if as_sql:
             unsaid = [name for name, value in {**limits, "also": also or None}.items() if value is not None]
             if unsaid:
@@ -119,13 +120,13 @@ def search(
             settings = SearchSettings.chosen(k, mode=mode, threshold=threshold)
             click.echo(select_of_search(opened[0], query, k, settings, where, asked_columns(opened[0], columns)))
             return
-        shown = [asked_columns(one, columns) for one in opened]
+        shown = [Shown(path, one, asked_columns(one, columns)) for path, one in zip(paths, opened, strict=True)]
         limits |= {"where": where, "params": dict(params), "mode": mode, "threshold": threshold}
         hits = search_all(opened, query, k, **limits) if also else opened[0].search(query, k, **limits)
         if verbose:
             seconds, encoder = time.perf_counter() - started, opened[0].encoder
             click.echo(f"Answered by {encoder.name}, {encoder.backend}, in {seconds:.2f} s", err=True)
-        print_hits(hits, opened, shown, passages, output, fmt)
+        print_hits(hits, shown, passages, output, fmt)
 
 
 @click.command(cls=ColbertCommand)
@@ -186,10 +187,10 @@ def similar(
     narrowed: dict[str, Any] = {"where": where, "params": dict(params), "nprobe": nprobe, "ndocs": ndocs}
     with Index.open(db, index) as opened:
         if pk is not None:
-            shown = asked_columns(opened, columns)
+            shown = Shown(db, opened, asked_columns(opened, columns))
             key = primary_key(ctx, ctx.command.params[2], pk)
             hits = opened.similar(key, k, threshold=threshold, **narrowed)
-            print_hits(hits, [opened], [shown], passages, output, fmt)
+            print_hits(hits, [shown], passages, output, fmt)
             return
         with ProgressDisplay(silent=silent) as progress:
             found = opened.similar_all(k, into=into, progress=progress, **narrowed)
@@ -200,32 +201,32 @@ def similar(
         click.echo(f"Table {into}: {n_rows:,} rows like {len(found):,} rows", err=True)
 
 
-def print_hits(
-    hits: list[Hit],
-    indexes: list[Index],
-    shown: list[list[str]],
-    passages: bool,
-    output: str | None,
-    fmt: str | None,
-) -> None:
-    """Print hits in the format asked for.
+class Shown(NamedTuple):
+    """An index whose hits are printed: the file as the user called it, and the columns asked for, none for a title."""
 
-    :param shown: for each index the columns asked for; none: the row's title
-    """
+    path: str
+    opened: Index
+    columns: list[str]
+
+
+def print_hits(hits: list[Hit], shown: list[Shown], passages: bool, output: str | None, fmt: str | None) -> None:
+    """Print hits of these indexes in the format asked for."""
     if not hits:
         click.echo("Nothing matches.", err=True)
     if stale := sum(hit.stale for hit in hits):
         click.echo(f"{stale} of these rows changed after they were indexed: sync to score them anew.", err=True)
-    told = {"stale": stale > 0, "index": len(indexes) > 1, "database": len({one.database for one in indexes}) > 1}
-    extra = [name for name, is_told in told.items() if is_told]
-    asked = {(one.database, one.name): (one.settings, names) for one, names in zip(indexes, shown, strict=True)}
+    several, files = len(shown) > 1, len({one.opened.database for one in shown}) > 1
+    places = {(one.opened.database, one.opened.name): one for one in shown}
     rows = []
     for hit in hits:
-        settings, names = asked[hit.database, hit.index]
-        theirs = {name: hit.row[name] for name in names or title_column(hit, settings)}
-        if len(indexes) > 1 and not names:
+        path, opened, columns = places[hit.database, hit.index]
+        theirs = {name: hit.row[name] for name in columns or title_column(hit, opened.settings)}
+        if several and not columns:
             # In a table of several indexes a title stands under one name.
             theirs = {"title": next(iter(theirs.values()), None)}
+        told = {"stale": hit.stale if stale else None, "index": hit.index if several else None}
+        told["database"] = path if files else None
+        extra = {name: value for name, value in told.items() if value is not None}
         rows.append(row_of_hit(hit, theirs, extra, with_place=passages and not (fmt or output == "table")))
     if fmt or output == "table":
         # Not every other format can have several lines in a cell.
@@ -264,17 +265,16 @@ def title_column(hit: Hit, settings: IndexSettings) -> list[str]:
     return [names[title.lower()] for title in titles if title.lower() in names][:1]
 
 
-def row_of_hit(hit: Hit, columns: Row, extra: list[str], *, with_place: bool) -> Row:
+def row_of_hit(hit: Hit, columns: Row, extra: Row, *, with_place: bool) -> Row:
     """A hit as it is printed.
 
     :param columns: what to print of the source row
-    :param extra: what else of the hit
+    :param extra: what else is told of the hit
     """
     passage: Row = {"passage": hit.passage.text}
     if with_place:
         passage |= {"ordinal": hit.passage.ordinal, "start": hit.passage.start, "end": hit.passage.end}
-    ours = {"rank": hit.rank, "score": round(hit.score, 4), "pk": hit.pk}
-    ours |= {name: getattr(hit, name) for name in extra}
+    ours = {"rank": hit.rank, "score": round(hit.score, 4), "pk": hit.pk, **extra}
     # A column of the table may be called rank, score, pk, stale or passage too.
     theirs = {f"row.{name}" if name.lower() in {*ours, *passage} else name: value for name, value in columns.items()}
     return {**ours, **theirs, **passage}
