@@ -4,8 +4,8 @@
 
 SQL is a SELECT of one column of text. "warm" is ``rerank`` after a first call, "cold" the command ``colbert-sqlite
 rerank`` from its start to its end, the model's export already in the cache folder. Every round runs all contestants one
-after the other over other documents, so that a busy moment of the machine hits them alike; the table has medians.
-Prints Markdown.
+after the other over other documents, so that a busy moment of the machine hits them alike; the table has medians, and
+the fastest in brackets. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def main() -> None:
                 warm[backend].append(seconds(lambda some=some, backend=backend: rerank(QUERY, some, backend=backend)))
                 if number < arguments.processes:
                     cold[backend].append(seconds(lambda some=some, backend=backend: from_command_line(some, backend)))
-        medians = [f"{statistics.median(times):.2f}" for b in BACKENDS for times in (warm[b], cold[b])]
-        print(f"| {n} | {' | '.join(medians)} |", flush=True)
+        cells = [f"{statistics.median(t):.2f} ({min(t):.2f})" for b in BACKENDS for t in (warm[b], cold[b])]
+        print(f"| {n} | {' | '.join(cells)} |", flush=True)
     backends = ", ".join(cached_encoder(backend=b, indexing=True).backend for b in BACKENDS)
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(f"\n{words(texts):.0f} words a document. {backends}. {os.cpu_count()} processors{load}.")
