@@ -278,6 +278,11 @@ class Index:
         """The primary key of the source table."""
         return self._store.entry.key_columns
 
+    def has_blob_keys(self) -> bool:
+        """Return whether rows have BLOBs in their primary keys."""
+        with self._reading():
+            return self._source().has_blob_keys(self._store.conn)
+
     def spelled(self, columns: Sequence[str]) -> list[str]:
         """Return names of columns of the source table as its schema spells them.
 
@@ -435,11 +440,11 @@ class Index:
 
         :raises SourceError: if the row is not in the index or has no text
         """
-        settings = _settings_of_similar(k, nprobe, ndocs)
+        settings = _settings_of_similar(k, nprobe, ndocs, threshold)
         with self._reading():
             searcher = self._searcher()
             [ranked] = searcher.similar([self._key(pk)], k, settings, self._allowed(where, params, _list_of_keys(pks)))
-            return [hit for hit in searcher.hits(ranked, 1) if threshold is None or hit.normalised_score >= threshold]
+            return searcher.hits(ranked, 1)
 
     def similar_all(
         self,
@@ -467,10 +472,12 @@ class Index:
             if into is not None:
                 can_write_related(self._store.conn, self._source(), into)
             searcher, allowed = self._searcher(), self._allowed(where, params, None)
-            keys = [key for key in self._store.indexed_keys(allowed) if searcher.source.has_row(self._store.conn, key)]
+            every = ((key, searcher.source.key_now(self._store.conn, key)) for key in self._store.indexed_keys(None))
+            spelled = {key: now for key, now in every if now is not None}
+            keys = [key for key in self._store.indexed_keys(allowed) if key in spelled]
             tell(Progress("similar", 0, len(keys)))
             for key, ranked in zip(keys, searcher.similar(keys, k, settings, allowed), strict=True):
-                found.append((key, [(row.place.key, row.score) for row in ranked]))
+                found.append((spelled[key], [(spelled[row.place.key], row.score) for row in ranked]))
                 tell(Progress("similar", len(found), len(keys)))
         if into is not None:
             with plain_rows(self._store.conn):
@@ -763,10 +770,15 @@ def _why_rebuild(codec: StoredCodec, n_tokens: int, drift: float | None) -> str 
     return None
 
 
-def _settings_of_similar(k: int, nprobe: int | None, ndocs: int | None) -> SearchSettings:
+def _settings_of_similar(
+    k: int, nprobe: int | None, ndocs: int | None, threshold: float | None = None
+) -> SearchSettings:
     # So many tokens need no wide search: of the rows of three manuals, as many of the nearest five were of their page.
     return SearchSettings.chosen(
-        k, nprobe=8 if nprobe is None else nprobe, ndocs=max(512, 64 * k) if ndocs is None else ndocs
+        k,
+        nprobe=8 if nprobe is None else nprobe,
+        ndocs=max(512, 64 * k) if ndocs is None else ndocs,
+        threshold=threshold,
     )
 
 

@@ -112,9 +112,8 @@ def _hybrid(
             for all_rows, rows in zip((by_colbert, by_fts), both, strict=True):
                 all_rows.update({(place, key): row for key, row in rows.items()})
         depth = max(k, FUSED)
-        found = fused(_best(by_colbert, depth), _best(by_fts, depth), k, settings)
-        hits = [searchers[place].hits([row], len(embedding))[0] for (place, _), row in found]
-    return [hit for hit in hits if settings.threshold is None or hit.normalised_score >= settings.threshold]
+        found = fused(_best(by_colbert, depth), _best(by_fts, depth), len(embedding), k, settings)
+        return [searchers[place].hits([row], len(embedding))[0] for (place, _), row in found]
 
 
 def _best(rows: dict[tuple[int, Key], Ranked], n: int) -> dict[tuple[int, Key], Ranked]:

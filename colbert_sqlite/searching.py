@@ -104,13 +104,13 @@ class Searcher:
             ]
         else:
             ranked = [
-                [row for _, row in fused(by_colbert, by_fts, k, settings)]
-                for by_colbert, by_fts in self.both(queries, embeddings, k, settings, allowed)
+                [row for _, row in fused(*both, len(embedding), k, settings)]
+                for both, embedding in zip(
+                    self.both(queries, embeddings, k, settings, allowed), embeddings, strict=True
+                )
             ]
-        if settings.threshold is None:
-            return ranked
         return [
-            [row for row in rows if normalised(row.maxsim, len(embedding)) >= settings.threshold]
+            [row for row in rows if passes(row, len(embedding), settings)]
             for rows, embedding in zip(ranked, embeddings, strict=True)
         ]
 
@@ -193,8 +193,9 @@ class Searcher:
             found = self.by_colbert(tokens, k + 1, settings, allowed)
             for passage_ids, embeddings, rows in zip(mine, tokens, found, strict=True):
                 others = (row for row in rows if row.passage_id not in passage_ids)
-                means = ((row, row.maxsim / len(embeddings)) for row in others)
-                yield [row._replace(maxsim=mean, score=mean) for row, mean in means][:k]
+                means = [(row, row.maxsim / len(embeddings)) for row in others][:k]
+                ranked = (row._replace(maxsim=mean, score=mean) for row, mean in means)
+                yield [row for row in ranked if passes(row, 1, settings)]
 
     def _telling_tokens(self, passage_ids: NDArray[np.int64], n_passages: int) -> NDArray[np.float32]:
         """Embeddings float32 [n, dim] that stand for a row when others like it are sought.
@@ -215,7 +216,7 @@ class Searcher:
 
     def _passages_of(self, key: Key) -> NDArray[np.int64]:
         passage_ids = self.store.passage_ids_of([key])
-        if not len(passage_ids):
+        if not len(passage_ids) or self.source.key_now(self.store.conn, key) is None:
             shown = key[0] if len(key) == 1 else key
             raise SourceError(
                 f"index {self.store.entry.name!r} has no text of a row {shown!r}: it is not there, not synced, or empty"
@@ -276,7 +277,7 @@ class Searcher:
                 place = places[passage_id]
                 if place.key not in seen:
                     seen.add(place.key)
-                    if self.source.has_row(self.store.conn, place.key):
+                    if self.source.key_now(self.store.conn, place.key) is not None:
                         yield Ranked(passage_id, place, score, score)
 
     def hits(self, ranked: Sequence[Ranked], n_query_tokens: int) -> list[Hit]:
@@ -318,10 +319,19 @@ class Searcher:
         return RowNow(values, raw.content_hash != place.content_hash, extracted.heading, passage)
 
 
+def passes(row: Ranked, n_query_tokens: int, settings: SearchSettings) -> bool:
+    """Return whether a row reaches the threshold, if there is one."""
+    return settings.threshold is None or normalised(row.maxsim, n_query_tokens) >= settings.threshold
+
+
 def fused(
-    by_colbert: Mapping[Id, Ranked], by_fts: Mapping[Id, Ranked], k: int, settings: SearchSettings
+    by_colbert: Mapping[Id, Ranked],
+    by_fts: Mapping[Id, Ranked],
+    n_query_tokens: int,
+    k: int,
+    settings: SearchSettings,
 ) -> list[tuple[Id, Ranked]]:
-    """Return the first *k* of the rows of two rankings joined, best first.
+    """Return the first *k* of the rows of two rankings joined, best first, without those below the threshold.
 
     :param by_colbert: best first; ``maxsim`` is what it is ranked by
     :param by_fts: best first; ``score`` is what it is ranked by
@@ -333,5 +343,7 @@ def fused(
     else:
         by_scores = {one: row.maxsim for one, row in rows.items()}, {one: row.score for one, row in by_fts.items()}
         scores = weighted_sum(by_scores, weights)
-    ranked = ((one, row._replace(score=scores[one])) for one, row in rows.items())
+    ranked = (
+        (one, row._replace(score=scores[one])) for one, row in rows.items() if passes(row, n_query_tokens, settings)
+    )
     return sorted(ranked, key=lambda found: (-found[1].score, -found[1].maxsim, found[1].passage_id))[:k]

@@ -243,3 +243,36 @@ def test_a_threshold_leaves_out_lower_normalised_scores(tmp_path: Path, encoder:
 def test_settings_out_of_range_are_refused(given: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         SearchSettings.chosen(10, **given)
+
+
+def test_rows_that_are_not_indexed_take_no_place_of_others(tmp_path: Path, encoder: Encoder) -> None:
+    db = database(tmp_path, create_triggers=True)
+    index = Index.create(db, "posts", ["body"], model=encoder)
+    db["posts"].insert_all({"id": n, "body": "flour flour flour"} for n in range(100, 900))
+    assert set(keys(index, "flour", mode="fts", k=1, ndocs=4)) <= {1, 4}
+    assert len(keys(index, "flour", mode="fts", k=2, ndocs=4)) == 2
+
+
+@pytest.mark.parametrize("detail", ["none", "column", "full"])
+def test_fts_tables_that_know_no_phrases_are_searched_by_words(tmp_path: Path, encoder: Encoder, detail: str) -> None:
+    db = database(tmp_path)
+    db.conn.executescript(
+        f"create virtual table f using fts5(body, content='posts', detail={detail}); insert into f(f) values ('rebuild');"
+    )
+    index = Index.create(db, "posts", ["body"], model=encoder)
+    assert set(keys(index, "comet-tail?", mode="fts")) == ({5} if detail != "full" else set())
+    assert set(keys(index, "comet, tail!", mode="fts")) == {5}
+
+
+def test_upper_case_is_left_to_the_tokenizer(tmp_path: Path, encoder: Encoder) -> None:
+    db = database(tmp_path, tokenize="trigram case_sensitive 1")
+    index = Index.create(db, "posts", ["body"], model=encoder)
+    assert (keys(index, "Bread", mode="fts"), keys(index, "BREAD", mode="fts")) == ([1], [])
+
+
+def test_a_threshold_in_hybrid_leaves_out_rows_before_the_first_k_are_taken(tmp_path: Path, encoder: Encoder) -> None:
+    index = Index.create(database(tmp_path, tokenize="porter"), "posts", ["body"], model=encoder)
+    options: dict[str, Any] = {"mode": "hybrid", "weight": 0.1}
+    every = [(hit.pk, hit.normalised_score >= 0.5) for hit in index.search("flour on a mountain", **options)]
+    assert every == [(2, True), (4, False), (3, True), (1, False), (5, False)]
+    assert keys(index, "flour on a mountain", threshold=0.5, k=2, **options) == [2, 3]

@@ -189,3 +189,33 @@ def test_searching_and_finding_similar_rows_work_on_a_read_only_file(
         assert similar(index, 1, k=1) == [2]
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             index.similar_all(1, into="related")
+
+
+def test_a_deleted_row_is_like_nothing_synced_or_not(notes: sqlite_utils.Database) -> None:
+    notes.execute("delete from notes where id = 1")
+    notes.conn.commit()
+    with pytest.raises(SourceError, match="no text of a row 1"):
+        Index.open(notes, "notes").similar(1)
+
+
+def test_keys_are_written_as_they_are_spelled_now(tmp_path: Path, encoder: Encoder) -> None:
+    db = sqlite3.connect(tmp_path / "n.db")
+    db.execute("create table notes (id text, body text, primary key (id collate nocase))")
+    db.executemany("insert into notes values (?, ?)", [(f"a{n}", text) for n, text in NOTES.items()])
+    db.commit()
+    index = Index.create(db, "notes", ["body"], model=encoder)
+    db.execute("update notes set id = upper(id)")
+    db.execute("pragma foreign_keys = on")
+    assert {pk for pk, _ in index.similar_all(1, into="related")} == {f"A{n}" for n in NOTES}
+    assert db.execute("select id, related_id from related where id = 'a3'").fetchall() == [("A3", "A4")]
+
+
+def test_a_key_of_id_and_related_id(tmp_path: Path, encoder: Encoder) -> None:
+    db = sqlite3.connect(tmp_path / "r.db")
+    db.execute("create table notes (id integer, related_id integer, body text, primary key (id, related_id))")
+    db.executemany("insert into notes values (?, 0, ?)", NOTES.items())
+    db.commit()
+    Index.create(db, "notes", ["body"], model=encoder).similar_all(1, into="related")
+    assert [column[1] for column in db.execute("pragma table_info(related)")] == [
+        "id", "related_id", "rank", "related_related_id", "related_related_related_id", "score",
+    ]  # fmt: skip

@@ -22,7 +22,7 @@ from colbert_sqlite.storage.source import Source
 from colbert_sqlite.storage.store import Store
 
 _NAME = r"""("(?:[^"]|"")*"|'(?:[^']|'')*'|\[[^\]]*\]|`(?:[^`]|``)*`|[^\s,()]+)"""
-_OPTION = re.compile(rf"(?<![\w\"'\]`])(content|content_rowid)\s*=\s*{_NAME}", re.IGNORECASE)
+_OPTION = re.compile(rf"(?<![\w\"'\]`])(content|content_rowid|detail)\s*=\s*{_NAME}", re.IGNORECASE)
 _USING = re.compile(r"\bUSING\s+(fts[345])\b", re.IGNORECASE)
 # More words tell FTS5 nothing new, and it refuses expressions of too many.
 MOST_WORDS = 500
@@ -30,10 +30,11 @@ MOST_WORDS = 500
 
 @dataclass(frozen=True, slots=True)
 class FullText:
-    """An FTS5 table, and the column of the source table that its rowids are."""
+    """An FTS5 table, the column of the source table that its rowids are, and whether it can find phrases."""
 
     table: str
     rowid: str
+    phrases: bool
 
     @classmethod
     def of(cls, conn: sqlite3.Connection, source: Source) -> FullText:
@@ -54,13 +55,13 @@ class FullText:
                 older = True
                 continue
             columns = {row[0].lower() for row in conn.execute("SELECT name FROM pragma_table_info(?, 'main')", (name,))}
-            found.append((-len(columns & wanted), name, options.get("content_rowid")))
+            found.append((-len(columns & wanted), name, options))
         rowid = source.rowid(conn)
         if found:
-            _, name, content_rowid = min(found, key=lambda one: one[:2])
-            column = content_rowid or rowid
+            _, name, options = min(found, key=lambda one: one[:2])
+            column = options.get("content_rowid") or rowid
             if column is not None:
-                return cls(name, quote_identifier(column))
+                return cls(name, quote_identifier(column), options.get("detail", "full").lower() == "full")
         if rowid is None:
             raise SourceError(
                 f"table {source.table!r} has no rowids, which FTS5 needs: search it with mode colbert, or make it a "
@@ -81,43 +82,56 @@ class FullText:
         :param allowed: int64: only rows of these passages are looked at
         :return: int64 and float64 [n], higher scores first; rows that are not indexed are left out
         """
-        words = match_any(query)
+        words = match_any(query, phrases=self.phrases)
         if not words:
             return np.empty(0, np.int64), np.empty(0)
         ours = [quote_identifier(key) for key in key_columns(store.entry.key_columns)]
         theirs = [quote_identifier(key) for key in source.keys]
         of_row = " AND ".join(f"p.{our} = s.{their}" for our, their in zip(ours, theirs, strict=True))
         passages, table = store.table("passages"), f"{qualified(source.table)} AS s"
+        # With a plus, as FTS5 would else look for the words again for every rowid of the list.
         conditions = []
         if source.where is not None:
-            conditions.append(f"rowid IN (SELECT {self.rowid} FROM {source.from_where()})")
+            conditions.append(f"+rowid IN (SELECT {self.rowid} FROM {source.from_where()})")
         if allowed is not None:
             conditions.append(
-                f"rowid IN (SELECT s.{self.rowid} FROM json_each(:_colbert_allowed) AS ids CROSS JOIN {passages} AS p"
+                f"+rowid IN (SELECT s.{self.rowid} FROM json_each(:_colbert_allowed) AS ids CROSS JOIN {passages} AS p"
                 f" ON p.passage_id = ids.value JOIN {table} ON {of_row})"
             )
         only = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        rows = store.conn.execute(
-            f"SELECT p.passage_id, -found.rank FROM (SELECT rowid AS id, rank FROM {qualified(self.table)}"
-            f"(:_colbert_words){only} ORDER BY rank, rowid LIMIT {limit}) AS found"
-            f" JOIN {table} ON s.{self.rowid} = found.id JOIN {passages} AS p ON {of_row} WHERE p.doclen > 0"
-            " ORDER BY found.rank, found.id, p.passage_id",
-            {
-                **source.params,
-                "_colbert_words": words,
-                "_colbert_allowed": json.dumps([] if allowed is None else allowed.tolist()),
-            },
-        ).fetchall()
-        return np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.float64)
+        given = {**source.params, "_colbert_words": words}
+        given["_colbert_allowed"] = json.dumps([] if allowed is None else allowed.tolist())
+        best_rows = f"SELECT rowid AS id, rank FROM {qualified(self.table)}(:_colbert_words){only} ORDER BY rank, rowid"
+        n_asked = limit
+        while True:
+            rows = store.conn.execute(
+                f"SELECT found.id, -found.rank, p.passage_id FROM ({best_rows} LIMIT {n_asked}) AS found"
+                f" LEFT JOIN {table} ON s.{self.rowid} = found.id"
+                f" LEFT JOIN {passages} AS p ON {of_row} AND p.doclen > 0"
+                " ORDER BY found.rank, found.id, p.passage_id",
+                given,
+            ).fetchall()
+            indexed = [row for row in rows if row[2] is not None]
+            kept = dict.fromkeys(row[0] for row in indexed)
+            # Rows that are not indexed, not yet or for want of text, took places of others.
+            if len(kept) >= limit or len({row[0] for row in rows}) < n_asked:
+                break
+            n_asked *= 4
+        best = {*[*kept][:limit]}
+        chosen = [(passage_id, score) for row_id, score, passage_id in indexed if row_id in best]
+        return np.array([row[0] for row in chosen], np.int64), np.array([row[1] for row in chosen], np.float64)
 
 
-def match_any(text: str) -> str:
+def match_any(text: str, *, phrases: bool = True) -> str:
     """Return an FTS5 expression that finds rows with any word of *text*, whatever characters it has; empty if none.
 
     What stands between spaces is one string to FTS5, so that its own tokenizer cuts it: "time-sharing" becomes a
     phrase.
+
+    :param phrases: if not, such a string becomes words
     """
-    words = dict.fromkeys(word.lower() for word in text.replace("\0", " ").split())
+    text = text.replace("\0", " ")
+    words = dict.fromkeys(text.split() if phrases else re.findall(r"\w+", text))
     return " OR ".join('"' + word.replace('"', '""') + '"' for word in [*words][:MOST_WORDS])
 
 

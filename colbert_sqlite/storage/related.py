@@ -65,7 +65,10 @@ def can_write_related(conn: sqlite3.Connection, source: Source, into: str) -> bo
 def _columns(source: Source) -> tuple[list[str], list[str]]:
     """What the key columns of a row, and of a row like it, are called."""
     own = [name if name.lower() not in _OURS else f"row_{name}" for name in source.keys]
-    return own, [f"related_{name}" for name in source.keys]
+    prefix = "related_"
+    while {f"{prefix}{name}".lower() for name in source.keys} & {name.lower() for name in own}:
+        prefix += "related_"
+    return own, [f"{prefix}{name}" for name in source.keys]
 
 
 def _is_view(conn: sqlite3.Connection, name: str) -> bool:
@@ -84,7 +87,9 @@ def _create(source: Source, into: str, own: Sequence[str], others: Sequence[str]
     keys = f"REFERENCES {quote_identifier(source.table)} ({listed(source.keys)}) ON DELETE CASCADE ON UPDATE CASCADE"
     columns = [*declared(own), "rank INTEGER NOT NULL", *declared(others), "score REAL NOT NULL"]
     columns += [f"PRIMARY KEY ({listed(own)}, rank)"]
-    columns += [f"FOREIGN KEY ({listed(names)}) {keys}" for names in (own, others)]
+    # SQLite wants the collation of the column for a foreign key, which that of the primary key need not be.
+    if not any("COLLATE" in type_ for type_ in source.key_types):
+        columns += [f"FOREIGN KEY ({listed(names)}) {keys}" for names in (own, others)]
     return [
         f"CREATE TABLE {qualified(into)} (\n    " + ",\n    ".join(columns) + "\n)",
         # A row that is deleted, or gets another key, is looked for on both sides.

@@ -113,7 +113,8 @@ class Source:
         collations = {
             name: collation
             for name, collation in conn.execute(
-                "SELECT x.name, x.coll FROM pragma_index_list(?, 'main') AS i, pragma_index_xinfo(i.name, 'main') AS x"
+                # As it is spelled in the schema: nocase is NOCASE.
+                "SELECT x.name, upper(x.coll) FROM pragma_index_list(?, 'main') AS i, pragma_index_xinfo(i.name, 'main') AS x"
                 " WHERE i.origin = 'pk' AND x.key",
                 (table,),
             )
@@ -161,7 +162,7 @@ class Source:
         for name, origin, partial in indexes:
             if origin == "pk":
                 continue
-            sql = "SELECT name, coll FROM pragma_index_xinfo(?, 'main') WHERE key ORDER BY seqno"
+            sql = "SELECT name, upper(coll) FROM pragma_index_xinfo(?, 'main') WHERE key ORDER BY seqno"
             columns = tuple(conn.execute(sql, (name,)).fetchall())
             if partial or any(column in {None, *late} or coll not in COLLATIONS for column, coll in columns):
                 complete = False
@@ -241,10 +242,17 @@ class Source:
         row = conn.execute(sql, {**self.params, **self._key_params(key)}).fetchone()
         return None if row is None else self._source_row(row)
 
-    def has_row(self, conn: sqlite3.Connection, key: Key) -> bool:
-        """Return whether there is a row of this key that meets the condition."""
-        sql = f"SELECT 1 FROM {self.from_where(self._key_equals)}"
-        return conn.execute(sql, {**self.params, **self._key_params(key)}).fetchone() is not None
+    def has_blob_keys(self, conn: sqlite3.Connection) -> bool:
+        """Return whether rows have BLOBs in their keys."""
+        blobs = " OR ".join(f"typeof({quote_identifier(key)}) = 'blob'" for key in self.keys)
+        sql = f"SELECT 1 FROM {self.from_where(blobs)} LIMIT 1"
+        return conn.execute(sql, dict(self.params)).fetchone() is not None
+
+    def key_now(self, conn: sqlite3.Connection, key: Key) -> Key | None:
+        """Return the key of the row that has an equal one, as it is spelled now; None if no row meets the condition."""
+        sql = f"SELECT {self._key_list} FROM {self.from_where(self._key_equals)}"
+        found: Key | None = conn.execute(sql, {**self.params, **self._key_params(key)}).fetchone()
+        return found
 
     def read_whole_row(self, conn: sqlite3.Connection, key: Key) -> tuple[dict[str, Any], SourceRow] | None:
         """Return every column of a row, and its raw values; None when it is gone or has left the condition."""

@@ -104,8 +104,8 @@ def show(explanation: Explanation, *, color: bool) -> None:
     most = max([1.0, *(match.contribution for match in explanation.matches)])
     rows = [
         {
-            "query": match.text,
-            "passage": match.met_text,
+            "query": match.text.translate(SHOWN_AS),
+            "passage": match.met_text.translate(SHOWN_AS),
             "similarity": match.similarity,
             "score": match.contribution,
             "": "█" * round(WIDEST_BAR * match.contribution / most),

@@ -15,10 +15,17 @@ if TYPE_CHECKING:
 def select_of_search(
     index: Index, query: str, k: int, settings: SearchSettings, where: str | None, columns: list[str]
 ) -> str:
-    """A SELECT of the rows that the search finds, best first; parameters of *where* stay parameters."""
+    """A SELECT of the rows that the search finds, best first; parameters of *where* stay parameters.
+
+    :raises ValueError: if keys may be BLOBs, which JSON has no place for
+    """
     from colbert_sqlite.storage.schema import quote_identifier
 
+    if index.has_blob_keys():
+        raise ValueError(f"table {index.settings.table!r} has BLOBs for keys, which this SQL can't name")
     table, keys = quote_identifier(index.settings.table), [quote_identifier(key) for key in index.key_columns]
+    # Not what the table itself is called.
+    hits = "hits" if index.settings.table.lower() != "hits" else "found"
     arguments = [literal(index.name), literal(query), str(k)]
     if settings.mode != "colbert" or where is not None:
         arguments.append(literal(settings.mode))
@@ -27,12 +34,14 @@ def select_of_search(
         arguments.append(f"(\n  select json_group_array({key}) from {table} where {where}\n)")
     shown = ", ".join(f"{table}.{quote_identifier(column)}" for column in columns) or f"{table}.*"
     paths = ["'pk'"] if len(keys) == 1 else [f"'$.pk[{i}]'" for i in range(len(keys))]
-    of_row = " and ".join(f"{table}.{key} = r.value ->> {path}" for key, path in zip(keys, paths, strict=True))
-    least = f"where r.value ->> 'normalised_score' >= {settings.threshold}\n" if settings.threshold is not None else ""
+    of_row = " and ".join(f"{table}.{key} = {hits}.value ->> {path}" for key, path in zip(keys, paths, strict=True))
+    least = ""
+    if settings.threshold is not None:
+        least = f"where {hits}.value ->> 'normalised_score' >= {settings.threshold}\n"
     return (
-        f"select {shown}, r.value ->> 'score' as score\n"
-        f"from json_each(colbert_search({', '.join(arguments)})) as r\n"
-        f"join {table} on {of_row}\n{least}order by r.key"
+        f"select {shown}, {hits}.value ->> 'score' as score\n"
+        f"from json_each(colbert_search({', '.join(arguments)})) as {hits}\n"
+        f"join {table} on {of_row}\n{least}order by {hits}.key"
     )
 
 
