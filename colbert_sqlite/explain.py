@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder, Token
-from colbert_sqlite.encoders.queries import check_queries, encode_queries
 from colbert_sqlite.engine.maxsim import alignments, normalised
 from colbert_sqlite.engine.prominence import NEARLY_THE_SAME, OUTLIER_LEAST
 from colbert_sqlite.errors import SourceError
@@ -199,19 +198,22 @@ class Explanation:
 
 
 def explain_passage(
-    encoder: Encoder, query: str, heading: str, passage: Passage, embeddings: NDArray[np.float32] | None
+    encoder: Encoder,
+    query: str,
+    query_embeddings: NDArray[np.float32],
+    heading: str,
+    passage: Passage,
+    embeddings: NDArray[np.float32] | None,
 ) -> Explanation:
     """Return which word of *query* met which word of a passage.
 
+    :param query_embeddings: float32 [n_query_tokens, dim] of the query
     :param heading: what was encoded above the passage's text; empty if there is none
     :param embeddings: float32 [n_tokens, dim] that are stored of it; None: it is encoded again, uncompressed
-    :raises ValueError: if the query is empty
     :raises SourceError: if the embeddings are of another text
     """
-    check_queries([query])
     text = f"{heading}\n{passage.text}" if heading else passage.text
     query_tokens, tokens = encoder.query_tokens(query), encoder.passage_tokens(text)
-    [query_embeddings] = encode_queries(encoder, [query])
     if embeddings is None:
         [embeddings] = encoder.encode_passages([text])
     if len(embeddings) != len(tokens):

@@ -39,7 +39,7 @@ from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.check import check
 from colbert_sqlite.storage.connection import Database, atomic, connect, file_of, plain_rows, reading
 from colbert_sqlite.storage.registry import refuse_to_replace
-from colbert_sqlite.storage.related import can_write_related, write_related
+from colbert_sqlite.storage.related import try_related, write_related
 from colbert_sqlite.storage.snapshot import Checked, Snapshot
 from colbert_sqlite.storage.source import Key, Source
 from colbert_sqlite.storage.store import Store
@@ -274,6 +274,16 @@ class Index:
         return self._store.entry.settings
 
     @property
+    def model_fingerprint(self) -> str:
+        """Hex digest of what decides the embeddings; indexes with the same one can share an encoder."""
+        return self._store.entry.model_fingerprint
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model has been loaded."""
+        return self._loaded is not None
+
+    @property
     def key_columns(self) -> tuple[str, ...]:
         """The primary key of the source table."""
         return self._store.entry.key_columns
@@ -414,11 +424,25 @@ class Index:
         """Return what :meth:`search_many` returns, of queries that are encoded already; the model is not loaded.
 
         :param embeddings: float32 [n_query_tokens, dim] of each query, as the model of this index gives them
+        :param settings: ``SearchSettings.chosen(k)``, or others
+        :raises ShapeError: if an embedding has no tokens, or another ``dim`` than the index
         """
-        with self._reading():
-            searcher = self._searcher()
-            ranked = searcher.search(queries, embeddings, k, settings, self._allowed(where, params, pks))
+        if not queries:
+            return []
+        with self.searcher(where, params, pks) as (searcher, allowed):
+            ranked = searcher.search(queries, embeddings, k, settings, allowed)
             return [searcher.hits(rows, len(query)) for rows, query in zip(ranked, embeddings, strict=True)]
+
+    @contextmanager
+    def searcher(
+        self,
+        where: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        pks: Iterable[Any] | None = None,
+    ) -> Iterator[tuple[Searcher, NDArray[np.int64] | None]]:
+        """One state of the index, ready to be searched, and the passages that a filter allows; None for all."""
+        with self._reading():
+            yield self._searcher(), self._allowed(where, params, _list_of_keys(pks))
 
     def similar(
         self,
@@ -441,9 +465,8 @@ class Index:
         :raises SourceError: if the row is not in the index or has no text
         """
         settings = _settings_of_similar(k, nprobe, ndocs, threshold)
-        with self._reading():
-            searcher = self._searcher()
-            [ranked] = searcher.similar([self._key(pk)], k, settings, self._allowed(where, params, _list_of_keys(pks)))
+        with self.searcher(where, params, pks) as (searcher, allowed):
+            [ranked] = searcher.similar([self._key(pk)], k, settings, allowed)
             return searcher.hits(ranked, 1)
 
     def similar_all(
@@ -467,12 +490,12 @@ class Index:
         Otherwise as :meth:`similar`.
         """
         settings, found = _settings_of_similar(k, nprobe, ndocs), []
-        tell = progress or no_progress
-        with self._reading():
-            if into is not None:
-                can_write_related(self._store.conn, self._source(), into)
-            searcher, allowed = self._searcher(), self._allowed(where, params, None)
-            every = ((key, searcher.source.key_now(self._store.conn, key)) for key in self._store.indexed_keys(None))
+        conn, tell = self._store.conn, progress or no_progress
+        if into is not None:
+            with plain_rows(conn):
+                try_related(conn, self._source(), into)
+        with self.searcher(where, params) as (searcher, allowed):
+            every = ((key, searcher.source.key_now(conn, key)) for key in self._store.indexed_keys(None))
             spelled = {key: now for key, now in every if now is not None}
             keys = [key for key in self._store.indexed_keys(allowed) if key in spelled]
             tell(Progress("similar", 0, len(keys)))
@@ -480,8 +503,8 @@ class Index:
                 found.append((spelled[key], [(spelled[row.place.key], row.score) for row in ranked]))
                 tell(Progress("similar", len(found), len(keys)))
         if into is not None:
-            with plain_rows(self._store.conn):
-                write_related(self._store.conn, searcher.source, into, found)
+            with plain_rows(conn):
+                write_related(conn, searcher.source, into, found)
         return [(_pk(key), [(_pk(other), score) for other, score in ranked]) for key, ranked in found]
 
     def explain(self, query: str, pk: Any, *, ordinal: int | None = None) -> Explanation:
@@ -495,10 +518,9 @@ class Index:
         check_queries([query])
         encoder = self.encoder
         embeddings = encode_queries(encoder, [query])[0]
-        with self._reading():
-            searcher = self._searcher()
+        with self.searcher() as (searcher, _):
             found = searcher.passage_of(self._key(pk), embeddings, ordinal)
-        return explain_passage(encoder, query, found.heading, found.passage, found.embeddings)
+        return explain_passage(encoder, query, embeddings, found.heading, found.passage, found.embeddings)
 
     def info(self) -> dict[str, Any]:
         """Return settings, counts and sizes in bytes, as plain values.
@@ -733,6 +755,8 @@ class Index:
         self, where: str | None, params: Mapping[str, Any] | None, pks: Iterable[Any] | None
     ) -> NDArray[np.int64] | None:
         allowed = None
+        if params and where is None:
+            raise ValueError(f"params are the values of a condition, and there is no where: {', '.join(params)}")
         if where is not None:
             allowed = self._store.passage_ids_where(self._source(where, params))
         if pks is not None:

@@ -153,7 +153,10 @@ def test_what_sql_cannot_say_is_refused(run: Run, path: str, options: list[str])
         options = ["--also", path, "posts"]
     result = run("search", path, "posts", "flour", *options, "--sql")
     assert result.exit_code == 2
-    assert "colbert_search() has no argument for" in result.stderr
+    assert (
+        f"--sql prints a SELECT, which can't say {options[-2] if options[0] == '--mode' else options[0]}"
+        in result.stderr
+    )
 
 
 def test_similar_rows_of_a_row(run: Run, path: str) -> None:

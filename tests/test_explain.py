@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colbert_sqlite.encoders import Encoder, load_encoder
+from colbert_sqlite.encoders.queries import encode_queries
 from colbert_sqlite.engine.maxsim import maxsim
 from colbert_sqlite.engine.prominence import prominence, word_similarities
 from colbert_sqlite.errors import SourceError
@@ -29,7 +30,7 @@ def passage(text: str) -> Passage:
 
 
 def explain(encoder: Encoder, query: str, text: str, heading: str = "") -> Explanation:
-    return explain_passage(encoder, query, heading, passage(text), None)
+    return explain_passage(encoder, query, encode_queries(encoder, [query])[0], heading, passage(text), None)
 
 
 @pytest.fixture
@@ -125,12 +126,12 @@ def test_a_passage_without_words_can_be_explained(encoder: Encoder) -> None:
 def test_embeddings_of_another_text_are_refused(encoder: Encoder) -> None:
     (rows,) = encoder.encode_passages(["Copy the database"])
     with pytest.raises(SourceError, match="sync"):
-        explain_passage(encoder, "copy", "", passage(BACKUPS), rows)
+        explain_passage(encoder, "copy", encode_queries(encoder, ["copy"])[0], "", passage(BACKUPS), rows)
 
 
-def test_an_empty_query_is_refused(encoder: Encoder) -> None:
+def test_an_empty_query_is_refused(titled: Index) -> None:
     with pytest.raises(ValueError, match="the query is empty"):
-        explain(encoder, " ", BACKUPS)
+        titled.explain(" ", 3)
 
 
 def test_the_index_explains_the_score_of_its_hits(titled: Index) -> None:

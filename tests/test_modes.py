@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -199,10 +200,9 @@ def test_any_text_is_a_query(text: str) -> None:
     db = sqlite3.connect(":memory:")
     db.execute("create virtual table f using fts5(body)")
     db.execute("insert into f values ('flour and water')")
-    expression = match_any(text)
-    found = db.execute("select count(*) from f(?)", [expression]).fetchone()[0] if expression else 0
-    assert found in (0, 1)
-    assert not expression or db.execute("select count(*) from f(?)", [match_any("flour " + text)]).fetchone() == (1,)
+    for phrases in (True, False):
+        expression = match_any("flour " + text, phrases=phrases)
+        assert db.execute("select count(*) from f(?)", [expression]).fetchone() == (1,)
 
 
 def test_thousands_of_words_are_a_query_too(tmp_path: Path, encoder: Encoder) -> None:
@@ -257,7 +257,8 @@ def test_rows_that_are_not_indexed_take_no_place_of_others(tmp_path: Path, encod
 def test_fts_tables_that_know_no_phrases_are_searched_by_words(tmp_path: Path, encoder: Encoder, detail: str) -> None:
     db = database(tmp_path)
     db.conn.executescript(
-        f"create virtual table f using fts5(body, content='posts', detail={detail}); insert into f(f) values ('rebuild');"
+        f"create virtual table f using fts5(body, content='posts', detail={detail});"
+        "insert into f(f) values ('rebuild');"
     )
     index = Index.create(db, "posts", ["body"], model=encoder)
     assert set(keys(index, "comet-tail?", mode="fts")) == ({5} if detail != "full" else set())
@@ -276,3 +277,84 @@ def test_a_threshold_in_hybrid_leaves_out_rows_before_the_first_k_are_taken(tmp_
     every = [(hit.pk, hit.normalised_score >= 0.5) for hit in index.search("flour on a mountain", **options)]
     assert every == [(2, True), (4, False), (3, True), (1, False), (5, False)]
     assert keys(index, "flour on a mountain", threshold=0.5, k=2, **options) == [2, 3]
+
+
+def test_a_tokenizer_of_another_program_is_one_sentence(tmp_path: Path, encoder: Encoder) -> None:
+    db = database(tmp_path, tokenize="porter")
+    index = Index.create(db, "posts", ["body"], model=encoder)
+    db.conn.executescript(
+        "pragma writable_schema = on;"
+        "update sqlite_master set sql = replace(sql, 'porter', 'theirs') where name = 'posts_fts';"
+        "pragma writable_schema = off;"
+    )
+    db.conn.close()
+    index = Index.open(tmp_path / "blog.db", "posts", model=encoder)
+    with pytest.raises(SourceError, match="the FTS5 table 'posts_fts' can't be searched: no such tokenizer"):
+        index.search("flour", mode="fts")
+    assert keys(index, "comet", k=1) == [5]
+
+
+def test_words_with_an_underscore_in_fts_tables_without_phrases(tmp_path: Path, encoder: Encoder) -> None:
+    db = database(tmp_path)
+    db.conn.executescript(
+        "create virtual table f using fts5(body, content='posts', detail=none); insert into f(f) values ('rebuild');"
+        "create table t (id integer primary key, body text); insert into t values (1, 'flour');"
+        "create virtual table g using fts5(body, content='t', tokenize='trigram', detail=none);"
+        "insert into g(g) values ('rebuild');"
+    )
+    assert keys(Index.create(db, "posts", ["body"], model=encoder), "comet_tail", mode="fts") == [5]
+    with pytest.raises(
+        SourceError, match="the FTS5 table 'g' can't be searched: fts5: phrase queries are not supported"
+    ):
+        Index.create(db, "t", ["body"], model=encoder).search("flour", mode="fts")
+
+
+WORDS = "heron weir stone river flour bread salt oven comet moon".split()
+
+
+@pytest.fixture(scope="module")
+def many() -> Index:
+    """An index of 60 rows, some of them alike, with an FTS5 table."""
+    rng = random.Random(3)
+    db = sqlite_utils.Database(memory=True)
+    rows = ({"id": n, "body": " ".join(rng.choices(WORDS, k=rng.randint(1, 12)))} for n in range(60))
+    db["posts"].insert_all(rows, pk="id")
+    db["posts"].enable_fts(["body"])
+    return Index.create(db, "posts", ["body"], model="hashing-32")
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    words=st.lists(st.sampled_from([*WORDS, "nothing"]), min_size=1, max_size=4),
+    fusion=st.sampled_from(["rrf", "weighted"]),
+    weight=st.floats(0, 1),
+    threshold=st.none() | st.floats(0, 1),
+    k=st.integers(1, 70),
+)
+def test_hybrid_is_what_a_slow_reference_finds(
+    many: Index, words: list[str], fusion: Any, weight: float, threshold: float | None, k: int
+) -> None:
+    by_colbert = {hit.pk: hit for hit in many.search(" ".join(words), k=60)}
+    sql = "select rowid, -rank from posts_fts where posts_fts match ? order by rank, rowid"
+    found = dict(many._store.conn.execute(sql, [" OR ".join(dict.fromkeys(words))]))
+    # Of rows with equal bm25 the one with the higher MaxSim comes first.
+    by_fts = dict(sorted(found.items(), key=lambda item: (-item[1], by_colbert[item[0]].rank)))
+    expected = {}
+    maxsims = {pk: hit.score for pk, hit in by_colbert.items()}
+    for pk, hit in by_colbert.items():
+        if fusion == "rrf":
+            score = weight / (60 + hit.rank)
+            score += (1 - weight) / (60 + [*by_fts].index(pk) + 1) if pk in by_fts else 0
+        else:
+            score = weight * stretched(maxsims, pk) + (1 - weight) * (stretched(by_fts, pk) if pk in by_fts else 0)
+        if threshold is None or hit.normalised_score >= threshold:
+            expected[pk] = score
+    hits = many.search(" ".join(words), k, mode="hybrid", fusion=fusion, weight=weight, threshold=threshold)
+    assert len(hits) == min(k, len(expected))
+    assert [hit.score for hit in hits] == pytest.approx(sorted(expected.values(), reverse=True)[:k])
+    assert [hit.score for hit in hits] == pytest.approx([expected[hit.pk] for hit in hits])
+
+
+def stretched(scores: dict[int, float], pk: int) -> float:
+    low, high = min(scores.values()), max(scores.values())
+    return (scores[pk] - low) / (high - low) if high > low else 1.0

@@ -219,3 +219,40 @@ def test_a_key_of_id_and_related_id(tmp_path: Path, encoder: Encoder) -> None:
     assert [column[1] for column in db.execute("pragma table_info(related)")] == [
         "id", "related_id", "rank", "related_related_id", "related_related_related_id", "score",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "id text collate nocase, body text, primary key (id collate binary)",
+        "id text primary key collate nocase, body text",
+    ],
+)
+def test_deleting_rows_goes_on_working_whatever_the_key_compares_by(tmp_path: Path, encoder: Encoder, key: str) -> None:
+    db = sqlite3.connect(tmp_path / "n.db")
+    db.execute(f"create table notes ({key})")
+    db.executemany("insert into notes values (?, ?)", [(f"a{n}", text) for n, text in NOTES.items()])
+    db.commit()
+    Index.create(db, "notes", ["body"], model=encoder).similar_all(1, into="related")
+    db.execute("pragma foreign_keys = on")
+    assert db.execute("delete from notes where id = 'a1'").rowcount == 1
+
+
+def test_a_key_of_row_rank_and_rank(tmp_path: Path, encoder: Encoder) -> None:
+    db = sqlite3.connect(tmp_path / "r.db")
+    db.execute("create table notes (row_rank integer, rank integer, body text, primary key (row_rank, rank))")
+    db.executemany("insert into notes values (?, 0, ?)", NOTES.items())
+    db.commit()
+    index = Index.create(db, "notes", ["body"], model=encoder)
+    index.similar_all(1, into="related")
+    index.similar_all(1, into="related")
+    assert [column[1] for column in db.execute("pragma table_info(related)")] == [
+        "row_row_rank", "row_rank", "rank", "related_row_rank", "related_rank", "score",
+    ]  # fmt: skip
+
+
+def test_trying_a_table_leaves_nothing(notes: sqlite_utils.Database) -> None:
+    index = Index.open(notes, "notes")
+    with pytest.raises(ValueError, match="params are the values of a condition, and there is no where: n"):
+        index.similar_all(1, into="related", params={"n": 1})
+    assert "related" not in notes.table_names()

@@ -11,6 +11,7 @@ import re
 import shlex
 import sqlite3
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +55,7 @@ class FullText:
             if using[1].lower() != "fts5":
                 older = True
                 continue
-            columns = {row[0].lower() for row in conn.execute("SELECT name FROM pragma_table_info(?, 'main')", (name,))}
-            found.append((-len(columns & wanted), name, options))
+            found.append((-len(_columns(conn, name) & wanted), name, options))
         rowid = source.rowid(conn)
         if found:
             _, name, options = min(found, key=lambda one: one[:2])
@@ -104,13 +104,14 @@ class FullText:
         best_rows = f"SELECT rowid AS id, rank FROM {qualified(self.table)}(:_colbert_words){only} ORDER BY rank, rowid"
         n_asked = limit
         while True:
-            rows = store.conn.execute(
+            rows = self._found(
+                store.conn,
                 f"SELECT found.id, -found.rank, p.passage_id FROM ({best_rows} LIMIT {n_asked}) AS found"
                 f" LEFT JOIN {table} ON s.{self.rowid} = found.id"
                 f" LEFT JOIN {passages} AS p ON {of_row} AND p.doclen > 0"
                 " ORDER BY found.rank, found.id, p.passage_id",
                 given,
-            ).fetchall()
+            )
             indexed = [row for row in rows if row[2] is not None]
             kept = dict.fromkeys(row[0] for row in indexed)
             # Rows that are not indexed, not yet or for want of text, took places of others.
@@ -120,6 +121,24 @@ class FullText:
         best = {*[*kept][:limit]}
         chosen = [(passage_id, score) for row_id, score, passage_id in indexed if row_id in best]
         return np.array([row[0] for row in chosen], np.int64), np.array([row[1] for row in chosen], np.float64)
+
+    def _found(self, conn: sqlite3.Connection, sql: str, given: dict[str, Any]) -> list[Any]:
+        try:
+            return conn.execute(sql, given).fetchall()
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error) or "interrupted" in str(error):
+                raise
+            raise SourceError(
+                f"the FTS5 table {self.table!r} can't be searched: {error}; search with mode colbert, or make it anew"
+            ) from None
+
+
+def _columns(conn: sqlite3.Connection, table: str) -> set[str]:
+    try:
+        return {row[0].lower() for row in conn.execute("SELECT name FROM pragma_table_info(?, 'main')", (table,))}
+    except sqlite3.OperationalError:
+        # It can't be opened, as for want of its tokenizer: searching it says why, if there is no other.
+        return set()
 
 
 def match_any(text: str, *, phrases: bool = True) -> str:
@@ -131,7 +150,7 @@ def match_any(text: str, *, phrases: bool = True) -> str:
     :param phrases: if not, such a string becomes words
     """
     text = text.replace("\0", " ")
-    words = dict.fromkeys(text.split() if phrases else re.findall(r"\w+", text))
+    words = dict.fromkeys(text.split() if phrases else re.findall(r"[^\W_]+", text))
     return " OR ".join('"' + word.replace('"', '""') + '"' for word in [*words][:MOST_WORDS])
 
 

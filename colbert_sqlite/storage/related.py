@@ -14,8 +14,6 @@ from colbert_sqlite.storage.connection import atomic
 from colbert_sqlite.storage.schema import qualified, quote_identifier
 from colbert_sqlite.storage.source import Key, Source
 
-_OURS = {"rank", "score"}
-
 
 def write_related(
     conn: sqlite3.Connection, source: Source, into: str, related: Iterable[tuple[Key, Sequence[tuple[Key, float]]]]
@@ -27,12 +25,8 @@ def write_related(
 
     :raises SourceError: if there is another table, or a view, of that name
     """
-    own, others = _columns(source)
-    names = [*own, "rank", *others, "score"]
     with atomic(conn):
-        if not can_write_related(conn, source, into):
-            for statement in _create(source, into, own, others):
-                conn.execute(statement)
+        names = _prepare(conn, source, into)
         conn.execute(f"DELETE FROM {qualified(into)}")
         conn.executemany(
             f"INSERT INTO {qualified(into)} VALUES ({', '.join('?' * len(names))})",
@@ -46,29 +40,55 @@ def write_related(
     return n
 
 
-def can_write_related(conn: sqlite3.Connection, source: Source, into: str) -> bool:
-    """Return whether the table *into* is there, made by :func:`write_related` for a table of the same key.
+def try_related(conn: sqlite3.Connection, source: Source, into: str) -> None:
+    """Make sure that :func:`write_related` can write the table *into*, and leave everything as it was.
 
     :raises SourceError: if there is another table, or a view, of that name
     """
+
+    class Undo(Exception):
+        pass
+
+    try:
+        with atomic(conn):
+            _prepare(conn, source, into)
+            raise Undo
+    except Undo:
+        pass
+
+
+def _prepare(conn: sqlite3.Connection, source: Source, into: str) -> list[str]:
+    """Make the table if it is missing; return the names of its columns."""
     there = [row[0] for row in conn.execute("SELECT name FROM pragma_table_xinfo(?, 'main')", (into,))]
     own, others = _columns(source)
     names = [*own, "rank", *others, "score"]
-    if there and ([name.lower() for name in there] != [name.lower() for name in names] or _is_view(conn, into)):
+    if not there:
+        conn.execute(_create(source, into, own, others, linked=True))
+        try:
+            conn.execute(f"PRAGMA main.foreign_key_check({quote_identifier(into)})").fetchall()
+        except sqlite3.OperationalError:
+            # The primary key compares by another collation than its column, which no foreign key can refer to.
+            conn.execute(f"DROP TABLE {qualified(into)}")
+            conn.execute(_create(source, into, own, others, linked=False))
+    elif [name.lower() for name in there] != [name.lower() for name in names] or _is_view(conn, into):
         raise SourceError(
             f"{into!r} is there already and has other columns than {', '.join(names)}: choose another name for the "
             "table of similar rows"
         )
-    return bool(there)
+    return names
 
 
 def _columns(source: Source) -> tuple[list[str], list[str]]:
     """What the key columns of a row, and of a row like it, are called."""
-    own = [name if name.lower() not in _OURS else f"row_{name}" for name in source.keys]
-    prefix = "related_"
-    while {f"{prefix}{name}".lower() for name in source.keys} & {name.lower() for name in own}:
-        prefix += "related_"
-    return own, [f"{prefix}{name}" for name in source.keys]
+    taken = {"rank", "score"}
+    own = _named(source.keys, "row_", taken) if taken & {key.lower() for key in source.keys} else [*source.keys]
+    return own, _named(source.keys, "related_", {*taken, *(name.lower() for name in own)})
+
+
+def _named(keys: Sequence[str], prefix: str, taken: set[str]) -> list[str]:
+    """The keys with the prefix, repeated until no name is taken."""
+    names = [f"{prefix}{key}" for key in keys]
+    return _named(names, prefix, taken) if taken & {name.lower() for name in names} else names
 
 
 def _is_view(conn: sqlite3.Connection, name: str) -> bool:
@@ -76,7 +96,7 @@ def _is_view(conn: sqlite3.Connection, name: str) -> bool:
     return bool(conn.execute(sql, (name,)).fetchone()[0] != "table")
 
 
-def _create(source: Source, into: str, own: Sequence[str], others: Sequence[str]) -> list[str]:
+def _create(source: Source, into: str, own: Sequence[str], others: Sequence[str], *, linked: bool) -> str:
     def listed(names: Sequence[str]) -> str:
         return ", ".join(map(quote_identifier, names))
 
@@ -87,11 +107,8 @@ def _create(source: Source, into: str, own: Sequence[str], others: Sequence[str]
     keys = f"REFERENCES {quote_identifier(source.table)} ({listed(source.keys)}) ON DELETE CASCADE ON UPDATE CASCADE"
     columns = [*declared(own), "rank INTEGER NOT NULL", *declared(others), "score REAL NOT NULL"]
     columns += [f"PRIMARY KEY ({listed(own)}, rank)"]
-    # SQLite wants the collation of the column for a foreign key, which that of the primary key need not be.
-    if not any("COLLATE" in type_ for type_ in source.key_types):
+    # A row that is deleted, or gets another key, is looked for on both sides: this is an index too.
+    columns += [f"UNIQUE ({listed([*others, *own])})"]
+    if linked:
         columns += [f"FOREIGN KEY ({listed(names)}) {keys}" for names in (own, others)]
-    return [
-        f"CREATE TABLE {qualified(into)} (\n    " + ",\n    ".join(columns) + "\n)",
-        # A row that is deleted, or gets another key, is looked for on both sides.
-        f"CREATE INDEX main.{quote_identifier(f'idx_{into}_related')} ON {quote_identifier(into)} ({listed(others)})",
-    ]
+    return f"CREATE TABLE {qualified(into)} (\n    " + ",\n    ".join(columns) + "\n)"

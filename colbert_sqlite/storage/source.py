@@ -114,8 +114,8 @@ class Source:
             name: collation
             for name, collation in conn.execute(
                 # As it is spelled in the schema: nocase is NOCASE.
-                "SELECT x.name, upper(x.coll) FROM pragma_index_list(?, 'main') AS i, pragma_index_xinfo(i.name, 'main') AS x"
-                " WHERE i.origin = 'pk' AND x.key",
+                "SELECT x.name, upper(x.coll) FROM pragma_index_list(?, 'main') AS i,"
+                " pragma_index_xinfo(i.name, 'main') AS x WHERE i.origin = 'pk' AND x.key",
                 (table,),
             )
             if collation in COLLATIONS

@@ -114,9 +114,10 @@ def search(
         opened = [stack.enter_context(Index.open(path, name, **options)) for path, name in ((db, index), *also)]
         paths = [db, *(path for path, _ in also)]
         if as_sql:
-            unsaid = [name for name, value in {**limits, "also": also or None}.items() if value is not None]
+            printed = {"also": also or None, "passages": passages or None, "fmt": fmt, "table": output}
+            unsaid = [name for name, value in {**limits, **printed}.items() if value is not None]
             if unsaid:
-                raise click.UsageError(f"colbert_search() has no argument for --{unsaid[0]}: leave out it or --sql.")
+                raise click.UsageError(f"--sql prints a SELECT, which can't say --{unsaid[0]}: leave out one of them.")
             settings = SearchSettings.chosen(k, mode=mode, threshold=threshold)
             click.echo(select_of_search(opened[0], query, k, settings, where, asked_columns(opened[0], columns)))
             return
@@ -167,7 +168,8 @@ def similar(
 ) -> None:
     """Find the rows most like a row
 
-    From what is stored of both, so that no model is loaded. A key of several columns is a JSON array.
+    From what is stored of both, so that no model is loaded. A key of several columns is a JSON array; so is a number in
+    a column without a type.
 
     Examples:
 
@@ -188,7 +190,8 @@ def similar(
     with Index.open(db, index) as opened:
         if pk is not None:
             shown = Shown(db, opened, asked_columns(opened, columns))
-            key = primary_key(ctx, ctx.command.params[2], pk)
+            [parameter] = [parameter for parameter in ctx.command.params if parameter.name == "pk"]
+            key = primary_key(ctx, parameter, pk)
             hits = opened.similar(key, k, threshold=threshold, **narrowed)
             print_hits(hits, [shown], passages, output, fmt)
             return
