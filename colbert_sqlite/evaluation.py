@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from colbert_sqlite.errors import MissingDependency, SourceError
 from colbert_sqlite.storage.connection import Database, connected
-from colbert_sqlite.storage.schema import qualified, quote_identifier
 from colbert_sqlite.storage.source import Source
 
 if TYPE_CHECKING:
     from colbert_sqlite.index import Index
     from colbert_sqlite.results import Hit
-    from colbert_sqlite.settings import Mode
+    from colbert_sqlite.settings import Fusion, Mode
 
 Qrels = Mapping[str, Mapping[str, int]]
 ProgressCallback = Callable[[int, int], None]
 
 MEASURES = ("nDCG@10", "RR@10", "R@10", "R@100")
 QUERIES_AT_ONCE = 64
-HEADERS = {(qid, text) for qid in ("id", "_id", "qid", "query_id", "query-id") for text in ("text", "query")}
+ID_HEADERS = ("id", "_id", "qid", "query_id", "query-id")
+HEADERS = {(qid, text) for qid in ID_HEADERS for text in ("text", "query")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,11 @@ def evaluate(
     k: int = 100,
     *,
     id_column: str | None = None,
+    where: str | None = None,
+    params: Mapping[str, Any] | None = None,
     mode: Mode | None = None,
+    fusion: Fusion | None = None,
+    weight: float | None = None,
     nprobe: int | None = None,
     ndocs: int | None = None,
     progress: ProgressCallback | None = None,
@@ -61,6 +65,7 @@ def evaluate(
     :param measures: names as ir_measures has them, such as ``nDCG@10``, ``RR@10``, ``R@100``, ``P@5``, ``AP``
     :param k: hits of each query; a measure with a greater cut-off sees no more
     :param id_column: column of the table that holds the document ids; default: its primary key, as text
+    :param where: search only the rows that meet this condition, an SQL expression, as in :meth:`Index.search`
     :param progress: called with the queries done and all of them
     :raises ValueError: if there is nothing to measure, a measure is unknown, or the key has several columns
     :raises MissingDependency: if ir_measures is not installed
@@ -70,11 +75,12 @@ def evaluate(
     judged = {qid: text for qid, text in queries.items() if qid in qrels}
     if not judged or not parsed:
         raise ValueError("no query has judgements: the ids in the two files differ" if parsed else "name a measure")
+    how: dict[str, Any] = {"where": where, "params": params, "mode": mode, "fusion": fusion, "weight": weight}
     run: dict[str, dict[str, float]] = {}
     ids = list(judged)
     for first in range(0, len(ids), QUERIES_AT_ONCE):
         batch = ids[first : first + QUERIES_AT_ONCE]
-        found = index.search_many([judged[qid] for qid in batch], k, mode=mode, nprobe=nprobe, ndocs=ndocs)
+        found = index.search_many([judged[qid] for qid in batch], k, nprobe=nprobe, ndocs=ndocs, **how)
         run |= {qid: _ranks(hits, id_column) for qid, hits in zip(batch, found, strict=True)}
         if progress is not None:
             progress(len(run), len(ids))
@@ -109,16 +115,24 @@ def _only(key: Any) -> str:
     return str(key)
 
 
-def missing_documents(db: Database, index: Index, qrels: Qrels, id_column: str | None = None) -> set[str]:
+def missing_documents(
+    db: Database,
+    index: Index,
+    qrels: Qrels,
+    id_column: str | None = None,
+    where: str | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> set[str]:
     """The ids of relevant documents that are not in the table of *index*: no search can find them.
 
+    :param where: nor those that do not meet this condition
     :raises ValueError: if the key has several columns and *id_column* is None
     """
     with connected(db) as conn:
-        source = Source.inspect(conn, index.settings.table, [] if id_column is None else [id_column])
+        columns = [] if id_column is None else [id_column]
+        source = Source.inspect(conn, index.settings.table, columns, where=where, params=params)
         column = _only(source.keys if len(source.keys) > 1 else source.keys[0]) if id_column is None else id_column
-        sql = f"SELECT {quote_identifier(column)} FROM {qualified(source.table)}"
-        known = {str(value) for (value,) in conn.execute(sql)}
+        known = {str(value) for value in source.values(conn, column)}
     return {doc for grades in qrels.values() for doc, grade in grades.items() if grade > 0} - known
 
 
@@ -128,9 +142,20 @@ def _measure(name: str) -> Any:
         measure = library.parse_measure(name)
     except (NameError, ValueError, TypeError, AssertionError):
         measure = None
-    if measure is None or not library.DefaultPipeline.supports(measure):
-        raise ValueError(f"no measure {name!r}: there are nDCG@10, RR@10, R@100, P@5, AP and others of ir_measures")
-    return measure
+    if measure is not None and _is_known(measure):
+        return measure
+    if measure is not None and "cutoff" not in measure.params and _is_known(measure @ 10):
+        raise ValueError(f"measure {name!r} needs a number of hits to look at, such as {name}@10")
+    raise ValueError(f"no measure {name!r}: there are nDCG@10, RR@10, R@100, P@5, AP and others of ir_measures")
+
+
+def _is_known(measure: Any) -> bool:
+    # trec_eval ends the process at a cut-off of 0.
+    cutoff = measure.params.get("cutoff", 1)
+    try:
+        return type(cutoff) is int and cutoff >= 1 and bool(_ir_measures().DefaultPipeline.supports(measure))
+    except AssertionError:
+        return False
 
 
 def _ir_measures() -> Any:
@@ -171,7 +196,8 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
     """The judgements of a file, grade by document id by query id.
 
     Lines are query id, document id and grade, split by tabs, with or without a header, as BEIR has them; or query id,
-    anything, document id and grade, split by white space, as TREC has them. It may be gzipped.
+    anything, document id and grade, split by white space, as TREC has them. A header begins with ``query-id``,
+    ``query_id``, ``qid``, ``id`` or ``_id``. It may be gzipped.
 
     :raises ValueError: if a line is neither
     """
@@ -183,7 +209,7 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
                 raise ValueError
             qid, doc, grade = cells[0], cells[-2], int(cells[-1])
         except ValueError:
-            if number == 1:  # the header
+            if number == 1 and cells[0].lower() in ID_HEADERS:
                 continue
             raise ValueError(f"{path}, line {number}: no judgement, like query-id, tab, document-id, tab, 1") from None
         qrels.setdefault(qid, {})[doc] = grade

@@ -462,6 +462,8 @@ class Index:
         similarities. Filters and settings as in :meth:`search`, but for narrower defaults: nprobe 8, and ndocs 512 or
         64 times k.
 
+        A row that changed after it was indexed is compared by its earlier text.
+
         :raises SourceError: if the row is not in the index or has no text
         """
         settings = _settings_of_similar(k, nprobe, ndocs, threshold)
@@ -566,6 +568,12 @@ class Index:
         with self._reading():
             codec = self._codec_row()
             return _why_rebuild(codec, self._store.counts()["tokens"], _drift(codec))
+
+    @property
+    def pending_changes(self) -> int | None:
+        """How many changed rows the next sync looks at; None where it has to compare all rows."""
+        with self._reading():
+            return self._pending()
 
     def _pending(self) -> int | None:
         """How many rows the queue names; None where the next sync has to compare them all."""

@@ -105,10 +105,9 @@ def _hybrid(
     with ExitStack() as stack:
         searchers = []
         for place, index in enumerate(group):
-            stack.enter_context(index._reading())
-            searchers.append(index._searcher())
-            allowed = index._allowed(where, params, None)
-            [both] = searchers[-1].both([query], embeddings, k, settings, allowed)
+            searcher, allowed = stack.enter_context(index.searcher(where, params))
+            searchers.append(searcher)
+            [both] = searcher.both([query], embeddings, k, settings, allowed)
             for all_rows, rows in zip((by_colbert, by_fts), both, strict=True):
                 all_rows.update({(place, key): row for key, row in rows.items()})
         depth = max(k, FUSED)
@@ -125,14 +124,19 @@ def _by_model(indexes: Sequence[Index]) -> list[list[Index]]:
     groups: dict[str, list[Index]] = {}
     seen = set()
     for index in indexes:
-        one = index.database or index._store.conn, index.name
+        one = index.database or _connection_of(index), index.name
         if one in seen:
             raise ValueError(f"index {index.name!r} is given twice")
         seen.add(one)
-        groups.setdefault(index._store.entry.model_fingerprint, []).append(index)
+        groups.setdefault(index.model_fingerprint, []).append(index)
     return list(groups.values())
+
+
+def _connection_of(index: Index) -> sqlite3.Connection:
+    with index.searcher() as (searcher, _):
+        return searcher.store.conn
 
 
 def _encoder_of(group: Sequence[Index]) -> Encoder:
     """The encoder of all these indexes, loaded once: by one that has it already, if there is one."""
-    return next((index for index in group if index._loaded is not None), group[0]).encoder
+    return next((index for index in group if index.is_loaded), group[0]).encoder

@@ -17,11 +17,13 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import islice
 from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import unquote
 
 from colbert_sqlite.errors import ColbertError, IndexNotFound, ModelMismatch, SourceError
+from colbert_sqlite.storage.connection import connect, data_version, files_of, is_locked, locked, refuse_writes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +82,7 @@ def prepare(
     :param hold: keep a reference to *conn* if its database is in memory. A connection can be referred to neither
         weakly nor through the garbage collector, so without an explicit close it would stay open for ever
     """
-    places = _files_of(conn)
+    places = _places(conn)
     if database is not None:
         places["main"] = database
     places |= {schema.lower(): place for schema, place in (attached or {}).items()}
@@ -144,32 +146,26 @@ class _Functions:
         return _finite(only.score)
 
     def highlight(self, query: Value, text: Value, before: Value = "<b>", after: Value = "</b>", /) -> str:
-        words, marked = _text_of(query, "query"), _text_of(text, "text")
+        words, whole = _text_of(query, "query"), _text_of(text, "text")
+        marks = _text_of(before, "before"), _text_of(after, "after")
         if not words.strip():
-            return marked
+            return whole
         from colbert_sqlite.highlighting import highlight
 
-        return highlight(
-            words, marked, before=_text_of(before, "before"), after=_text_of(after, "after"), model=self.encoder()
-        )
+        return highlight(words, whole, before=marks[0], after=marks[1], model=self.encoder())
 
     def snippet(
         self, query: Value, text: Value, before: Value = "<b>", after: Value = "</b>", n_words: Value = 30, /
     ) -> str:
         words, whole, n = _text_of(query, "query"), _text_of(text, "text"), _whole(n_words, "n_words")
-        if not words.strip():
-            beginning = whole.split()[: max(n, 0)]
-            return " ".join(beginning) + ("…" if len(beginning) < len(whole.split()) else "")
-        from colbert_sqlite.highlighting import snippet
+        marks = _text_of(before, "before"), _text_of(after, "after")
+        from colbert_sqlite.highlighting import check_n_words, snippet
 
-        return snippet(
-            words,
-            whole,
-            before=_text_of(before, "before"),
-            after=_text_of(after, "after"),
-            n_words=n,
-            model=self.encoder(),
-        )
+        check_n_words(n)
+        if not words.strip():
+            ends = [word.end() for word in islice(re.finditer(r"\S+", whole), n + 1)]
+            return whole if len(ends) <= n else whole[: ends[-2]] + "…"
+        return snippet(words, whole, before=marks[0], after=marks[1], n_words=n, model=self.encoder())
 
     def encoder(self, model: str = "") -> Encoder:
         """The encoder of that name, or the one of this connection.
@@ -218,7 +214,7 @@ class _Functions:
 
     def _in_schema(self, name: str) -> tuple[str | None, str]:
         """The file of the database and the index in it that *name*, as schema.index, means."""
-        places = self._places if self._held is None else {**self._places, **_files_of(self._held)}
+        places = self._places if self._held is None else {**self._places, **_places(self._held)}
         for i, character in enumerate(name):
             if character == "." and (place := places.get(name[:i].lower())):
                 return place, name[i + 1 :]
@@ -274,6 +270,15 @@ class _Asked(NamedTuple):
     pks: str | None
 
 
+class _Identity(NamedTuple):
+    """A file as a process knows it: another one may be at the same place later."""
+
+    pid: int
+    place: str
+    device: int
+    inode: int
+
+
 class _Searched:
     """One database, and those of its indexes that were asked for. Threads take turns."""
 
@@ -281,31 +286,38 @@ class _Searched:
         self._database = database
         self._conn: sqlite3.Connection | None = None
         self._indexes: dict[str, Index] = {}
-        self._answers: OrderedDict[tuple[str, _Asked], tuple[object, str]] = OrderedDict()
+        self._answers: OrderedDict[tuple[str, _Asked], tuple[tuple[int, ...], str]] = OrderedDict()
         self._lock = RLock()
 
     def search(self, name: str, asked: _Asked) -> str:
         """The hits as JSON. Errors as in ``Index.search``."""
         with self._lock:
-            conn = self._connection()
-            version = _version(conn)
-            known, answer = self._answers.get((name, asked), (None, ""))
-            if version is None or known != version:
-                answer = _json([_of_hit(hit) for hit in self._search(conn, name, asked)])
-                if version is not None:
-                    self._answers[name, asked] = version, answer
-                if len(self._answers) > MOST_ANSWERS:
-                    self._answers.popitem(last=False)
-            return answer
+            try:
+                return self._answer(name, asked)
+            except sqlite3.OperationalError as error:
+                if isinstance(self._database, str) and is_locked(error):
+                    raise locked(_path_of(self._database), BUSY_SECONDS) from None
+                raise
+
+    def _answer(self, name: str, asked: _Asked) -> str:
+        conn = self._connection()
+        # Not what is seen inside a transaction, which may be rolled back.
+        version = None if conn.in_transaction else data_version(conn)
+        known, answer = self._answers.get((name, asked), (None, ""))
+        if version is None or known != version:
+            answer = _json([_of_hit(hit) for hit in self._search(conn, name, asked)])
+            if version is not None:
+                self._answers[name, asked] = version, answer
+            if len(self._answers) > MOST_ANSWERS:
+                self._answers.popitem(last=False)
+        return answer
 
     def _connection(self) -> sqlite3.Connection:
         if self._conn is None:
-            from colbert_sqlite.storage.connection import connect
-
             self._conn, owned = connect(self._database, any_thread=True, busy_seconds=BUSY_SECONDS)
             if owned:
-                weakref.finalize(self, self._conn.close)
-                self._conn.execute("PRAGMA query_only=1")
+                refuse_writes(self._conn)
+                weakref.finalize(self, _close, self._conn, os.getpid())
         return self._conn
 
     def _search(self, conn: sqlite3.Connection, name: str, asked: _Asked) -> list[Hit]:
@@ -322,31 +334,28 @@ class _Searched:
 
 
 def _hits(index: Index, asked: _Asked) -> list[Hit]:
+    from colbert_sqlite.encoders.cache import shared_encoder
     from colbert_sqlite.encoders.queries import check_queries, encode_queries
     from colbert_sqlite.settings import SearchSettings
 
     settings = SearchSettings.chosen(asked.k, mode=asked.mode)
     pks = None if asked.pks is None else _keys(asked.pks)
     check_queries([asked.query])
-    embeddings = encode_queries(_encoder_of(index), [asked.query])
+    encoder = _remembering(shared_encoder(index.model_fingerprint, lambda: index.encoder))
+    embeddings = encode_queries(encoder, [asked.query])
     return index.search_encoded([asked.query], embeddings, asked.k, settings, pks=pks)[0]
 
 
-def _version(conn: sqlite3.Connection) -> object:
-    """What differs after every change of a database; None inside a transaction, which may be rolled back."""
-    from colbert_sqlite.storage.connection import plain_rows
-
-    if conn.in_transaction:
-        return None
-    with plain_rows(conn):
-        pragmas = ("data_version", "schema_version")
-        return conn.total_changes, *(conn.execute(f"PRAGMA main.{name}").fetchone() for name in pragmas)
+def _close(conn: sqlite3.Connection, pid: int) -> None:
+    if os.getpid() == pid:
+        conn.close()
 
 
-# What a process keeps: files by what they are, encoders by fingerprint. Nobody waits for a file while a model loads.
-_opening, _loading = RLock(), RLock()
-_files: OrderedDict[tuple[str, int, int, int], _Searched] = OrderedDict()
-_encoders: OrderedDict[str, Encoder] = OrderedDict()
+# What a process keeps: files by what they are.
+_opening = RLock()
+_files: OrderedDict[_Identity, _Searched] = OrderedDict()
+# What the process had open that forked this one. SQLite must neither use nor close it here: that would harm locks.
+_inherited: list[_Searched] = []
 
 
 def _opened(place: str) -> _Searched:
@@ -355,11 +364,11 @@ def _opened(place: str) -> _Searched:
         status = os.stat(_path_of(place))
     except OSError as error:
         raise SourceError(f"no database file {_path_of(place)}: {error.strerror}") from None
-    # What a process had open before it forked is not for the new one to use.
-    identity = place, status.st_dev, status.st_ino, os.getpid()
+    identity = _Identity(os.getpid(), place, status.st_dev, status.st_ino)
     with _opening:
+        _inherited.extend(_files.pop(other) for other in list(_files) if other.pid != identity.pid)
         if identity not in _files:
-            for other in [other for other in _files if other[0] == place]:
+            for other in [other for other in _files if other.place == place]:
                 del _files[other]
             _files[identity] = _Searched(place)
         _files.move_to_end(identity)
@@ -375,18 +384,6 @@ def _path_of(place: str) -> str:
     if path.startswith("//"):
         path = "/" + path[2:].partition("/")[2]
     return path[1:] if re.match("/[A-Za-z]:", path) else path
-
-
-def _encoder_of(index: Index) -> Encoder:
-    """The model of an index, loaded once for all indexes that were built with it."""
-    fingerprint = index._store.entry.model_fingerprint
-    with _loading:
-        if fingerprint not in _encoders:
-            _encoders[fingerprint] = index.encoder
-        _encoders.move_to_end(fingerprint)
-        if len(_encoders) > MOST_MODELS:
-            _encoders.popitem(last=False)
-        return _remembering(_encoders[fingerprint])
 
 
 class _RememberingEncoder:
@@ -411,17 +408,14 @@ class _RememberingEncoder:
             return found
 
 
-@lru_cache(maxsize=2 * MOST_MODELS)
+@lru_cache(maxsize=MOST_MODELS)
 def _remembering(encoder: Encoder) -> Encoder:
     return cast("Encoder", _RememberingEncoder(encoder))
 
 
-def _files_of(conn: sqlite3.Connection) -> dict[str, str]:
-    """The files of a connection by schema, in lower case; none for what is in memory."""
-    cursor = conn.cursor()
-    cursor.row_factory = None
-    rows = ((os.fsdecode(name), os.fsdecode(path or "")) for _, name, path in cursor.execute("PRAGMA database_list"))
-    return {name.lower(): path for name, path in rows if path}
+def _places(conn: sqlite3.Connection) -> dict[str, str]:
+    """The files of a connection by schema; none for what is in memory."""
+    return {schema: path for schema, path in files_of(conn).items() if path}
 
 
 def _text_of(value: Value, name: str) -> str:
@@ -468,6 +462,8 @@ def _key(value: Any) -> Any:
 def _of_key(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_of_key(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"a row has the key {value}, for which JSON has no number: leave the row out, or mend its key")
     return {"hex": value.hex().upper()} if isinstance(value, bytes) else value
 
 

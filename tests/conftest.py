@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,22 @@ def encoder() -> Encoder:
 @pytest.fixture
 def db_path(tmp_path: Path) -> Path:
     """A database file with a table of five posts, one of them without text."""
-    path = tmp_path / "blog.db"
-    conn = sqlite3.connect(path)
-    conn.execute("CREATE TABLE posts (id INTEGER PRIMARY KEY, title TEXT, body TEXT)")
-    conn.executemany("INSERT INTO posts VALUES (?, ?, ?)", POSTS)
-    conn.commit()
-    conn.close()
+    return write_posts(tmp_path / "blog.db")
+
+
+def write_posts(path: Path) -> Path:
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("CREATE TABLE posts (id INTEGER PRIMARY KEY, title TEXT, body TEXT)")
+        conn.executemany("INSERT INTO posts VALUES (?, ?, ?)", POSTS)
+        conn.commit()
+    return path
+
+
+@pytest.fixture(scope="session")
+def indexed_blog(tmp_path_factory: pytest.TempPathFactory, encoder: Encoder) -> Path:
+    """A file with an index of the five posts, made once: copy it."""
+    path = write_posts(tmp_path_factory.mktemp("indexed") / "blog.db")
+    Index.create(path, "posts", ["body"], model=encoder).close()
     return path
 
 

@@ -116,6 +116,30 @@ def test_k_sources_are_asked_and_filters_apply(blog: tuple[str, str]) -> None:
     assert (source["number"], source["pk"] != 3) == (1, True)
 
 
+def test_sources_can_be_found_in_each_mode_and_above_a_threshold(blog: tuple[str, str]) -> None:
+    db = sqlite3.connect(blog[0])
+    db.execute("create virtual table posts_fts using fts5 (title, body, content='posts', content_rowid='id')")
+    db.execute("insert into posts_fts (posts_fts) values ('rebuild')")
+    db.commit()
+    with Index.open(*blog) as index:
+        for settings in ({"fusion": "weighted", "weight": 0.0}, {"fusion": "rrf", "weight": 1.0}, {"threshold": 0.5}):
+            options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+            found = json.loads(run(*blog, QUESTION, "-m", "e4t", "--mode", "hybrid", *options, "--json").stdout)
+            hits = index.search(QUESTION, 5, mode="hybrid", **settings)  # type: ignore[arg-type]
+            assert [(source["pk"], source["score"]) for source in found["sources"]] == [
+                (hit.pk, round(hit.score, 4)) for hit in hits
+            ]
+    assert error(*blog, "a comet", "-x", "--threshold", "1") == "Nothing matches, so there is nothing to answer from."
+
+
+def test_what_joins_rankings_needs_hybrid(blog: tuple[str, str]) -> None:
+    for words in (["--fusion", "rrf"], ["--weight", "0"], ["--weight", "1", "--mode", "fts"]):
+        result = run(*blog, QUESTION, "-x", *words, exit_code=2)
+        assert (
+            result.stderr.splitlines()[-1] == "Error: --fusion and --weight say how --mode hybrid joins two rankings."
+        )
+
+
 def test_json_holds_all_of_it(blog: tuple[str, str]) -> None:
     found = json.loads(run(*blog, QUESTION, "-m", "e4t", "-k", "1", "--json").stdout)
     assert list(found) == ["question", "answer", "model", "sources"]
@@ -193,3 +217,31 @@ def test_a_model_that_fails_is_quoted_in_one_line(blog: tuple[str, str]) -> None
     result = run(*blog, QUESTION, "-m", "failing-for-tests", exit_code=1)
     assert result.stdout == "It is \n"
     assert result.stderr == "Error: failing-for-tests: the network is gone\n"
+
+
+def test_keys_that_are_blobs_are_in_json_as_sqlite_utils_writes_them(tmp_path: Path, encoder: Any) -> None:
+    path = tmp_path / "blobs.db"
+    db = sqlite3.connect(path)
+    db.execute("create table notes (id blob primary key, body text)")
+    db.execute("insert into notes values (x'00ff', 'Copy the database every night.')")
+    db.commit()
+    Index.create(db, "notes", ["body"], model=encoder)
+    said = json.loads(run(str(path), "notes", QUESTION, "-m", "echo-for-tests", "--json").stdout)
+    assert said["sources"][0]["pk"] == {"$base64": True, "encoded": "AP8="}
+    listed = run(str(path), "notes", QUESTION, "-m", "echo-for-tests").stdout.splitlines()[-1]
+    assert listed == "[1] x'00ff'"
+
+
+def test_titles_that_are_blobs_are_left_out(tmp_path: Path, encoder: Any) -> None:
+    path = tmp_path / "titles.db"
+    db = sqlite3.connect(path)
+    db.execute("create table notes (id integer, part text, title, body text, primary key (id, part))")
+    db.execute("insert into notes values (1, 'a', x'ff00', 'Copy the database every night.')")
+    db.execute("insert into notes values (2, 'b', 3.5, 'A comet is ice and dust.')")
+    db.commit()
+    Index.create(db, "notes", ["body"], model=encoder)
+    words = (str(path), "notes", QUESTION)
+    sources = json.loads(run(*words, "-m", "e4t", "--json").stdout)["sources"]
+    assert [source["title"] for source in sources] == [None, "3.5"]
+    assert "Copy the database" in run(*words, "-k", "1", "-x").stdout.split('number="1">\n')[1].splitlines()[0]
+    assert run(*words, "-m", "e4t").stdout.splitlines()[-2:] == ["[1] 1, a", "[2] 2, b  3.5"]

@@ -175,6 +175,35 @@ def test_a_parameter_without_a_value_is_asked_for(blog: str) -> None:
     assert "give each :name in SQL its value with -p NAME VALUE" in error(blog, "select :a as a", "q", *MODEL)
 
 
+def test_a_value_is_given_by_name(blog: str) -> None:
+    assert error(blog, "select * from posts where id = ?", "q", *MODEL) == (
+        "SQL has a ? for a value: write :name and give its value with -p NAME VALUE"
+    )
+
+
+def test_the_file_that_can_not_be_attached_is_named(blog: str, tmp_path: Path) -> None:
+    other = tmp_path / "notes.txt"
+    other.write_text("no database " * 500)
+    assert error(blog, "select * from z.t", "q", *MODEL, "--attach", "z", str(other)) == (
+        f"{other} can't be attached as 'z': file is not a database"
+    )
+    assert error(blog, SQL, "q", *MODEL, "--attach", "main", blog) == (
+        f"{blog} can't be attached as 'main': database main is already in use"
+    )
+
+
+def test_columns_that_would_have_the_same_name_are_kept(blog: str) -> None:
+    sql = "select title as rank, body as 'row.rank', id as Score from posts"
+    [row] = rows(blog, sql, "comet", "-k", "1")
+    assert {**row, "score": None} == {
+        "rank": 1,
+        "score": None,
+        "row.rank": "Comets",
+        "row.rank_2": "A comet is ice and dust.",
+        "row.Score": 1,
+    }
+
+
 def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert "no database file" in error(str(tmp_path / "none.db"), SQL, "q", *MODEL)
     assert list(tmp_path.iterdir()) == []
@@ -233,6 +262,28 @@ def test_empty_stdin_is_no_rows() -> None:
 )
 def test_other_input_is_refused(stdin: str | bytes, message: str) -> None:
     assert message in error("-", "q", *MODEL, stdin=stdin)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_json_can_not_hold_are_refused(number: str) -> None:
+    assert error("-", "q", *MODEL, stdin=f'{{"a": "x", "b": {number}}}') == (
+        f"line 1 of stdin is no JSON: {number} is no number that JSON can hold; print rows with --nl"
+    )
+
+
+def test_numbers_stay_as_they_are() -> None:
+    [row] = rows("-", "x", stdin='{"a": "x", "b": [1.5, -2e3, 12345678901234567890]}')
+    assert row["b"] == [1.5, -2000.0, 12345678901234567890]
+
+
+@pytest.mark.parametrize("nested", ["[" * 100_000, '{"a": ' * 100_000])
+def test_json_that_is_nested_too_deeply_is_refused(nested: str) -> None:
+    assert "it is nested too deeply" in error("-", "q", *MODEL, stdin=nested)
+
+
+def test_halves_of_surrogate_pairs_become_question_marks() -> None:
+    [row] = rows("-", "x", stdin='{"a": "x \\ud800", "b": {"c\\uDFFF": ["\\ud83d\\ude00"]}}')
+    assert (row["a"], row["b"]) == ("x ?", {"c?": ["\U0001f600"]})
 
 
 def test_the_two_forms_are_not_mixed(blog: str) -> None:

@@ -193,3 +193,31 @@ def test_a_row_that_is_not_there(run: Run, path: str) -> None:
     result = run("similar", path, "posts", "99")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "Error: index 'posts' has no text of a row '99': it is not there, not synced, or empty\n"
+
+
+def test_rows_that_wait_for_a_sync_are_told(run: Run, path: str) -> None:
+    sqlite_utils.Database(path)["posts"].insert({"id": 9, "title": "New", "body": "Flour, quite new."})
+    result = run("search", path, "posts", "flour", "-k", "1")
+    assert result.stderr == "1 row has changed since the last sync, and may be missing here.\n"
+    run("sync", path, "posts", "--silent")
+    assert run("search", path, "posts", "flour", "-k", "1").stderr == ""
+
+
+def test_a_threshold_shows_what_it_looks_at(run: Run, path: str) -> None:
+    [row] = json.loads(run("search", path, "posts", "flour", "-k", "1", "--threshold", "0").stdout)
+    assert 0 < row["normalised_score"] <= 1
+    assert "normalised_score" not in run("search", path, "posts", "flour", "-k", "1").stdout
+
+
+def test_sql_with_parameters_says_how_to_give_them(run: Run, path: str) -> None:
+    options = ["--where", "created >= :since", "-p", "since", "20 22", "--sql"]
+    result = run("search", path, "posts", "flour", *options)
+    assert result.stderr == "To run it with sqlite-utils query, add: -p since '20 22'\n"
+
+
+def test_our_own_tables_are_no_place_for_similar_rows(run: Run, path: str) -> None:
+    result = run("similar", path, "posts", "--all", "--into", "_colbert_x")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "Error: '_colbert_x' is a name of ours: choose another for the table of similar rows\n",
+    )

@@ -7,20 +7,20 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from colbert_sqlite import sql_functions
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.index import Index
-from tests.conftest import POSTS
 
 pytest.importorskip("datasette")
 import datasette_colbert
 from datasette.app import Datasette
+from datasette.cli import serve
 from datasette.plugins import pm
 
 # Datasette has the tracebacks of SQL functions printed.
@@ -38,21 +38,9 @@ def plugin() -> Iterator[None]:
     sql_functions._files.clear()
 
 
-@pytest.fixture(scope="module")
-def indexed(tmp_path_factory: pytest.TempPathFactory, encoder: Encoder) -> Path:
-    """A file with an index of five posts, made once."""
-    path = tmp_path_factory.mktemp("indexed") / "blog.db"
-    with closing(sqlite3.connect(path)) as conn:
-        conn.execute("CREATE TABLE posts (id INTEGER PRIMARY KEY, title TEXT, body TEXT)")
-        conn.executemany("INSERT INTO posts VALUES (?, ?, ?)", POSTS)
-        conn.commit()
-        Index.create(conn, "posts", ["body"], model=encoder)
-    return path
-
-
 @pytest.fixture
-def path(indexed: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(indexed, tmp_path))
+def path(indexed_blog: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(indexed_blog, tmp_path))
 
 
 async def rows(datasette: Datasette, database: str, sql: str, **params: str) -> Any:
@@ -121,6 +109,32 @@ async def test_the_functions_can_be_switched_off_for_all_databases_or_for_one(pa
     for metadata in (off, {"databases": {"blog": off}}):
         datasette = Datasette([str(path)], metadata=metadata)
         assert await rows(datasette, "blog", "select colbert_error()") == "no such function: colbert_error"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("switch", [0, "0", "off", "No", "FALSE", {"$env": "COLBERT_FUNCTIONS"}])
+async def test_a_switch_is_off_however_it_is_written(path: Path, switch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLBERT_FUNCTIONS", "false")
+    datasette = Datasette([str(path)], metadata={"plugins": {"colbert-sqlite": {"sql_functions": switch}}})
+    assert await rows(datasette, "blog", "select colbert_error()") == "no such function: colbert_error"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("switch", [True, 1, "on", "Yes", "true"])
+async def test_a_switch_is_on_however_it_is_written(path: Path, switch: Any) -> None:
+    datasette = Datasette([str(path)], metadata={"plugins": {"colbert-sqlite": {"sql_functions": switch}}})
+    assert await rows(datasette, "blog", "select colbert_error()") == [[None]]
+
+
+@pytest.mark.parametrize("switch", ["maybe", 2, None, []])
+def test_a_switch_that_is_neither_is_refused_before_anything_is_served(path: Path, switch: Any) -> None:
+    wrong = {"plugins": {"colbert-sqlite": {"sql_functions": switch}}}
+    for name, metadata in (("all", wrong), ("one", {"databases": {"blog": wrong}})):
+        file = path.with_name(f"{name}.json")
+        file.write_text(json.dumps(metadata))
+        result = CliRunner().invoke(serve, [str(path), "--metadata", str(file), "--get", "/blog.json"])
+        assert result.output == f"Error: colbert-sqlite: sql_functions must be true or false, not {switch!r}\n"
+        assert result.exit_code == 1
 
 
 @pytest.mark.asyncio

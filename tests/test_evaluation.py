@@ -8,6 +8,7 @@ import math
 import sqlite3
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,6 +17,7 @@ from sqlite_utils_colbert.cli import colbert
 from colbert_sqlite import Index, MissingDependency, SourceError
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.evaluation import evaluate, missing_documents, read_qrels, read_queries
+from colbert_sqlite.settings import Fusion
 
 pytest.importorskip("ir_measures")
 
@@ -95,10 +97,22 @@ def test_progress_is_reported(small_index: Index) -> None:
     assert events == [(2, 2)]
 
 
-@pytest.mark.parametrize("name", ["nDCG@", "nothing", "RBP", "", "nDCG@10; import os"])
+@pytest.mark.parametrize("name", ["nDCG@", "nothing", "RBP", "", "nDCG@10; import os", "P(colour=1)@5", "P@0", "R@1.5"])
 def test_an_unknown_measure_is_refused(small_index: Index, name: str) -> None:
     with pytest.raises(ValueError, match="no measure"):
         evaluate(small_index, QUERIES, QRELS, [name])
+
+
+def test_a_measure_without_its_cut_off_is_refused(small_index: Index) -> None:
+    for name in ("P", "P(rel=2)"):
+        with pytest.raises(ValueError) as caught:
+            evaluate(small_index, QUERIES, QRELS, measures=[name])
+        assert str(caught.value) == f"measure {name!r} needs a number of hits to look at, such as {name}@10"
+
+
+def test_a_condition_leaves_rows_out(small_index: Index) -> None:
+    found = evaluate(small_index, QUERIES, QRELS, ["R@10"], where="id != :id", params={"id": 1})
+    assert {qid: values["R@10"] for qid, values in found.per_query.items()} == {"q1": 0.5, "q2": 1.0}
 
 
 def test_files_without_an_id_in_common_are_refused(small_index: Index) -> None:
@@ -110,6 +124,14 @@ def test_relevant_documents_that_are_nowhere_are_named(small_index: Index, db_pa
     qrels = {"q": {"1": 1, "98": 1, "99": 0}}
     assert missing_documents(db_path, small_index, qrels) == {"98"}
     assert missing_documents(db_path, small_index, {"q": {"Bread": 1, "Ice": 1}}, "title") == {"Ice"}
+    assert missing_documents(db_path, small_index, qrels, where="id > :id", params={"id": 1}) == {"1", "98"}
+
+
+def test_a_document_id_that_is_no_valid_utf8_is_read(small_index: Index, db_path: Path) -> None:
+    db = sqlite3.connect(db_path)
+    db.execute("update posts set title = cast(x'ff' as text) where id = 1")
+    db.commit()
+    assert missing_documents(db_path, small_index, {"q": {"\ufffd": 1, "Comets": 1}}, "title") == set()
 
 
 def test_without_ir_measures_it_says_how_to_get_it(small_index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,11 +190,20 @@ def test_other_queries_are_refused(tmp_path: Path, text: str) -> None:
         read_queries(path)
 
 
-@pytest.mark.parametrize("text", ["a\tb\tc\n1\ta\tx\n", "1 a\n2 b\n", "1\ta\t1\n1\ta\n"])
-def test_other_judgements_are_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("query-id\tcorpus-id\tscore\n1\ta\tx\n", 2),
+        ("1\ta\t1\n1\ta\n", 2),
+        ("1 a\n2 b\n", 1),
+        ("1 d 5 yes\n1 0 6 1\n", 1),
+        ("a\tb\tc\n1\ta\t1\n", 1),
+    ],
+)
+def test_other_judgements_are_refused(tmp_path: Path, text: str, line: int) -> None:
     path = tmp_path / "qrels"
     path.write_text(text)
-    with pytest.raises(ValueError, match="line 2: no judgement"):
+    with pytest.raises(ValueError, match=f"line {line}: no judgement"):
         read_qrels(path)
 
 
@@ -204,13 +235,50 @@ def test_the_command_prints_json(small_index: Index, db_path: Path, files: tuple
     ]
 
 
-def test_modes_are_compared_line_by_line(small_index: Index, db_path: Path, files: tuple[str, ...]) -> None:
+def make_full_text_searchable(db_path: Path) -> None:
     db = sqlite3.connect(db_path)
     db.execute("create virtual table posts_fts using fts5 (title, body, content='posts', content_rowid='id')")
     db.execute("insert into posts_fts (posts_fts) values ('rebuild')")
     db.commit()
+
+
+def test_modes_are_compared_line_by_line(small_index: Index, db_path: Path, files: tuple[str, ...]) -> None:
+    make_full_text_searchable(db_path)
     words = (str(db_path), small_index.name, *files, "--mode", "fts", "--mode", "hybrid", "--json")
     assert [row["mode"] for row in json.loads(run(*words).stdout)] == ["fts", "hybrid"]
+
+
+def test_the_command_searches_the_rows_that_meet_a_condition(
+    small_index: Index, db_path: Path, files: tuple[str, ...]
+) -> None:
+    words = ("--where", "id != cast(:id as integer)", "-p", "id", "1", "--measure", "R@10", "--json", "--per-query")
+    result = run(str(db_path), small_index.name, *files, *words)
+    assert [row["R@10"] for row in json.loads(result.stdout)] == [0.5, 1.0]
+    assert result.stderr.splitlines()[0] == (
+        "1 relevant documents are not among the rows that meet --where, so no search can find them: 1"
+    )
+    unused = run(str(db_path), small_index.name, *files, "-p", "id", "1", exit_code=1)
+    assert unused.stderr == "Error: params are the values of a condition, and there is no where: id\n"
+
+
+def test_hybrid_is_joined_as_asked(small_index: Index, db_path: Path, files: tuple[str, ...]) -> None:
+    make_full_text_searchable(db_path)
+    # The index has no titles, and the full-text search does.
+    Path(files[1]).write_text("q\tbread dust\n")
+    Path(files[3]).write_text("q\t1\t1\n")
+    words = (str(db_path), small_index.name, *files, "--mode", "hybrid", "--measure", "RR", "--json")
+    for fusion in get_args(Fusion):
+        for weight, reciprocal_rank in (("0", 1.0), ("1", 0.5)):
+            [row] = json.loads(run(*words, "--fusion", fusion, "--weight", weight).stdout)
+            assert row["RR"] == reciprocal_rank
+
+
+@pytest.mark.parametrize("words", [("--fusion", "rrf"), ("--weight", "0"), ("--weight", "1", "--mode", "fts")])
+def test_what_joins_rankings_needs_hybrid(
+    small_index: Index, db_path: Path, files: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    result = run(str(db_path), small_index.name, *files, *words, exit_code=2)
+    assert result.stderr.splitlines()[-1] == "Error: --fusion and --weight say how --mode hybrid joins two rankings."
 
 
 def test_missing_documents_are_told(small_index: Index, db_path: Path, files: tuple[str, ...]) -> None:

@@ -74,8 +74,8 @@ def test_one_encoder_serves_all_indexes_of_a_model(tmp_path: Path) -> None:
     a, b = (Index.open(tmp_path / name, "docs") for name in ("a.db", "b.db"))
     assert b.encoder.name == "hashing-32"
     search_all([a, b], "bread")
-    assert a._loaded is None
-    assert b._loaded is not None
+    assert not a.is_loaded
+    assert b.is_loaded
 
 
 def test_filters_and_settings_apply_to_every_index(tmp_path: Path) -> None:
@@ -136,6 +136,8 @@ def test_an_index_given_twice_is_refused(tmp_path: Path) -> None:
     assert len(search_all(in_memory, "bread")) == 2
     with pytest.raises(ValueError, match="given twice"):
         search_all([in_memory[0], in_memory[0]], "bread")
+    with pytest.raises(ValueError, match="given twice"):
+        search_all([in_memory[0], Index.open(in_memory[0]._store.conn, "docs")], "bread")
 
 
 @pytest.mark.parametrize(("query", "k"), [("", 10), ("bread", 0)])

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ import pytest
 import sqlite_utils
 import sqlite_utils_colbert
 from click.testing import CliRunner
+from sqlite_utils.cli import cli
 
 from colbert_sqlite import sql_functions
-from colbert_sqlite.encoders import Encoder, load_encoder
+from colbert_sqlite.encoders import Encoder, cached_encoder, load_encoder
+from colbert_sqlite.encoders.cache import shared_encoder
+from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.index import Index
 from colbert_sqlite.reranking import rerank
 from colbert_sqlite.sql_functions import prepare, register
@@ -38,24 +41,11 @@ TEXTS = {pk: body for pk, _, body in POSTS if body}
 def nothing_kept() -> Iterator[None]:
     yield
     sql_functions._files.clear()
-    sql_functions._encoders.clear()
-
-
-@pytest.fixture(scope="module")
-def indexed(tmp_path_factory: pytest.TempPathFactory, encoder: Encoder) -> Path:
-    """A file with an index of five posts, made once."""
-    path = tmp_path_factory.mktemp("indexed") / "blog.db"
-    with closing(sqlite3.connect(path)) as conn:
-        conn.execute("CREATE TABLE posts (id INTEGER PRIMARY KEY, title TEXT, body TEXT)")
-        conn.executemany("INSERT INTO posts VALUES (?, ?, ?)", POSTS)
-        conn.commit()
-        Index.create(conn, "posts", ["body"], model=encoder)
-    return path
 
 
 @pytest.fixture
-def path(indexed: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(indexed, tmp_path))
+def path(indexed_blog: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(indexed_blog, tmp_path))
 
 
 @pytest.fixture
@@ -257,6 +247,21 @@ def test_a_hit_of_a_blob_key_is_joined_through_hex(tmp_path: Path, encoder: Enco
     conn.close()
 
 
+def test_a_key_that_json_cannot_hold_is_told(tmp_path: Path, encoder: Encoder) -> None:
+    conn = sqlite3.connect(tmp_path / "keys.db")
+    conn.execute("CREATE TABLE docs (id REAL PRIMARY KEY, body TEXT)")
+    conn.execute("INSERT INTO docs VALUES (9e999, 'comet'), (1.5, 'bread')")
+    conn.commit()
+    Index.create(conn, "docs", ["body"], model=encoder)
+    register(conn, model=encoder)
+    wrong = "a row has the key inf, for which JSON has no number: leave the row out, or mend its key"
+    assert refusal(conn, "select colbert_search('docs', 'comet')") == f"colbert_search: {wrong}"
+    assert refusal(conn, "select colbert_rerank('comet', id, body) from docs") == f"colbert_rerank: {wrong}"
+    some = "(select json_group_array(id) from docs where id < 9e999)"
+    assert pks(conn, f"select colbert_search('docs', 'comet', 10, 'colbert', {some})") == [1.5]
+    conn.close()
+
+
 # colbert_score, colbert_rerank
 
 
@@ -325,7 +330,13 @@ def test_snippet_is_the_best_window(conn: sqlite3.Connection) -> None:
     assert len(found.split()) <= 10
     assert one(conn, "select colbert_snippet('', 'a comet of dust', '[', ']', 2)") == "a comet…"
     assert one(conn, "select colbert_snippet('', 'a comet', '[', ']', 2)") == "a comet"
-    assert "n_words must be" in refusal(conn, "select colbert_snippet('comet', 'comet', '[', ']', 'ten')")
+    assert one(conn, "select colbert_snippet(' ', ?, '[', ']', 2)", " a \n comet  of dust") == " a \n comet…"
+    assert one(conn, "select colbert_snippet(' ', ?, '[', ']', 2)", " a \n comet  ") == " a \n comet  "
+    for query in ("comet", " "):
+        for n_words in ("ten", 0, -3):
+            assert "n_words must be" in refusal(conn, "select colbert_snippet(?, 'comet', '[', ']', ?)", query, n_words)
+        assert "before is a BLOB" in refusal(conn, "select colbert_snippet(?, 'comet', x'00', ']')", query)
+        assert "after is a BLOB" in refusal(conn, "select colbert_highlight(?, 'comet', '[', x'00')", query)
 
 
 # What a search sees
@@ -409,14 +420,21 @@ def test_a_file_name_may_hold_any_character(tmp_path: Path, encoder: Encoder) ->
     conn.close()
 
 
+@pytest.mark.parametrize("searched_before", [False, True])
 def test_what_waits_for_its_own_caller_gives_up(
-    conn: sqlite3.Connection, path: Path, monkeypatch: pytest.MonkeyPatch
+    conn: sqlite3.Connection, path: Path, monkeypatch: pytest.MonkeyPatch, searched_before: bool
 ) -> None:
     monkeypatch.setattr(sql_functions, "BUSY_SECONDS", 0.05)
-    conn.execute("PRAGMA locking_mode = EXCLUSIVE")
+    sql = "select colbert_search('posts', 'comet', 1)"
+    if searched_before:
+        assert pks(conn, sql) == [2]
     conn.execute("BEGIN EXCLUSIVE")
-    assert "database is locked" in refusal(conn, "select colbert_search('posts', 'comet')")
+    assert refusal(conn, sql) == (
+        f"colbert_search: {path} has been locked for 0.05 seconds by another connection, which may be your own: end "
+        "its transaction, or close it, and try again"
+    )
     conn.rollback()
+    assert pks(conn, sql) == [2]
 
 
 def test_a_database_in_wal_mode_is_searched_while_it_is_written(conn: sqlite3.Connection) -> None:
@@ -596,11 +614,78 @@ def test_threads_with_a_connection_each_search_at_once(path: Path) -> None:
     assert failures == []
 
 
-def test_indexes_of_one_model_share_an_encoder(conn: sqlite3.Connection, path: Path) -> None:
-    Index.create(path, "posts", ["title"], name="titles", model="hashing").close()
-    assert pks(conn, "select colbert_search('posts', 'comet', 1)") == [2]
-    assert pks(conn, "select colbert_search('titles', 'comets', 1)") == [2]
-    assert list(sql_functions._encoders) == [load_encoder("hashing").fingerprint]
+@pytest.mark.parametrize("searched_first", [False, True])
+def test_a_process_has_one_copy_of_a_model(conn: sqlite3.Connection, path: Path, searched_first: bool) -> None:
+    model = f"hashing-{104 + 8 * searched_first}"
+    for column in ("title", "body"):
+        Index.create(path, "posts", [column], name=column, model=model).close()
+    uses = [
+        lambda: pks(conn, "select colbert_search('body', 'comet', 1)") == [2],
+        lambda: pks(conn, "select colbert_search('title', 'comets', 1)") == [2],
+        lambda: one(conn, "select colbert_score('comet', 'comet', ?)", model) > 1.9,
+        lambda: rerank("comet", ["dust", "comet"], model=model)[0].position == 1,
+    ]
+    assert all([use() for use in (uses if searched_first else reversed(uses))])
+    gc.collect()
+    encoders = [thing for thing in gc.get_objects() if isinstance(thing, HashingEncoder)]
+    assert [encoder.name for encoder in encoders].count(model) == 1
+
+
+def test_who_has_a_model_does_not_wait_for_one_that_loads() -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def load() -> Encoder:
+        started.set()
+        assert go_on.wait(60)
+        return load_encoder("hashing-88")
+
+    known = cached_encoder("hashing-80")
+    with ThreadPoolExecutor(2) as pool:
+        loading = pool.submit(shared_encoder, load_encoder("hashing-88").fingerprint, load)
+        assert started.wait(60)
+        try:
+            assert pool.submit(cached_encoder, "hashing-80").result(10) is known
+            assert pool.submit(shared_encoder, known.fingerprint, load).result(10) is known
+        finally:
+            go_on.set()
+        assert cached_encoder("hashing-88") is loading.result()
+
+
+FORKING = """
+import atexit, gc, os, sqlite3, sys
+from colbert_sqlite import register, sql_functions
+
+path, sql = sys.argv[1], "select colbert_search('posts', 'comet', 1)"
+
+def n_open():
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    return [os.readlink(link) for link in links if os.path.islink(link)].count(path)
+
+def search():
+    conn = sqlite3.connect(path)
+    register(conn)
+    conn.execute(sql).fetchone()
+    conn.close()
+
+parent = os.getpid()
+atexit.register(lambda: os.getpid() == parent or print(n_open(), flush=True))
+search()
+if child := os.fork():
+    os.waitpid(child, 0)
+else:
+    sql_functions.MOST_FILES = 1
+    search()
+    gc.collect()
+    print(n_open(), flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_leaves_the_connections_of_its_parent_alone(path: Path) -> None:
+    open_files()
+    run = subprocess.run([sys.executable, "-c", FORKING, path], capture_output=True, text=True, check=True)
+    # The inherited one and its own, which is closed at the end.
+    assert (run.stdout, run.stderr) == ("2\n1\n", "")
 
 
 # sqlite-utils
@@ -616,20 +701,64 @@ def plugin() -> Iterator[None]:
         pm.unregister(sqlite_utils_colbert)
 
 
-def test_databases_of_sqlite_utils_have_the_functions(plugin: None, path: Path) -> None:
+SEARCH = "(select json_group_array(value ->> 'pk') from json_each(colbert_search('posts', :q, 1)))"
+# Each function, called, and what it gives.
+CALLS = {
+    SEARCH: "[2]",
+    "colbert_score(:q, 'a comet') > 1.9": 1,
+    "colbert_score(:q, 'a comet', 'hashing-32') > 1.9": 1,
+    "(select colbert_rerank(:q, id, body, 1) ->> '$[0].pk' from posts)": 2,
+    "colbert_highlight(:q, 'a comet of dust')": "a <b>comet</b> of dust",
+    "colbert_highlight(:q, 'a comet of dust', '[', ']')": "a [comet] of dust",
+    "colbert_snippet(:q, 'a comet of dust')": "a <b>comet</b> of dust",
+    "colbert_snippet(:q, 'a comet of dust', '[', ']', 1)": "…[comet]…",
+    "colbert_error()": None,
+}
+
+
+@pytest.fixture
+def usual_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder without a model, where none is named."""
+    monkeypatch.setattr("colbert_sqlite.encoders.DEFAULT_MODEL", "hashing")
+
+
+@pytest.mark.parametrize(("call", "expected"), CALLS.items(), ids=CALLS)
+def test_databases_of_sqlite_utils_have_every_function(
+    plugin: None, usual_model: None, path: Path, call: str, expected: Any
+) -> None:
     db = sqlite_utils.Database(path)
-    sql = "select p.id from posts as p join json_each(colbert_search('posts', :q, 1)) on p.id = value ->> 'pk'"
-    assert list(db.query(sql, {"q": "comet"})) == [{"id": 2}]
-    register(db, model="hashing")
-    assert list(db.query("select colbert_score('comet', 'comet') > 1.9 as close"))[0] == {"close": 1}
+    assert list(db.query(f"select {call} as found", {"q": "comet"})) == [{"found": expected}]
     db.close()
 
 
-def test_the_query_command_of_sqlite_utils_has_them(plugin: None, path: Path) -> None:
-    from sqlite_utils.cli import cli
+@pytest.mark.parametrize(("call", "expected"), CALLS.items(), ids=CALLS)
+def test_the_query_command_of_sqlite_utils_has_every_function(
+    plugin: None, usual_model: None, path: Path, call: str, expected: Any
+) -> None:
+    result = CliRunner().invoke(cli, ["query", str(path), f"select {call} as found", "-p", "q", "comet"])
+    assert json.loads(result.output) == [{"found": expected}]
 
-    sql = "select value ->> 'pk' as pk from json_each(colbert_search('posts', :q, 1))"
-    result = CliRunner().invoke(cli, ["query", str(path), sql, "-p", "q", "comet"])
-    assert json.loads(result.output) == [{"pk": 2}]
+
+def test_databases_of_sqlite_utils_can_be_registered_with_a_model(plugin: None, path: Path) -> None:
+    db = sqlite_utils.Database(path)
+    register(db, model="hashing")
+    assert list(db.query("select colbert_score('comet', 'comet') > 1.9 as close")) == [{"close": 1}]
+    db.close()
+
+
+def test_errors_in_sqlite_utils_have_their_sentence(plugin: None, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sentence = "colbert_search: no index 'pots' in this database; it has posts"
+    sql = "select colbert_search('pots', 'comet')"
+    db = sqlite_utils.Database(path)
+    with pytest.raises(sqlite3.OperationalError):
+        list(db.query(sql))
+    assert list(db.query("select colbert_error() as error")) == [{"error": sentence}]
+    db.close()
+    result = CliRunner().invoke(cli, ["query", str(path), sql])
+    assert result.output == "Error: user-defined function raised exception\n"
+    assert caplog.messages == [sentence] * 2
+
+
+def test_the_memory_command_of_sqlite_utils_has_the_functions(plugin: None) -> None:
     result = CliRunner().invoke(cli, ["memory", "select colbert_score('comet', 'comet', 'hashing') > 1.9 as close"])
     assert json.loads(result.output) == [{"close": 1}]

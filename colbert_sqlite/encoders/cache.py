@@ -1,14 +1,15 @@
 """Encoders that a process has loaded, for callers that keep none themselves: reranking, SQL functions.
 
-In: the name of a model and the options of :func:`load_encoder`. Out: the same encoder for the same words. Leaves to
-others: finding and loading models (models.py).
+In: the name of a model and the options of :func:`load_encoder`, or a fingerprint. Out: the same encoder for the same
+model. Leaves to others: finding and loading models (models.py).
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections import OrderedDict
+from collections.abc import Callable
 from threading import RLock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from colbert_sqlite.encoders.models import DEFAULT_MODEL, load_encoder
 
@@ -18,7 +19,19 @@ if TYPE_CHECKING:
 # Each holds the weights of its model.
 MOST_ENCODERS = 4
 
-_loading = RLock()
+
+class _Options(NamedTuple):
+    device: str | None = None
+    dtype: str = "auto"
+    batch_size: int | None = None
+    trust_remote_code: bool = False
+    backend: str = "auto"
+
+
+# Who loads holds the first, who looks up what is loaded only the second, for a moment.
+_loading, _looking = RLock(), RLock()
+_encoders: OrderedDict[tuple[str, _Options], Encoder] = OrderedDict()
+_fingerprints: dict[tuple[str, _Options], str] = {}
 
 
 def cached_encoder(
@@ -37,31 +50,57 @@ def cached_encoder(
     files change meanwhile is not looked at again. Where there is no index whose build exported the model to the cache
     folder, the first call does so, and the next process starts without torch. Arguments and errors as in
     :func:`load_encoder`.
+
+    :param indexing: if it is not loaded yet, load what encodes many passages faster
     """
     if model is not None and not isinstance(model, str):
         return model
-    # Two threads that want the same model must not both load it; lru_cache alone would let them.
+    name, options = model or DEFAULT_MODEL, _Options(device, dtype, batch_size, trust_remote_code, backend)
+    if encoder := _named(name, options):
+        return encoder
+    # Two threads that want the same model must not both load it.
     with _loading:
-        return _loaded(model or DEFAULT_MODEL, device, dtype, batch_size, trust_remote_code, backend, indexing)
+        if encoder := _named(name, options):
+            return encoder
+        encoder = load_encoder(
+            name,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            trust_remote_code=trust_remote_code,
+            backend=backend,
+            indexing=indexing,
+            export=True,
+        )
+        with _looking:
+            _fingerprints[name, options] = encoder.fingerprint
+            return _kept(encoder.fingerprint, options) or _keep(encoder, options)
 
 
-@lru_cache(maxsize=MOST_ENCODERS)
-def _loaded(
-    name: str,
-    device: str | None,
-    dtype: str,
-    batch_size: int | None,
-    trust_remote_code: bool,
-    backend: str,
-    indexing: bool,
-) -> Encoder:
-    return load_encoder(
-        name,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        trust_remote_code=trust_remote_code,
-        backend=backend,
-        indexing=indexing,
-        export=True,
-    )
+def shared_encoder(fingerprint: str, load: Callable[[], Encoder]) -> Encoder:
+    """The encoder with that fingerprint, loaded without options by :func:`cached_encoder` or, if not yet, by *load*."""
+    if encoder := _kept(fingerprint, _Options()):
+        return encoder
+    with _loading:
+        return _kept(fingerprint, _Options()) or _keep(load(), _Options())
+
+
+def _named(name: str, options: _Options) -> Encoder | None:
+    with _looking:
+        fingerprint = _fingerprints.get((name, options))
+        return None if fingerprint is None else _kept(fingerprint, options)
+
+
+def _kept(fingerprint: str, options: _Options) -> Encoder | None:
+    with _looking:
+        if (encoder := _encoders.get((fingerprint, options))) is not None:
+            _encoders.move_to_end((fingerprint, options))
+        return encoder
+
+
+def _keep(encoder: Encoder, options: _Options) -> Encoder:
+    with _looking:
+        _encoders[encoder.fingerprint, options] = encoder
+        if len(_encoders) > MOST_ENCODERS:
+            _encoders.popitem(last=False)
+        return encoder

@@ -34,7 +34,7 @@ def connect(
 
     :param any_thread: threads will share it, one at a time
     :param busy_seconds: how long another connection may hold a lock
-    :raises SourceError: if there is no such file, it is not a SQLite database, or SQLite itself is too old
+    :raises SourceError: if there is no such file, it is locked or not a SQLite database, or SQLite itself is too old
     """
     if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
         raise SourceError(f"SQLite {sqlite3.sqlite_version} is too old: 3.37 or newer is needed")
@@ -60,6 +60,8 @@ def connect(
         conn.execute("PRAGMA schema_version").fetchone()
     except sqlite3.DatabaseError as error:
         conn.close()
+        if is_locked(error):
+            raise locked(path, busy_seconds) from None
         if str(error) == "unable to open database file":
             raise SourceError(
                 f"{path} can't be opened: a database in WAL mode needs a folder that can be written; if nobody writes "
@@ -69,16 +71,59 @@ def connect(
     return conn, True
 
 
+def is_locked(error: sqlite3.Error) -> bool:
+    """Whether an error says that another connection holds a lock on the file."""
+    return str(error) == "database is locked"
+
+
+def locked(path: str, busy_seconds: float) -> SourceError:
+    """What to raise if it did so for that long."""
+    return SourceError(
+        f"{path} has been locked for {busy_seconds:g} seconds by another connection, which may be your own: end its "
+        "transaction, or close it, and try again"
+    )
+
+
+def files_of(conn: sqlite3.Connection) -> dict[str, str]:
+    """Return the paths of a connection's files by schema, in lower case; empty for a database in memory."""
+    with plain_rows(conn):
+        # A path may be no valid UTF-8.
+        conn.text_factory = os.fsdecode
+        return {name.lower(): path or "" for _, name, path in conn.execute("PRAGMA database_list")}
+
+
+def data_version(conn: sqlite3.Connection) -> tuple[int, ...]:
+    """Return what differs after every change of the main database, by this connection or by others."""
+    with plain_rows(conn):
+        pragmas = (conn.execute(f"PRAGMA main.{name}") for name in ("data_version", "schema_version"))
+        return conn.total_changes, *(pragma.fetchone()[0] for pragma in pragmas)
+
+
 def file_of(conn: sqlite3.Connection, schema: str = "main") -> str:
     """Return the path of the file of a connection, or of a database attached to it; empty for one in memory.
 
     :raises SourceError: if nothing of that name is attached
     """
-    with plain_rows(conn):
-        files = {name.lower(): path or "" for _, name, path in conn.execute("PRAGMA database_list")}
+    files = files_of(conn)
     if schema.lower() not in files:
         raise SourceError(f"no database is attached as {schema!r}; there are {', '.join(files)}")
     return files[schema.lower()]
+
+
+def attach(conn: sqlite3.Connection, path: str | os.PathLike[str], alias: str) -> None:
+    """Let SQL on this connection read another file, as ``alias.table``.
+
+    :raises SourceError: if it is no database that can be read, or the alias is taken
+    """
+    try:
+        conn.execute("ATTACH DATABASE ? AS ?", (f"{Path(path).absolute().as_uri()}?mode=ro", alias))
+    except sqlite3.DatabaseError as error:
+        raise SourceError(f"{os.fspath(path)} can't be attached as {alias!r}: {error}") from None
+
+
+def refuse_writes(conn: sqlite3.Connection) -> None:
+    """Let SQL on this connection read only."""
+    conn.execute("PRAGMA query_only = 1")
 
 
 @contextmanager

@@ -59,6 +59,8 @@ def try_related(conn: sqlite3.Connection, source: Source, into: str) -> None:
 
 def _prepare(conn: sqlite3.Connection, source: Source, into: str) -> list[str]:
     """Make the table if it is missing; return the names of its columns."""
+    if into.lower().startswith("_colbert_"):
+        raise SourceError(f"{into!r} is a name of ours: choose another for the table of similar rows")
     there = [row[0] for row in conn.execute("SELECT name FROM pragma_table_xinfo(?, 'main')", (into,))]
     own, others = _columns(source)
     names = [*own, "rank", *others, "score"]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from colbert_sqlite.errors import IndexCorrupt
 from colbert_sqlite.storage.blobs import CODES, GAPS, RESIDUALS, from_blobs, unpack_ids, verified
+from colbert_sqlite.storage.connection import data_version
 from colbert_sqlite.storage.lists import PASSAGE_BITS, PASSAGE_MASK
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.stored_codec import StoredCodec
@@ -48,9 +49,7 @@ class Checked:
 
     def as_of(self, store: Store) -> None:
         """Forget everything unless the database is as it was."""
-        conn = store.conn
-        (data_version,) = conn.execute("PRAGMA main.data_version").fetchone()
-        version = store.entry.build_id, store.entry.generation, data_version, conn.total_changes
+        version = store.entry.build_id, store.entry.generation, data_version(store.conn)
         if version != self._version:
             self._version, self._known = version, {}
 

@@ -6,6 +6,7 @@ others: making text and passages of them.
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.passages import RawValue, content_hash
-from colbert_sqlite.storage.connection import lenient_text
+from colbert_sqlite.storage.connection import file_of, lenient_text
 from colbert_sqlite.storage.schema import UniqueColumns, qualified, quote_identifier
 
 Key = tuple[Any, ...]
@@ -106,9 +107,10 @@ class Source:
         head = None if heading is None else resolve(heading)
         keys = sorted((pk, name, declared) for name, declared, pk, _ in found if pk)
         if not keys:
+            place = shlex.join([file_of(conn) or "DATABASE", table])
             raise SourceError(
                 f"table {table!r} has no primary key, and VACUUM may renumber its rowids: add one first, for example "
-                f"with: sqlite-utils transform DATABASE {table!r} --rename rowid id --pk id"
+                f"with: sqlite-utils transform {place} --rename rowid id --pk id"
             )
         collations = {
             name: collation
@@ -223,6 +225,12 @@ class Source:
         """Yield the keys of all rows that meet the condition, in key order; those that are NULL left out."""
         sql = f"SELECT {self._key_list} FROM {self.from_where(self.has_key)} ORDER BY {self.compared_keys}"
         return self._strict_keys(conn, sql, self.params)
+
+    def values(self, conn: sqlite3.Connection, column: str) -> list[Any]:
+        """Return what all rows that meet the condition have in a column."""
+        sql = f"SELECT {quote_identifier(column)} FROM {self.from_where()}"
+        with lenient_text(conn):
+            return [row[0] for row in conn.execute(sql, dict(self.params))]
 
     def iter_rows(self, conn: sqlite3.Connection, after: Key | None = None) -> Iterator[SourceRow]:
         """Yield rows that meet the condition and have a key, in key order, beginning behind *after*."""

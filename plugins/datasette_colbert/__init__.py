@@ -11,6 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 from pluggy import HookimplMarker
 
 from colbert_sqlite import sql_functions
@@ -23,12 +24,21 @@ if TYPE_CHECKING:
 hookimpl = HookimplMarker("datasette")
 
 PLUGIN = "colbert-sqlite"
+# A setting out of the environment is a text.
+SWITCHES = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+
+
+@hookimpl
+def startup(datasette: Datasette) -> None:
+    """Refuse a wrong configuration before anything is served."""
+    for database in (None, *datasette.databases):
+        _has_functions(datasette.plugin_config(PLUGIN, database=database) or {})
 
 
 @hookimpl
 def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datasette) -> None:
     settings: dict[str, Any] = datasette.plugin_config(PLUGIN, database=database) or {}
-    if settings.get("sql_functions", True) is False or database not in datasette.databases:
+    if not _has_functions(settings) or database not in datasette.databases:
         return
     # Where SQL can join databases, it can search them.
     others = datasette.databases.items() if database == "_memory" and datasette.crossdb else ()
@@ -40,6 +50,14 @@ def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datas
         # Loading another one may take minutes, gigabytes, or a hub.
         any_model=False,
     )
+
+
+def _has_functions(settings: dict[str, Any]) -> bool:
+    switch = settings.get("sql_functions", True)
+    try:
+        return SWITCHES[str(switch).lower()]
+    except KeyError:
+        raise click.ClickException(f"{PLUGIN}: sql_functions must be true or false, not {switch!r}") from None
 
 
 def _uri(datasette: Datasette, database: Database) -> str | None:

@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from colbert_sqlite import IndexSettings, MissingDependency
-from colbert_sqlite.settings import Mode
+from colbert_sqlite import IndexSettings, MissingDependency, SearchSettings
+from colbert_sqlite.settings import Fusion, Mode
 from sqlite_utils_colbert.options import (
     ColbertCommand,
     db_argument,
     index_argument,
     json_option,
     model_options,
+    refuse_fusion_without_hybrid,
+    setting_option,
     valid_utf8,
     where_options,
 )
-from sqlite_utils_colbert.searching import title_column
+from sqlite_utils_colbert.output import blob_in_json
+from sqlite_utils_colbert.searching import tell_changes, title_column
 
 if TYPE_CHECKING:
     from llm import Model
@@ -46,6 +49,9 @@ DELIMITER = re.compile(r"<(?=\s*/?\s*source\b)", re.IGNORECASE)
 @click.option("-k", "--limit", "k", type=int, default=5, show_default=True, help="Number of sources")
 @where_options("Take as sources only rows that meet this condition")
 @click.option("--mode", type=click.Choice(get_args(Mode)), help="How to search, as in colbert search")
+@setting_option(SearchSettings, "fusion", type=click.Choice(get_args(Fusion)))
+@setting_option(SearchSettings, "weight", type=float)
+@setting_option(SearchSettings, "threshold", type=float)
 @click.option("-m", "--model", "llm_model", metavar="MODEL", help="Language model as llm knows it; default: llm's")
 @click.option("-s", "--system", metavar="TEXT", help="Instruction in place of ours")
 @click.option(
@@ -67,6 +73,9 @@ def ask(
     where: str | None,
     params: tuple[tuple[str, str], ...],
     mode: Mode | None,
+    fusion: Fusion | None,
+    weight: float | None,
+    threshold: float | None,
     llm_model: str | None,
     system: str | None,
     llm_options: tuple[tuple[str, str], ...],
@@ -89,12 +98,15 @@ def ask(
     """
     from colbert_sqlite import Index
 
+    refuse_fusion_without_hybrid([mode], fusion, weight)
+    how: dict[str, Any] = {"mode": mode, "fusion": fusion, "weight": weight, "threshold": threshold}
     # Before the search: a model that is not there should not cost one.
     language_model = None if show_prompt else find_model(llm_model)
     given = None if language_model is None else model_options_of(language_model, llm_options)
     with Index.open(db, index, model=colbert_model, **options) as opened:
-        hits = opened.search(question, k, where=where, params=dict(params), mode=mode)
+        hits = opened.search(question, k, where=where, params=dict(params), **how)
         settings = opened.settings
+        tell_changes(hits, [opened])
     if not hits:
         click.echo("Nothing matches, so there is nothing to answer from.", err=True)
         ctx.exit(1)
@@ -109,7 +121,7 @@ def ask(
     )
     if as_json:
         facts = {"question": question, "answer": answer, "model": language_model.model_id, "sources": sources}
-        click.echo(json.dumps(facts, ensure_ascii=False, indent=2))
+        click.echo(json.dumps(facts, ensure_ascii=False, indent=2, default=blob_in_json))
     else:
         click.echo("\n" if answer and not answer.endswith("\n") else "")
         for source in sources:
@@ -118,10 +130,12 @@ def ask(
 
 def source_of(hit: Hit, settings: IndexSettings) -> dict[str, Any]:
     [title] = [hit.row[name] for name in title_column(hit, settings)] or [None]
+    # A BLOB may be anything, and says nothing to a reader.
+    is_text = isinstance(title, (str, int, float))
     return {
         "number": hit.rank,
         "pk": hit.pk,
-        "title": None if title is None else " ".join(str(title).split()),
+        "title": " ".join(str(title).split()) if is_text else None,
         "score": round(hit.score, 4),
         "passage": hit.passage.text,
     }
@@ -140,8 +154,13 @@ def prompt_of(question: str, sources: list[dict[str, Any]]) -> str:
 
 def line_of(source: dict[str, Any]) -> str:
     pk = source["pk"]
-    key = ", ".join(map(str, pk)) if isinstance(pk, tuple) else pk
+    key = ", ".join(map(key_text, pk if isinstance(pk, tuple) else [pk]))
     return f"[{source['number']}] {key}" + (f"  {source['title']}" if source["title"] else "")
+
+
+def key_text(value: Any) -> str:
+    """A part of a key; a BLOB as SQL spells it."""
+    return f"x'{value.hex()}'" if isinstance(value, bytes) else str(value)
 
 
 def find_model(name: str | None) -> Model:

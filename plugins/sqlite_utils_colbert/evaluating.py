@@ -12,7 +12,7 @@ from typing import Any, get_args
 import click
 
 from colbert_sqlite import SearchSettings
-from colbert_sqlite.settings import Mode
+from colbert_sqlite.settings import Fusion, Mode
 from sqlite_utils_colbert.options import (
     ColbertCommand,
     db_argument,
@@ -20,7 +20,9 @@ from sqlite_utils_colbert.options import (
     json_option,
     model_options,
     moved_model_option,
+    refuse_fusion_without_hybrid,
     setting_option,
+    where_options,
 )
 from sqlite_utils_colbert.output import print_rows, print_table
 
@@ -60,6 +62,9 @@ file_option = click.Path(exists=True, dir_okay=False)
     type=click.Choice(get_args(Mode)),
     help="How to search, as in colbert search; several give a line each; default: colbert",
 )
+@setting_option(SearchSettings, "fusion", type=click.Choice(get_args(Fusion)))
+@setting_option(SearchSettings, "weight", type=float)
+@where_options("Search only the rows that meet this condition")
 @click.option("--id-column", metavar="COLUMN", help="Column with the document ids; default: the primary key")
 @setting_option(SearchSettings, "nprobe", type=int)
 @setting_option(SearchSettings, "ndocs", type=int)
@@ -75,6 +80,10 @@ def eval_(
     measures: tuple[str, ...],
     k: int,
     modes: tuple[Mode, ...],
+    fusion: Fusion | None,
+    weight: float | None,
+    where: str | None,
+    params: tuple[tuple[str, str], ...],
     id_column: str | None,
     nprobe: int | None,
     ndocs: int | None,
@@ -96,9 +105,16 @@ def eval_(
     from colbert_sqlite import Index
     from colbert_sqlite.evaluation import MEASURES, evaluate, missing_documents, read_qrels, read_queries
 
+    refuse_fusion_without_hybrid(modes, fusion, weight)
     queries, qrels = read_queries(queries_file), read_qrels(qrels_file)
     with Index.open(db, index, **options) as opened:
-        missing = missing_documents(db, opened, qrels, id_column)
+        missing = missing_documents(db, opened, qrels, id_column, where, dict(params))
+        relevant = {doc for grades in qrels.values() for doc, grade in grades.items() if grade > 0}
+        if relevant and missing == relevant and where is None:
+            example = min(relevant)
+            raise ValueError(
+                f"no relevant document is in the table, {example!r} for one: is their id in an --id-column?"
+            )
         found = {
             mode: evaluate(
                 opened,
@@ -108,14 +124,19 @@ def eval_(
                 k,
                 mode=mode,
                 id_column=id_column,
+                where=where,
+                params=dict(params),
+                fusion=fusion,
+                weight=weight,
                 nprobe=nprobe,
                 ndocs=ndocs,
                 progress=show_progress,
             )
             for mode in modes or ("colbert",)
         }
+    nowhere = "are not in the table" if where is None else "are not among the rows that meet --where"
     for what, ids in (
-        ("relevant documents are not in the table, so no search can find them", missing),
+        (f"relevant documents {nowhere}, so no search can find them", missing),
         ("judged queries have no text in the file of queries, and are left out", qrels.keys() - queries.keys()),
     ):
         if ids:

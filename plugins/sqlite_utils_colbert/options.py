@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import click
@@ -97,6 +97,11 @@ def where_options(help_: str) -> Callable[[Function], Function]:
         )
 
     return decorate
+
+
+def refuse_fusion_without_hybrid(modes: Collection[str | None], fusion: str | None, weight: float | None) -> None:
+    if (fusion or weight is not None) and "hybrid" not in modes:
+        raise click.UsageError("--fusion and --weight say how --mode hybrid joins two rankings.")
 
 
 def model_options(function: Function) -> Function:

@@ -148,7 +148,7 @@ def _fact(name: str, value: Any) -> str:
 
 
 def _json(rows: Sequence[Row], *, lines: bool) -> Iterator[str]:
-    texts = [json.dumps(row, ensure_ascii=False, default=_blob) for row in rows]
+    texts = [json.dumps(row, ensure_ascii=False, default=blob_in_json) for row in rows]
     if lines:
         yield from texts
     else:
@@ -185,7 +185,8 @@ def _encoded(value: bytes) -> str:
     return base64.b64encode(value).decode("ascii")
 
 
-def _blob(value: Any) -> dict[str, Any]:
+def blob_in_json(value: Any) -> dict[str, Any]:
+    """What sqlite-utils makes of a BLOB in JSON, for ``json.dumps(default=…)``."""
     if not isinstance(value, bytes):
         raise TypeError(f"a {type(value).__name__} has no place in JSON")
     return {"$base64": True, "encoded": _encoded(value)}

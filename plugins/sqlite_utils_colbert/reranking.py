@@ -13,7 +13,6 @@ import sqlite3
 import sys
 import time
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,8 +25,10 @@ if TYPE_CHECKING:
     from colbert_sqlite.passages import RawValue
 
 STDIN = "-"
+OURS = ("rank", "score")
 # Loading torch takes seconds longer than starting onnxruntime; from about here on torch, where it is faster, pays.
 FOR_SPEED_CHARACTERS = 150_000
+SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 COMMENTS = re.compile(r"\A(\s+|--[^\n]*(\n|\Z)|/\*.*?(\*/|\Z))*", re.DOTALL)
 
 
@@ -124,13 +125,17 @@ def in_order(
     encoder = cached_encoder(indexing=n_characters > FOR_SPEED_CHARACTERS, **options)
     scores = [score for score, _ in score_documents(encoder, query, documents)]
     best = sorted(range(len(rows)), key=lambda position: (-scores[position], position))
-    return [row_of_output(rank, scores[at], rows[at]) for rank, at in enumerate(best, start=1)], encoder
+    # The rows of another search have a rank and a score of their own.
+    printed = unique(["rank", "score", *(f"row.{name}" if name.lower() in OURS else name for name in rows[0])])
+    ranked = [
+        dict(zip(printed, (rank, rounded(scores[at]), *rows[at].values()), strict=True))
+        for rank, at in enumerate(best, start=1)
+    ]
+    return ranked, encoder
 
 
-def row_of_output(rank: int, score: float, row: Row) -> Row:
-    ours = {"rank": rank, "score": round(score, 4) if math.isfinite(score) else None}
-    # The rows of another search have a score of their own.
-    return {**ours, **{f"row.{name}" if name.lower() in ours else name: value for name, value in row.items()}}
+def rounded(score: float) -> float | None:
+    return round(score, 4) if math.isfinite(score) else None
 
 
 def columns_to_rank_by(rows: list[Row], asked: tuple[str, ...]) -> list[str]:
@@ -171,24 +176,26 @@ def flat(row: Row) -> Row:
     }
 
 
-def rows_of_select(db: str, sql: str, params: dict[str, str], attach: tuple[tuple[str, str], ...]) -> list[Row]:
+def rows_of_select(db: str, sql: str, params: dict[str, str], others: tuple[tuple[str, str], ...]) -> list[Row]:
     """The rows of *sql*, which can't write, with the SQL functions of sqlite-utils and its plugins.
 
+    :param others: aliases and paths of other files that it reads
+    :raises SourceError: if one of the files is no database that can be read
     :raises ValueError: if it is no single SELECT, or a parameter has no value
     """
     from sqlite_utils import Database
 
-    from colbert_sqlite.storage.connection import connect, lenient_text
+    from colbert_sqlite.storage.connection import attach, connect, lenient_text, refuse_writes
 
     first_word = sql[COMMENTS.match(sql).end() :].split(maxsplit=1)[:1]  # type: ignore[union-attr]
     if not first_word or not re.match(r"(select|with|values)\b", first_word[0], re.IGNORECASE):
         raise ValueError(f"SQL must be a SELECT, not {sql.strip()[:40]!r}")
     conn, _ = connect(db)
     with closing(conn):
-        for alias, path in attach:
-            conn.execute("ATTACH DATABASE ? AS ?", (f"{Path(path).absolute().as_uri()}?mode=ro", alias))
+        for alias, path in others:
+            attach(conn, path, alias)
         Database(conn)  # registers what plugins bring
-        conn.execute("PRAGMA query_only = 1")
+        refuse_writes(conn)
         try:
             with lenient_text(conn):
                 cursor = conn.execute(sql, params)
@@ -197,6 +204,8 @@ def rows_of_select(db: str, sql: str, params: dict[str, str], attach: tuple[tupl
         except (sqlite3.Warning, sqlite3.ProgrammingError) as error:
             if "one statement" in str(error):
                 raise ValueError("SQL must be one SELECT, and there are several statements") from None
+            if "has no name" in str(error):
+                raise ValueError("SQL has a ? for a value: write :name and give its value with -p NAME VALUE") from None
             raise ValueError(f"{str(error).rstrip('.')}: give each :name in SQL its value with -p NAME VALUE") from None
         except sqlite3.OperationalError as error:
             if "readonly" not in str(error):
@@ -225,7 +234,7 @@ def rows_of_json(text: bytes) -> list[Row]:
     decoded = text.decode("utf-8-sig", errors="replace")
     if decoded.lstrip().startswith("["):
         try:
-            objects = json.loads(decoded)
+            objects = parsed(decoded)
         except ValueError as error:
             raise ValueError(f"stdin is no JSON: {error}") from None
         places = [f"item {number}" for number in range(1, len(objects) + 1)]
@@ -235,7 +244,7 @@ def rows_of_json(text: bytes) -> list[Row]:
         objects = []
         for number, line in lines:
             try:
-                objects.append(json.loads(line))
+                objects.append(parsed(line))
             except ValueError as error:
                 raise ValueError(f"line {number} of stdin is no JSON: {error}; print rows with --nl") from None
     for place, found in zip(places, objects, strict=True):
@@ -243,3 +252,23 @@ def rows_of_json(text: bytes) -> list[Row]:
             raise ValueError(f'{place} of stdin is no JSON object, like {{"title": …}}: {json.dumps(found)[:40]}')
     keys = dict.fromkeys(key for found in objects for key in found)
     return [{key: found.get(key) for key in keys} for found in objects]
+
+
+def parsed(text: str) -> Any:
+    """What JSON says, in values that can be printed as JSON again; halves of surrogate pairs become question marks.
+
+    :raises ValueError: if it is no JSON, or nested more deeply than Python follows
+    """
+    try:
+        found = json.loads(text, parse_float=finite, parse_constant=finite)
+        if SURROGATE.search(text):
+            found = json.loads(json.dumps(found, ensure_ascii=False).encode(errors="replace"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return found
+
+
+def finite(number: str) -> float:
+    if not math.isfinite(float(number)):
+        raise ValueError(f"{number} is no number that JSON can hold")
+    return float(number)

@@ -6,6 +6,7 @@ the work; each command is one method of :class:`colbert_sqlite.Index`.
 
 from __future__ import annotations
 
+import shlex
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -21,6 +22,7 @@ from sqlite_utils_colbert.options import (
     model_options,
     moved_model_option,
     primary_key,
+    refuse_fusion_without_hybrid,
     setting_option,
     silent_option,
     valid_utf8,
@@ -107,8 +109,7 @@ def search(
 
     refuse_two_formats(output, fmt)
     limits: dict[str, Any] = {"fusion": fusion, "weight": weight, "nprobe": nprobe, "ndocs": ndocs}
-    if (fusion or weight is not None) and mode != "hybrid":
-        raise click.UsageError("--fusion and --weight say how --mode hybrid joins two rankings.")
+    refuse_fusion_without_hybrid([mode], fusion, weight)
     started = time.perf_counter()
     with ExitStack() as stack:
         opened = [stack.enter_context(Index.open(path, name, **options)) for path, name in ((db, index), *also)]
@@ -120,6 +121,9 @@ def search(
                 raise click.UsageError(f"--sql prints a SELECT, which can't say --{unsaid[0]}: leave out one of them.")
             settings = SearchSettings.chosen(k, mode=mode, threshold=threshold)
             click.echo(select_of_search(opened[0], query, k, settings, where, asked_columns(opened[0], columns)))
+            if params:
+                values = shlex.join(word for name, value in params for word in ("-p", name, value))
+                click.echo(f"To run it with sqlite-utils query, add: {values}", err=True)
             return
         shown = [Shown(path, one, asked_columns(one, columns)) for path, one in zip(paths, opened, strict=True)]
         limits |= {"where": where, "params": dict(params), "mode": mode, "threshold": threshold}
@@ -127,7 +131,7 @@ def search(
         if verbose:
             seconds, encoder = time.perf_counter() - started, opened[0].encoder
             click.echo(f"Answered by {encoder.name}, {encoder.backend}, in {seconds:.2f} s", err=True)
-        print_hits(hits, shown, passages, output, fmt)
+        print_hits(hits, shown, passages, output, fmt, with_normalised=threshold is not None)
 
 
 @click.command(cls=ColbertCommand)
@@ -181,7 +185,7 @@ def similar(
 
     refuse_two_formats(output, fmt)
     if every == (pk is not None):
-        raise click.UsageError("Name a row by its primary key, or ask for --all rows.")
+        raise click.UsageError("Name one row by its primary key, or ask for --all rows, not both.")
     if into and not every:
         raise click.UsageError("--into writes what --all finds: leave out one or add the other.")
     if every and (columns or passages or threshold is not None):
@@ -212,12 +216,20 @@ class Shown(NamedTuple):
     columns: list[str]
 
 
-def print_hits(hits: list[Hit], shown: list[Shown], passages: bool, output: str | None, fmt: str | None) -> None:
+def print_hits(
+    hits: list[Hit],
+    shown: list[Shown],
+    passages: bool,
+    output: str | None,
+    fmt: str | None,
+    *,
+    with_normalised: bool = False,
+) -> None:
     """Print hits of these indexes in the format asked for."""
     if not hits:
         click.echo("Nothing matches.", err=True)
-    if stale := sum(hit.stale for hit in hits):
-        click.echo(f"{stale} of these rows changed after they were indexed: sync to score them anew.", err=True)
+    tell_changes(hits, [one.opened for one in shown])
+    stale = any(hit.stale for hit in hits)
     several, files = len(shown) > 1, len({one.opened.database for one in shown}) > 1
     places = {(one.opened.database, one.opened.name): one for one in shown}
     rows = []
@@ -227,7 +239,8 @@ def print_hits(hits: list[Hit], shown: list[Shown], passages: bool, output: str 
         if several and not columns:
             # In a table of several indexes a title stands under one name.
             theirs = {"title": next(iter(theirs.values()), None)}
-        told = {"stale": hit.stale if stale else None, "index": hit.index if several else None}
+        told: Row = {"normalised_score": round(hit.normalised_score, 4) if with_normalised else None}
+        told |= {"stale": hit.stale if stale else None, "index": hit.index if several else None}
         told["database"] = path if files else None
         extra = {name: value for name, value in told.items() if value is not None}
         rows.append(row_of_hit(hit, theirs, extra, with_place=passages and not (fmt or output == "table")))
@@ -236,6 +249,15 @@ def print_hits(hits: list[Hit], shown: list[Shown], passages: bool, output: str 
         print_table(fit([row_of_table(row) for row in rows], whole=passages, wrap=fmt is None), fmt)
     else:
         print_rows(rows, output)
+
+
+def tell_changes(hits: list[Hit], indexes: list[Index]) -> None:
+    """Say on stderr that rows have changed since the last sync."""
+    if stale := sum(hit.stale for hit in hits):
+        click.echo(f"{stale} of these rows changed after they were indexed: sync to score them anew.", err=True)
+    elif pending := sum(index.pending_changes or 0 for index in indexes):
+        rows = "1 row has" if pending == 1 else f"{pending:,} rows have"
+        click.echo(f"{rows} changed since the last sync, and may be missing here.", err=True)
 
 
 def rows_of_similar(key: Any, ranked: list[tuple[Any, float]]) -> list[Row]:
