@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOW = """errors settings timing passages encoders engine storage catalogue indexing syncing results highlighting
+FLOW = """errors settings timing memory passages encoders engine storage catalogue indexing syncing results highlighting
 explain reranking searching index upgrading multi sql_functions""".split()
 APART = {"encoders", "engine", "storage"}
 NEIGHBOURS = {"evaluation", "integrations", "training"}

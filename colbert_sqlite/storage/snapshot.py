@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.errors import IndexCorrupt
+from colbert_sqlite.memory import keep_freed_memory
 from colbert_sqlite.storage.blobs import CODES, GAPS, RESIDUALS, from_blobs, unpack_ids, verified
 from colbert_sqlite.storage.connection import data_version
 from colbert_sqlite.storage.lists import PASSAGE_BITS, PASSAGE_MASK
@@ -23,14 +23,8 @@ from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.stored_codec import StoredCodec
 
 
-@cache
-def _keep_freed_memory() -> None:
-    """Have the C library of Linux keep what one query read and freed, instead of getting it again for the next.
-
-    It gives memory back above a threshold that follows the largest block ever freed. The block that raises it here is
-    never touched, so it costs nothing; without it a search took up to a third longer.
-    """
-    np.empty(24 << 20, np.uint8)
+# What one query reads and frees the next one needs: without this a search took up to a third longer.
+MEGABYTES_KEPT = 24
 
 
 class Checked:
@@ -84,7 +78,7 @@ class Snapshot:
     """
 
     def __init__(self, store: Store, codec: StoredCodec, checked: Checked | None = None) -> None:
-        _keep_freed_memory()
+        keep_freed_memory(MEGABYTES_KEPT)
         self._checked = checked or Checked()
         self._checked.as_of(store)
         self._conn: sqlite3.Connection = store.conn
