@@ -22,7 +22,6 @@ from colbert_sqlite.storage.lists import PASSAGE_BITS, PASSAGE_MASK
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.stored_codec import StoredCodec
 
-
 # What one query reads and frees the next one needs: without this a search took up to a third longer.
 MEGABYTES_KEPT = 24
 
