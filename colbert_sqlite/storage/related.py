@@ -17,8 +17,8 @@ from colbert_sqlite.storage.source import Key, Source
 
 def write_related(
     conn: sqlite3.Connection, source: Source, into: str, related: Iterable[tuple[Key, Sequence[tuple[Key, float]]]]
-) -> int:
-    """Fill the table *into*, made if it is missing, with the rows most like each row; return how many it has then.
+) -> None:
+    """Fill the table *into*, made if it is missing, with the rows most like each row.
 
     It has the key columns of the source, ``rank`` from 1, the key of the similar row with ``related_`` before its
     columns, and ``score``. What an earlier call wrote is replaced. All or nothing.
@@ -36,8 +36,6 @@ def write_related(
                 for rank, (other, score) in enumerate(ranked, start=1)
             ),
         )
-        n: int = conn.execute(f"SELECT count(*) FROM {qualified(into)}").fetchone()[0]
-    return n
 
 
 def try_related(conn: sqlite3.Connection, source: Source, into: str) -> None:
