@@ -56,7 +56,7 @@ def rerank(
     stripped. The model is loaded by the first call and kept: the next ones are faster.
 
     :param model: alias, folder or hub id of a ColBERT model, or an encoder; default: ``minilm``
-    :param backend: ``torch``, ``onnx``, which loads faster, or ``auto``: what is loaded already, else what encodes faster
+    :param backend: ``torch``, ``onnx``, which loads faster, or ``auto``: what is loaded, else what encodes faster
     :raises ValueError: if the query is empty, *k* is not at least 1, or a text is none
     :raises ModelNotFound: if the model is not on this machine and can't be fetched
     :raises ModelError: if its files are damaged, unsafe or not a ColBERT model

@@ -36,6 +36,8 @@ def plugin() -> Iterator[None]:
     if name:
         pm.unregister(datasette_colbert)
     sql_functions._files.clear()
+    # Datasette switches them on for the whole process, where they would come up in the tests of others.
+    sqlite3.enable_callback_tracebacks(False)
 
 
 @pytest.fixture

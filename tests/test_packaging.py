@@ -27,5 +27,6 @@ def test_both_doors_lead_to_the_same_commands(installed: metadata.Distribution) 
 
     [script] = installed.entry_points.select(group="console_scripts")
     assert (script.name, script.load()) == ("colbert-sqlite", colbert)
-    assert {"name": "colbert-sqlite", "hooks": ["register_commands"], "version": installed.version} in get_plugins()
+    hooks = ["prepare_connection", "register_commands"]
+    assert {"name": "colbert-sqlite", "hooks": hooks, "version": installed.version} in get_plugins()
     assert pm.has_plugin("colbert")

@@ -562,12 +562,12 @@ def test_closing_a_connection_lets_go_of_a_database_in_memory(encoder: Encoder) 
     conn = in_memory(encoder)
     register(conn)
     assert pks(conn, "select colbert_search('posts', 'comet', 1)") == [2]
-    functions = [thing for thing in gc.get_objects() if isinstance(thing, sql_functions._Functions)]
+    functions = [thing for thing in gc.get_objects() if type(thing) is sql_functions._Functions]
     assert any(one._held is conn for one in functions)
     del functions
     conn.close()
     gc.collect()
-    left = [thing for thing in gc.get_objects() if isinstance(thing, sql_functions._Functions)]
+    left = [thing for thing in gc.get_objects() if type(thing) is sql_functions._Functions]
     assert not any(one._held is conn for one in left)
 
 
@@ -627,7 +627,7 @@ def test_a_process_has_one_copy_of_a_model(conn: sqlite3.Connection, path: Path,
     ]
     assert all([use() for use in (uses if searched_first else reversed(uses))])
     gc.collect()
-    encoders = [thing for thing in gc.get_objects() if isinstance(thing, HashingEncoder)]
+    encoders = [thing for thing in gc.get_objects() if type(thing) is HashingEncoder]
     assert [encoder.name for encoder in encoders].count(model) == 1
 
 
