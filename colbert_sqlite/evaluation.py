@@ -115,6 +115,11 @@ def _only(key: Any) -> str:
     return str(key)
 
 
+def relevant_documents(qrels: Qrels) -> set[str]:
+    """The ids of all documents that are right for some query."""
+    return {doc for grades in qrels.values() for doc, grade in grades.items() if grade > 0}
+
+
 def missing_documents(
     db: Database,
     index: Index,
@@ -133,7 +138,7 @@ def missing_documents(
         source = Source.inspect(conn, index.settings.table, columns, where=where, params=params)
         column = _only(source.keys if len(source.keys) > 1 else source.keys[0]) if id_column is None else id_column
         known = {str(value) for value in source.values(conn, column)}
-    return {doc for grades in qrels.values() for doc, grade in grades.items() if grade > 0} - known
+    return relevant_documents(qrels) - known
 
 
 def _measure(name: str) -> Any:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder, Token, cached_encoder
+from colbert_sqlite.encoders.cache import cached_splitter
 from colbert_sqlite.encoders.queries import check_queries, encode_queries
 from colbert_sqlite.encoders.words import is_punctuation
 from colbert_sqlite.engine.prominence import prominence, word_similarities
-from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, Extracted, PassageSplitter
+from colbert_sqlite.passages import Extracted
 
 Span = tuple[int, int]
 
@@ -93,7 +93,7 @@ def compared(query: str, text: str, encoder: Encoder) -> tuple[Words, Likeness]:
     check_queries([query])
     # Neither moves a character: tokenizers drop NUL, and refuse halves of surrogate pairs.
     clean = text.replace("\0", " ").encode(errors="replace").decode()
-    passages = _splitter(encoder).split(Extracted("", clean))
+    passages = cached_splitter(encoder).split(Extracted("", clean))
     embeddings = encoder.encode_passages([passage.text for passage in passages])
     document = words_of(
         clean,
@@ -105,12 +105,6 @@ def compared(query: str, text: str, encoder: Encoder) -> tuple[Words, Likeness]:
     )
     of_query = words_of(query, [(0, encoder.query_tokens(query), encode_queries(encoder, [query])[0])], encoder.dim)
     return document, likeness_of(of_query, document)
-
-
-@lru_cache(maxsize=4)
-def _splitter(encoder: Encoder) -> PassageSplitter:
-    n_tokens = min(encoder.document_length, DEFAULT_MAX_TOKENS)
-    return PassageSplitter(encoder.tokenizer, n_tokens, encoder.n_special_tokens)
 
 
 def words_of(text: str, parts: Iterable[tuple[int, Sequence[Token], NDArray[np.float32]]], dim: int) -> Words:

@@ -41,7 +41,7 @@ from colbert_sqlite.storage.connection import Database, atomic, connect, file_of
 from colbert_sqlite.storage.registry import refuse_to_replace
 from colbert_sqlite.storage.related import try_related, write_related
 from colbert_sqlite.storage.snapshot import Checked, Snapshot
-from colbert_sqlite.storage.source import Key, Source
+from colbert_sqlite.storage.source import Key, Source, pk_of
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.stored_codec import StoredCodec
 from colbert_sqlite.syncing import compact, is_outgrown, repair, sync
@@ -497,9 +497,9 @@ class Index:
             with plain_rows(conn):
                 try_related(conn, self._source(), into)
         with self.searcher(where, params) as (searcher, allowed):
-            every = ((key, searcher.source.key_now(conn, key)) for key in self._store.indexed_keys(None))
+            every = ((key, searcher.source.key_now(conn, key)) for key in self._store.indexed_keys(allowed))
             spelled = {key: now for key, now in every if now is not None}
-            keys = [key for key in self._store.indexed_keys(allowed) if key in spelled]
+            keys = [*spelled]
             tell(Progress("similar", 0, len(keys)))
             for key, ranked in zip(keys, searcher.similar(keys, k, settings, allowed), strict=True):
                 found.append((spelled[key], [(spelled[row.place.key], row.score) for row in ranked]))
@@ -507,7 +507,7 @@ class Index:
         if into is not None:
             with plain_rows(conn):
                 write_related(conn, searcher.source, into, found)
-        return [(_pk(key), [(_pk(other), score) for other, score in ranked]) for key, ranked in found]
+        return [(pk_of(key), [(pk_of(other), score) for other, score in ranked]) for key, ranked in found]
 
     def explain(self, query: str, pk: Any, *, ordinal: int | None = None) -> Explanation:
         """Return which query token met which token of a row's passage, as a search scores them.
@@ -818,10 +818,6 @@ def _list_of_keys(pks: Iterable[Any] | None) -> Iterable[Any] | None:
     if isinstance(pks, (str, bytes)):
         raise ValueError(f"pks is a list of primary keys: [{pks!r}]")
     return pks
-
-
-def _pk(key: Key) -> Any:
-    return key[0] if len(key) == 1 else key
 
 
 def _checked_name(name: str) -> str:

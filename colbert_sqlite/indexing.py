@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder
+from colbert_sqlite.encoders.queries import refuse_no_numbers
 from colbert_sqlite.engine.codec import ResidualCodec, n_centroids_for
 from colbert_sqlite.engine.pooling import clustering, pool
-from colbert_sqlite.errors import IndexCorrupt, ModelError
+from colbert_sqlite.errors import IndexCorrupt
 from colbert_sqlite.passages import PassageSplitter, PassageText, extract
 from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage.connection import atomic, plain_rows
@@ -99,11 +100,7 @@ class RowEncoder:
             with self._report.step("encode"):
                 batch = self._encoder.encode_passages(texts[first : first + _BATCH_PASSAGES])
             self._report.n_tokens += sum(map(len, batch))
-            if not all(np.isfinite(embedding).all() for embedding in batch):
-                raise ModelError(
-                    f"model {self._encoder.name!r} gives embeddings that are no numbers: its files are damaged, or it "
-                    "needs --dtype float32"
-                )
+            refuse_no_numbers(self._encoder, batch)
             if self._settings.pool_factor > 1:
                 with self._report.step("pool"):
                     batch = [pool(embedding, self._settings.pool_factor) for embedding in batch]

@@ -14,10 +14,10 @@ from itertools import islice
 import numpy as np
 
 from colbert_sqlite.encoders import Encoder, cached_encoder
-from colbert_sqlite.encoders.queries import check_queries, encode_queries
+from colbert_sqlite.encoders.cache import cached_splitter
+from colbert_sqlite.encoders.queries import check_queries, encode_queries, refuse_no_numbers
 from colbert_sqlite.engine.maxsim import maxsim_scores, normalised
-from colbert_sqlite.errors import ModelError
-from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, PassageSplitter, RawValue, extract
+from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, RawValue, extract
 
 # Encoded together: enough to fill batches of equal length, and at most 130 MB of embeddings.
 PASSAGES_AT_ONCE = 1024
@@ -102,13 +102,9 @@ def score_documents(encoder: Encoder, query: str, documents: Sequence[Sequence[R
     passages = _passages(encoder, documents)
     while chunk := list(islice(passages, PASSAGES_AT_ONCE)):
         embeddings = encoder.encode_passages([text for _, text in chunk])
+        refuse_no_numbers(encoder, embeddings)
         offsets = np.cumsum([0, *map(len, embeddings)], dtype=np.int64)
         found = maxsim_scores(embedded, np.concatenate(embeddings), offsets)
-        if np.isnan(found).any():
-            raise ModelError(
-                f"model {encoder.name!r} gives embeddings that are no numbers: its files are damaged, or it needs "
-                "dtype float32"
-            )
         for (position, _), score in zip(chunk, found.tolist(), strict=True):
             scores[position] = max(scores[position], score)
     return [(score, normalised(score, len(embedded))) for score in scores]
@@ -116,8 +112,7 @@ def score_documents(encoder: Encoder, query: str, documents: Sequence[Sequence[R
 
 def _passages(encoder: Encoder, documents: Sequence[Sequence[RawValue]]) -> Iterator[tuple[int, str]]:
     """Yield position and text of every passage of every document, as an index cuts them."""
-    max_tokens = min(encoder.document_length, DEFAULT_MAX_TOKENS)
-    splitter = PassageSplitter(encoder.tokenizer, max_tokens, encoder.n_special_tokens)
+    splitter = cached_splitter(encoder)
     for position, values in enumerate(documents):
-        for passage in splitter.split(extract(values, None, html="auto", max_tokens=max_tokens)):
+        for passage in splitter.split(extract(values, None, html="auto", max_tokens=DEFAULT_MAX_TOKENS)):
             yield position, passage.text

@@ -26,7 +26,7 @@ from colbert_sqlite.results import Hit, Passage
 from colbert_sqlite.settings import MOST_NDOCS, MOST_NPROBE, SearchSettings
 from colbert_sqlite.storage.fts import FullText
 from colbert_sqlite.storage.snapshot import Snapshot
-from colbert_sqlite.storage.source import Key, Source
+from colbert_sqlite.storage.source import Key, Source, pk_of
 from colbert_sqlite.storage.store import PassageRow, Store
 
 Id = TypeVar("Id", bound=Hashable)
@@ -93,21 +93,17 @@ class Searcher:
         :raises SourceError: if the mode needs an FTS5 table and there is none
         :raises IndexCorrupt: if stored data contradicts itself
         """
+        if settings.mode == "hybrid":
+            joined = zip(self.both(queries, embeddings, k, settings, allowed), embeddings, strict=True)
+            return [[row for _, row in fused(*both, len(embedding), k, settings)] for both, embedding in joined]
         if settings.mode == "colbert":
             ranked = self.by_colbert(embeddings, k, settings, allowed)
-        elif settings.mode == "fts":
+        else:
             full_text, n = FullText.of(self.store.conn, self.source), max(k, settings.ndocs // 4)
             found = (full_text.search(self.store, self.source, query, n, allowed)[0] for query in queries)
             ranked = [
                 self._among(embedding, passage_ids, k, settings)
                 for embedding, passage_ids in zip(embeddings, found, strict=True)
-            ]
-        else:
-            ranked = [
-                [row for _, row in fused(*both, len(embedding), k, settings)]
-                for both, embedding in zip(
-                    self.both(queries, embeddings, k, settings, allowed), embeddings, strict=True
-                )
             ]
         return [
             [row for row in rows if passes(row, len(embedding), settings)]
@@ -217,9 +213,9 @@ class Searcher:
     def _passages_of(self, key: Key) -> NDArray[np.int64]:
         passage_ids = self.store.passage_ids_of([key])
         if not len(passage_ids) or self.source.key_now(self.store.conn, key) is None:
-            shown = key[0] if len(key) == 1 else key
             raise SourceError(
-                f"index {self.store.entry.name!r} has no text of a row {shown!r}: it is not there, not synced, or empty"
+                f"index {self.store.entry.name!r} has no text of a row {pk_of(key)!r}: it is not there, not synced, or "
+                "empty"
             )
         return passage_ids
 
@@ -231,23 +227,23 @@ class Searcher:
         :raises SourceError: if the row is not in the index, has no text, or changed after it was indexed
         """
         passage_ids = self._passages_of(key)
+        places = self.store.passage_rows(passage_ids.tolist())
         if ordinal is None:
             best, _ = plaid.search(embedding, self.codec, self.snapshot, SearchSettings.for_k(1), passage_ids, True)
+            chosen = int(best[0])
         else:
-            best = np.array(
-                [i for i, place in self.store.passage_rows(passage_ids.tolist()).items() if place.ordinal == ordinal],
-                np.int64,
-            )
-            if not len(best):
+            numbered = {place.ordinal: passage_id for passage_id, place in places.items()}
+            if ordinal not in numbered:
                 raise ValueError(
                     f"the row has {len(passage_ids)} passages, numbered from 0: there is none of {ordinal}"
                 )
-        place = self.store.passage_rows(best[:1].tolist())[int(best[0])]
-        found = self._row(place)
+            chosen = numbered[ordinal]
+        found = self._row(places[chosen])
         if found is None or found.stale:
             raise SourceError(f"the row changed after it was indexed: sync index {self.store.entry.name!r} first")
         pooled = self.store.entry.settings.pool_factor > 1
-        return PassageToExplain(found.heading, found.passage, None if pooled else self.embeddings(best[:1])[1])
+        stored = None if pooled else self.embeddings(np.array([chosen]))[1]
+        return PassageToExplain(found.heading, found.passage, stored)
 
     def embeddings(self, passage_ids: NDArray[np.int64]) -> tuple[NDArray[np.integer], NDArray[np.float32]]:
         """Return the codes of these passages, and what is stored of their embeddings: float32 [n_tokens, dim].
@@ -295,7 +291,7 @@ class Searcher:
                     rank=len(hits) + 1,
                     score=found.score,
                     normalised_score=normalised(found.maxsim, n_query_tokens),
-                    pk=key[0] if len(key) == 1 else key,
+                    pk=pk_of(key),
                     row=row.values,
                     passage=row.passage,
                     index=self.store.entry.name,

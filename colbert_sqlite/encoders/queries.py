@@ -1,6 +1,6 @@
-"""Queries, checked and encoded.
+"""Queries, checked and encoded, and what a model must not give.
 
-In: texts of a caller. Out: their embeddings. Leaves to others: the models.
+In: texts of a caller, embeddings of a model. Out: embeddings that can be used. Leaves to others: the models.
 """
 
 from __future__ import annotations
@@ -36,12 +36,20 @@ def encode_queries(encoder: Encoder, queries: Sequence[str]) -> list[NDArray[np.
     for query, embedding in zip(queries, embeddings, strict=True):
         if len(embedding) == 0:
             raise ValueError(f"model {encoder.name!r} leaves nothing of the query {query!r}: use other words")
+    refuse_no_numbers(encoder, embeddings)
+    return embeddings
+
+
+def refuse_no_numbers(encoder: Encoder, embeddings: Sequence[NDArray[np.float32]]) -> None:
+    """Make sure that what a model gave is finite.
+
+    :raises ModelError: if it is not
+    """
     if not all(np.isfinite(embedding).all() for embedding in embeddings):
         raise ModelError(
             f"model {encoder.name!r} gives embeddings that are no numbers: its files are damaged, or it needs dtype "
             "float32"
         )
-    return embeddings
 
 
 def _check_query(query: object) -> None:

@@ -27,6 +27,11 @@ _PURE_FUNCTIONS = frozenset(
 )
 
 
+def pk_of(key: Key) -> Any:
+    """Return a key as users see it: the value of a single column, or the tuple of several."""
+    return key[0] if len(key) == 1 else key
+
+
 class SourceRow(NamedTuple):
     key: Key
     values: list[RawValue]

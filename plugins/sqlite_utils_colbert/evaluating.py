@@ -103,13 +103,20 @@ def eval_(
           --mode colbert --mode fts --mode hybrid --measure nDCG@10 --id-column slug
     """
     from colbert_sqlite import Index
-    from colbert_sqlite.evaluation import MEASURES, evaluate, missing_documents, read_qrels, read_queries
+    from colbert_sqlite.evaluation import (
+        MEASURES,
+        evaluate,
+        missing_documents,
+        read_qrels,
+        read_queries,
+        relevant_documents,
+    )
 
     refuse_fusion_without_hybrid(modes, fusion, weight)
     queries, qrels = read_queries(queries_file), read_qrels(qrels_file)
     with Index.open(db, index, **options) as opened:
         missing = missing_documents(db, opened, qrels, id_column, where, dict(params))
-        relevant = {doc for grades in qrels.values() for doc, grade in grades.items() if grade > 0}
+        relevant = relevant_documents(qrels)
         if relevant and missing == relevant and where is None:
             example = min(relevant)
             raise ValueError(

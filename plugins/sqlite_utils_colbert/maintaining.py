@@ -29,6 +29,7 @@ from sqlite_utils_colbert.options import (
     json_option,
     model_options,
     moved_model_option,
+    named_model_option,
     sentence,
     setting_option,
     silent_option,
@@ -49,7 +50,7 @@ EXIT_INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
 @click.argument("table")
 @click.argument("columns", nargs=-1, required=True, metavar="COLUMN...")
 @click.option("--name", help="Name of the index; default: the table's")
-@click.option("--model", help="Short name (see colbert models), folder or hub id of a model; default: minilm")
+@named_model_option
 @setting_option(IndexSettings, "nbits", type=click.Choice([str(n) for n in NBITS]), default="4", show_default=True)
 @where_options("Index only the rows that meet this condition")
 @setting_option(IndexSettings, "heading", metavar="COLUMN")

@@ -82,19 +82,21 @@ def primary_key(ctx: click.Context, param: click.Parameter, value: str) -> Any:
     return tuple(values)
 
 
+def param_option(place: str) -> Callable[[Function], Function]:
+    return click.option(
+        "-p",
+        "--param",
+        "params",
+        multiple=True,
+        nargs=2,
+        metavar="NAME VALUE",
+        help=f"Value of a :name in {place}, bound as text: cast(:name as integer) makes it a number",
+    )
+
+
 def where_options(help_: str) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
-        return click.option("--where", metavar="SQL", help=help_)(
-            click.option(
-                "-p",
-                "--param",
-                "params",
-                multiple=True,
-                nargs=2,
-                metavar="NAME VALUE",
-                help="Value of a :name in --where, bound as text: cast(:name as integer) makes it a number",
-            )(function)
-        )
+        return click.option("--where", metavar="SQL", help=help_)(param_option("--where")(function))
 
     return decorate
 
@@ -128,6 +130,9 @@ def model_options(function: Function) -> Function:
     return function
 
 
+named_model_option = click.option(
+    "--model", help="Short name (see colbert models), folder or hub id of a model; default: minilm"
+)
 moved_model_option = click.option("--model", help="Where the model is now, if not where it was when the index was made")
 db_argument = click.argument("db", type=click.Path())
 index_argument = click.argument("index")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sqlite_utils_colbert.options import ColbertCommand, model_options
+from sqlite_utils_colbert.options import ColbertCommand, model_options, named_model_option, param_option
 from sqlite_utils_colbert.output import Row, fit, output_options, print_rows, print_table, refuse_two_formats
 
 if TYPE_CHECKING:
@@ -38,15 +38,7 @@ COMMENTS = re.compile(r"\A(\s+|--[^\n]*(\n|\Z)|/\*.*?(\*/|\Z))*", re.DOTALL)
 @click.argument("query", required=False, metavar="QUERY")
 @click.option("-c", "--column", "columns", multiple=True, help="Column to rank by; default: all that hold text")
 @click.option("-k", "--limit", "k", type=click.IntRange(min=1), help="Number of rows to output; default: all")
-@click.option(
-    "-p",
-    "--param",
-    "params",
-    multiple=True,
-    nargs=2,
-    metavar="NAME VALUE",
-    help="Value of a :name in SQL, bound as text: cast(:name as integer) makes it a number",
-)
+@param_option("SQL")
 @click.option(
     "--attach",
     multiple=True,
@@ -54,7 +46,7 @@ COMMENTS = re.compile(r"\A(\s+|--[^\n]*(\n|\Z)|/\*.*?(\*/|\Z))*", re.DOTALL)
     metavar="ALIAS PATH",
     help="Another database file that SQL reads, as alias.table",
 )
-@click.option("--model", help="Short name (see colbert models), folder or hub id of a model; default: minilm")
+@named_model_option
 @model_options
 @click.option("-v", "--verbose", is_flag=True, help="Say which model and backend answered, and how fast")
 @output_options
