@@ -8,7 +8,7 @@ Leaves to others: finding passages, reading what is stored, what a word is (enco
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
@@ -162,27 +162,34 @@ class Explanation:
         parts = [STYLE] if style else []
         parts.append('<div class="colbert-explanation">\n')
         if self.heading:
-            parts.append(f'<p class="colbert-heading">{self._marked_html(self.heading, in_heading=True)}</p>\n')
-        parts.append(f'<p class="colbert-passage">{self._marked_html(self.passage.text, in_heading=False)}</p>\n')
+            parts.append(f'<p class="colbert-heading">{self._marked_html(in_heading=True)}</p>\n')
+        parts.append(f'<p class="colbert-passage">{self._marked_html(in_heading=False)}</p>\n')
         if table:
             parts += self._table_html()
         return "".join([*parts, "</div>\n"])
 
-    def _marked_html(self, text: str, *, in_heading: bool) -> str:
-        parts: list[str] = []
+    def pieces(self, *, in_heading: bool = False) -> Iterator[tuple[str, PassageWord | None]]:
+        """Yield the passage's text, or the heading, piece by piece: each word that has heat, and what is between."""
+        text = self.heading if in_heading else self.passage.text
         last = 0
         for word in self.words:
-            if word.in_heading != in_heading or not word.heat or word.query_word is None:
-                continue
-            title = escape(f"{self.matches[word.query_word].text} {word.similarity:.2f}")
-            parts += [
-                escape(text[last : word.start]),
-                f'<mark class="colbert-heat-{word.heat}" data-query-word="{word.query_word}" title="{title}">',
-                escape(text[word.start : word.end]),
-                "</mark>",
-            ]
-            last = word.end
-        return "".join([*parts, escape(text[last:])])
+            if word.in_heading == in_heading and word.heat:
+                yield text[last : word.start], None
+                yield text[word.start : word.end], word
+                last = word.end
+        yield text[last:], None
+
+    def _marked_html(self, *, in_heading: bool) -> str:
+        return "".join(
+            escape(text) if word is None else self._mark_html(text, word)
+            for text, word in self.pieces(in_heading=in_heading)
+        )
+
+    def _mark_html(self, text: str, word: PassageWord) -> str:
+        assert word.query_word is not None
+        title = escape(f"{self.matches[word.query_word].text} {word.similarity:.2f}")
+        attributes = f'class="colbert-heat-{word.heat}" data-query-word="{word.query_word}" title="{title}"'
+        return f"<mark {attributes}>{escape(text)}</mark>"
 
     def _table_html(self) -> Iterable[str]:
         yield '<table class="colbert-matches">\n'

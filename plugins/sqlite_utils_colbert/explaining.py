@@ -120,14 +120,10 @@ def show(explanation: Explanation, *, color: bool) -> None:
 
 
 def marked_text(explanation: Explanation, marked: Callable[[str, int], str], *, in_heading: bool) -> str:
-    text = (explanation.heading if in_heading else explanation.passage.text).translate(SHOWN_AS)
-    parts: list[str] = []
-    last = 0
-    for word in explanation.words:
-        if word.in_heading == in_heading and word.heat:
-            parts += [text[last : word.start], marked(text[word.start : word.end], word.heat)]
-            last = word.end
-    return "".join([*parts, text[last:]])
+    return "".join(
+        text.translate(SHOWN_AS) if word is None else marked(text.translate(SHOWN_AS), word.heat)
+        for text, word in explanation.pieces(in_heading=in_heading)
+    )
 
 
 def colored(text: str, heat: int) -> str:
