@@ -17,6 +17,7 @@ from colbert_sqlite.settings import Fusion, Mode
 from sqlite_utils_colbert.options import (
     ColbertCommand,
     db_argument,
+    fusion_options,
     index_argument,
     json_option,
     model_options,
@@ -49,8 +50,7 @@ DELIMITER = re.compile(r"<(?=\s*/?\s*source\b)", re.IGNORECASE)
 @click.option("-k", "--limit", "k", type=int, default=5, show_default=True, help="Number of sources")
 @where_options("Take as sources only rows that meet this condition")
 @click.option("--mode", type=click.Choice(get_args(Mode)), help="How to search, as in colbert search")
-@setting_option(SearchSettings, "fusion", type=click.Choice(get_args(Fusion)))
-@setting_option(SearchSettings, "weight", type=float)
+@fusion_options
 @setting_option(SearchSettings, "threshold", type=float)
 @click.option("-m", "--model", "llm_model", metavar="MODEL", help="Language model as llm knows it; default: llm's")
 @click.option("-s", "--system", metavar="TEXT", help="Instruction in place of ours")

@@ -11,17 +11,17 @@ from typing import Any, get_args
 
 import click
 
-from colbert_sqlite import SearchSettings
 from colbert_sqlite.settings import Fusion, Mode
 from sqlite_utils_colbert.options import (
     ColbertCommand,
     db_argument,
+    fusion_options,
     index_argument,
     json_option,
     model_options,
     moved_model_option,
+    plaid_options,
     refuse_fusion_without_hybrid,
-    setting_option,
     where_options,
 )
 from sqlite_utils_colbert.output import print_rows, print_table
@@ -62,12 +62,10 @@ file_option = click.Path(exists=True, dir_okay=False)
     type=click.Choice(get_args(Mode)),
     help="How to search, as in colbert search; several give a line each; default: colbert",
 )
-@setting_option(SearchSettings, "fusion", type=click.Choice(get_args(Fusion)))
-@setting_option(SearchSettings, "weight", type=float)
+@fusion_options
 @where_options("Search only the rows that meet this condition")
 @click.option("--id-column", metavar="COLUMN", help="Column with the document ids; default: the primary key")
-@setting_option(SearchSettings, "nprobe", type=int)
-@setting_option(SearchSettings, "ndocs", type=int)
+@plaid_options
 @click.option("--per-query", is_flag=True, help="Output a line for each query")
 @moved_model_option
 @model_options

@@ -9,11 +9,12 @@ import dataclasses
 import json
 import sqlite3
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
-from colbert_sqlite import ColbertError
+from colbert_sqlite import ColbertError, SearchSettings
+from colbert_sqlite.settings import Fusion
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -99,6 +100,16 @@ def where_options(help_: str) -> Callable[[Function], Function]:
         return click.option("--where", metavar="SQL", help=help_)(param_option("--where")(function))
 
     return decorate
+
+
+def fusion_options(function: Function) -> Function:
+    weight = setting_option(SearchSettings, "weight", type=float)
+    return setting_option(SearchSettings, "fusion", type=click.Choice(get_args(Fusion)))(weight(function))
+
+
+def plaid_options(function: Function) -> Function:
+    ndocs = setting_option(SearchSettings, "ndocs", type=int)
+    return setting_option(SearchSettings, "nprobe", type=int)(ndocs(function))
 
 
 def refuse_fusion_without_hybrid(modes: Collection[str | None], fusion: str | None, weight: float | None) -> None:

@@ -18,9 +18,11 @@ from colbert_sqlite.settings import Fusion, Mode
 from sqlite_utils_colbert.options import (
     ColbertCommand,
     db_argument,
+    fusion_options,
     index_argument,
     model_options,
     moved_model_option,
+    plaid_options,
     primary_key,
     refuse_fusion_without_hybrid,
     setting_option,
@@ -52,8 +54,7 @@ TITLE_COLUMNS = ("title", "name")  # what Datasette takes for the label of a row
 @click.option("-k", "--limit", "k", type=int, default=10, show_default=True, help="Number of rows")
 @where_options("Search only the rows that meet this condition")
 @setting_option(SearchSettings, "mode", type=click.Choice(get_args(Mode)), default="colbert", show_default=True)
-@setting_option(SearchSettings, "fusion", type=click.Choice(get_args(Fusion)))
-@setting_option(SearchSettings, "weight", type=float)
+@fusion_options
 @setting_option(SearchSettings, "threshold", type=float)
 @click.option(
     "--also",
@@ -64,8 +65,7 @@ TITLE_COLUMNS = ("title", "name")  # what Datasette takes for the label of a row
 )
 @click.option("-c", "--column", "columns", multiple=True, help="Column to output; default: the row's title")
 @click.option("--passages", is_flag=True, help="Output passages whole, and where they stand in their rows")
-@setting_option(SearchSettings, "nprobe", type=int)
-@setting_option(SearchSettings, "ndocs", type=int)
+@plaid_options
 @click.option("--sql", "as_sql", is_flag=True, help="Output the SELECT that finds these rows, and search nothing")
 @moved_model_option
 @model_options
@@ -145,8 +145,7 @@ def search(
 @setting_option(SearchSettings, "threshold", type=float)
 @click.option("-c", "--column", "columns", multiple=True, help="Column to output; default: the row's title")
 @click.option("--passages", is_flag=True, help="Output passages whole, and where they stand in their rows")
-@setting_option(SearchSettings, "nprobe", type=int)
-@setting_option(SearchSettings, "ndocs", type=int)
+@plaid_options
 @silent_option
 @output_options
 @click.pass_context
