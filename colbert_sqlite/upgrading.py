@@ -66,16 +66,14 @@ def upgrade(
                 pass
             return True
         settings = old.settings
-        if model is None:
-            model = load_encoder(settings.model, indexing=True, **options)
-        else:
+        if model is not None:
             _refuse_another_model(old, model)
         Index.create(
             conn,
             settings.table,
             settings.columns,
             name=old.name,
-            model=model,
+            model=settings.model if model is None else model,
             nbits=settings.nbits,
             where=settings.where,
             params=settings.params,
@@ -84,6 +82,7 @@ def upgrade(
             max_tokens=settings.max_tokens,
             progress=progress,
             replace=True,
+            **options,
         )
         return True
 
