@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.engine.maxsim import maxsim_scores
+from colbert_sqlite.evaluation import read_qrels, read_queries
 from colbert_sqlite.index import Index
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, RawValue, extract
 
@@ -53,10 +54,22 @@ class RememberingEncoder:
         return [self.passages[text] for text in texts]
 
 
-def read_lines(path: Path) -> list[str]:
+def read_corpus(folder: Path) -> list[dict[str, str]]:
+    text = _file(folder / "corpus.jsonl").read_bytes()
+    lines = gzip.decompress(text) if text.startswith(b"\x1f\x8b") else text
+    return [json.loads(line) for line in lines.decode().splitlines()]
+
+
+def read_judged_queries(folder: Path) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """Return the queries that are judged, and the grades of documents for each."""
+    qrels = read_qrels(_file(folder / "qrels" / "test.tsv"))
+    queries = read_queries(_file(folder / "queries.jsonl"))
+    return {qid: text for qid, text in queries.items() if qid in qrels}, qrels
+
+
+def _file(path: Path) -> Path:
     zipped = path.with_name(path.name + ".gz")
-    text = gzip.decompress(zipped.read_bytes()).decode() if zipped.exists() else path.read_text(encoding="utf-8")
-    return text.splitlines()
+    return zipped if zipped.exists() else path
 
 
 def make_database(path: Path, corpus: Iterable[dict[str, str]]) -> None:
@@ -125,12 +138,8 @@ def overlap(run: Run, truth: Run, k: int) -> float:
 
 
 def measure(folder: Path, encoder: RememberingEncoder, pool_factors: Sequence[int]) -> Iterator[str]:
-    corpus = [json.loads(line) for line in read_lines(folder / "corpus.jsonl")]
-    qrels: dict[str, dict[str, int]] = {}
-    for line in read_lines(folder / "qrels" / "test.tsv")[1:]:
-        qid, doc, grade = line.split("\t")
-        qrels.setdefault(qid, {})[doc] = int(grade)
-    queries = {q["_id"]: q["text"] for q in map(json.loads, read_lines(folder / "queries.jsonl")) if q["_id"] in qrels}
+    corpus = read_corpus(folder)
+    queries, qrels = read_judged_queries(folder)
     lexical = ndcg(qrels, bm25(corpus, queries))
     truth: Run = {}
     model: Any = encoder

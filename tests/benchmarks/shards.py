@@ -11,7 +11,6 @@ Markdown.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -28,7 +27,16 @@ from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.index import Index
 from colbert_sqlite.multi import search_all
 from colbert_sqlite.results import Hit
-from tests.benchmarks.quality import RememberingEncoder, Run, exhaustive, make_database, ndcg, overlap, read_lines
+from tests.benchmarks.quality import (
+    RememberingEncoder,
+    Run,
+    exhaustive,
+    make_database,
+    ndcg,
+    overlap,
+    read_corpus,
+    read_judged_queries,
+)
 
 K = 10
 
@@ -64,12 +72,8 @@ def ask(queries: dict[str, str], search: Callable[[str], list[Hit]]) -> tuple[Ru
 
 
 def measure(folder: Path, model: str, n_shards: int) -> Iterator[str]:
-    corpus = [json.loads(line) for line in read_lines(folder / "corpus.jsonl")]
-    qrels: dict[str, dict[str, int]] = {}
-    for line in read_lines(folder / "qrels" / "test.tsv")[1:]:
-        query_id, document_id, grade = line.split("\t")
-        qrels.setdefault(query_id, {})[document_id] = int(grade)
-    queries = {q["_id"]: q["text"] for q in map(json.loads, read_lines(folder / "queries.jsonl")) if q["_id"] in qrels}
+    corpus = read_corpus(folder)
+    queries, qrels = read_judged_queries(folder)
     encoder = Remembering(load_encoder(model), list(queries.values()))
     block = -(-len(corpus) // n_shards)
     splits = {
