@@ -10,9 +10,21 @@ from typing import Any
 from colbert_sqlite.errors import ColbertError
 from colbert_sqlite.storage.connection import Database, atomic, connected, reading
 from colbert_sqlite.storage.registry import drop_index, read_entry, registered
+from colbert_sqlite.storage.schema import PARTS, REGISTRY, quote_identifier, table_name
 from colbert_sqlite.storage.scratch import remove_scratch, scratch_path
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.writer import remove_lock
+
+__all__ = [
+    "REGISTRY",
+    "drop",
+    "index_tables",
+    "list_indexes",
+    "quote_identifier",
+    "registered_names",
+    "registered_sources",
+    "summary",
+]
 
 
 def list_indexes(db: Database) -> list[dict[str, Any]]:
@@ -30,6 +42,17 @@ def list_indexes(db: Database) -> list[dict[str, Any]]:
             except ColbertError as error:
                 found.append({"name": known.name, "state": "unreadable", "problem": str(error)})
         return found
+
+
+def registered_sources(db: Database) -> tuple[tuple[str, str, str], ...]:
+    """Return name, state and source table of every index and every build in progress, of whatever version."""
+    with connected(db) as conn:
+        return tuple((known.name, known.state, known.source_table) for known in registered(conn))
+
+
+def index_tables(name: str) -> frozenset[str]:
+    """Return the names of all tables that an index of that name has, or has while it is built."""
+    return frozenset(table_name(name, part, building=building) for part in PARTS for building in (False, True))
 
 
 def registered_names(db: Database) -> tuple[str, ...]:

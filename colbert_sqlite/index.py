@@ -38,6 +38,7 @@ from colbert_sqlite.settings import Fusion, Html, IndexSettings, Mode, SearchSet
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.check import check
 from colbert_sqlite.storage.connection import Database, atomic, connect, file_of, plain_rows, reading
+from colbert_sqlite.storage.fts import FullText
 from colbert_sqlite.storage.registry import refuse_to_replace
 from colbert_sqlite.storage.related import try_related, write_related
 from colbert_sqlite.storage.snapshot import Checked, Snapshot
@@ -292,6 +293,15 @@ class Index:
         """Return whether rows have BLOBs in their primary keys."""
         with self._reading():
             return self._source().has_blob_keys(self._store.conn)
+
+    def has_fts(self) -> bool:
+        """Return whether the table has an FTS5 index of its own, which the modes fts and hybrid need."""
+        with self._reading():
+            try:
+                FullText.of(self._store.conn, self._source())
+            except SourceError:
+                return False
+            return True
 
     def spelled(self, columns: Sequence[str]) -> list[str]:
         """Return names of columns of the source table as its schema spells them.

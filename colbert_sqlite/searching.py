@@ -241,9 +241,12 @@ class Searcher:
         found = self._row(places[chosen])
         if found is None or found.stale:
             raise SourceError(f"the row changed after it was indexed: sync index {self.store.entry.name!r} first")
+        return self._to_explain(chosen, found)
+
+    def _to_explain(self, passage_id: int, row: RowNow) -> PassageToExplain:
         pooled = self.store.entry.settings.pool_factor > 1
-        stored = None if pooled else self.embeddings(np.array([chosen]))[1]
-        return PassageToExplain(found.heading, found.passage, stored)
+        stored = None if pooled else self.embeddings(np.array([passage_id]))[1]
+        return PassageToExplain(row.heading, row.passage, stored)
 
     def embeddings(self, passage_ids: NDArray[np.int64]) -> tuple[NDArray[np.integer], NDArray[np.float32]]:
         """Return the codes of these passages, and what is stored of their embeddings: float32 [n_tokens, dim].
@@ -278,7 +281,22 @@ class Searcher:
 
     def hits(self, ranked: Sequence[Ranked], n_query_tokens: int) -> list[Hit]:
         """Return the rows as they are now, with the passages that were found."""
-        hits: list[Hit] = []
+        return [hit for hit, _, _ in self._hits_and_rows(ranked, n_query_tokens, first_rank=1)]
+
+    def hits_to_explain(
+        self, ranked: Sequence[Ranked], n_query_tokens: int, *, first_rank: int
+    ) -> Iterator[tuple[Hit, PassageToExplain | None]]:
+        """Yield the rows as :meth:`hits` returns them, each with its passage, None where the row changed since.
+
+        Each row is read and its text extracted once.
+        """
+        for hit, passage_id, row in self._hits_and_rows(ranked, n_query_tokens, first_rank=first_rank):
+            yield hit, None if row.stale else self._to_explain(passage_id, row)
+
+    def _hits_and_rows(
+        self, ranked: Sequence[Ranked], n_query_tokens: int, *, first_rank: int
+    ) -> Iterator[tuple[Hit, int, RowNow]]:
+        rank = first_rank
         for found in ranked:
             row = self._row(found.place)
             if row is None:
@@ -286,20 +304,19 @@ class Searcher:
                 continue
             # As it is spelled now: an equal key may replace another, 1.0 for 1, or "a" for "A".
             key = tuple(row.values[column] for column in self.source.keys)
-            hits.append(
-                Hit(
-                    rank=len(hits) + 1,
-                    score=found.score,
-                    normalised_score=normalised(found.maxsim, n_query_tokens),
-                    pk=pk_of(key),
-                    row=row.values,
-                    passage=row.passage,
-                    index=self.store.entry.name,
-                    database=self.database,
-                    stale=row.stale,
-                )
+            hit = Hit(
+                rank=rank,
+                score=found.score,
+                normalised_score=normalised(found.maxsim, n_query_tokens),
+                pk=pk_of(key),
+                row=row.values,
+                passage=row.passage,
+                index=self.store.entry.name,
+                database=self.database,
+                stale=row.stale,
             )
-        return hits
+            yield hit, found.passage_id, row
+            rank += 1
 
     def _row(self, place: PassageRow) -> RowNow | None:
         settings = self.store.entry.settings

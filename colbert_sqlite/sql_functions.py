@@ -15,19 +15,17 @@ import re
 import sqlite3
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from itertools import islice
 from threading import RLock
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from urllib.parse import unquote
 
 from colbert_sqlite.errors import ColbertError, IndexNotFound, ModelMismatch, SourceError
 from colbert_sqlite.storage.connection import connect, data_version, files_of, is_locked, locked, refuse_writes
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from sqlite_utils import Database as SqliteUtilsDatabase
 
     from colbert_sqlite.encoders import Encoder
@@ -41,12 +39,29 @@ logger = logging.getLogger("colbert_sqlite")
 MOST_FILES = 8
 # Answers of each kept until the database changes: SQLite may call a function again for every row of a join.
 MOST_ANSWERS = 8
-MOST_MODELS = 4
-MOST_QUERIES = 256
 # Not longer: what holds the lock may be the very statement that waits for us.
 BUSY_SECONDS = 5
 
 Value = str | int | float | bytes | None
+
+
+class Guard(Protocol):
+    """Who may do what with the functions of a connection, asked anew by every call."""
+
+    def check(self) -> None:
+        """Make sure that whoever runs this statement may call the functions.
+
+        :raises ColbertError: if not
+        """
+
+    def searchable(self, schema: str) -> Collection[str] | None:
+        """The names of the indexes of a database that may be searched, in lower case; None for all."""
+
+    def most(self, schema: str) -> int | None:
+        """The most rows a search of that database may find; None for any number."""
+
+    def who(self) -> object:
+        """Whose statement it is: an error is told to nobody else."""
 
 
 def register(
@@ -74,6 +89,7 @@ def prepare(
     model: str | Encoder | None = None,
     any_model: bool = True,
     hold: bool = False,
+    guard: Guard | None = None,
 ) -> None:
     """As :func:`register`, for plugins, which see connections that others close, or forget.
 
@@ -81,6 +97,7 @@ def prepare(
     :param any_model: whether SQL may name another model than *model*
     :param hold: keep a reference to *conn* if its database is in memory. A connection can be referred to neither
         weakly nor through the garbage collector, so without an explicit close it would stay open for ever
+    :param guard: decides who may do what; default: everybody everything
     """
     places = _places(conn)
     if database is not None:
@@ -91,6 +108,7 @@ def prepare(
         held=conn if hold and "main" not in places else None,
         model=model,
         any_model=any_model,
+        guard=guard,
     )
     for name, function, n_arguments, deterministic in (
         ("colbert_search", functions.search, (2, 3, 4, 5), False),
@@ -115,13 +133,15 @@ class _Functions:
         held: sqlite3.Connection | None,
         model: str | Encoder | None,
         any_model: bool,
+        guard: Guard | None,
     ) -> None:
         self._places = places
         self._held = held
         self._in_memory = None if held is None else _Searched(held)
         self._model = model
         self._any_model = any_model
-        self._error: str | None = None
+        self._guard = guard
+        self._error: tuple[object, str] | None = None
 
     def search(self, index: Value, query: Value, k: Value = 10, mode: Value = "colbert", *pks: Value) -> str:
         name, words = _text_of(index, "index"), _text_of(query, "query")
@@ -129,12 +149,29 @@ class _Functions:
         if not words.strip():
             return "[]"
         try:
+            self._refuse("main", name, asked)
             return self._main_database().search(name, asked)
         except IndexNotFound:
-            place, name = self._in_schema(name)
+            schema, place, name = self._in_schema(name)
             if place is None:
                 raise
+            self._refuse(schema, name, asked)
             return _opened(place).search(name, asked)
+
+    def _refuse(self, schema: str, name: str, asked: _Asked) -> None:
+        """Make sure that the guard lets this be searched.
+
+        :raises IndexNotFound: if not, as if there were none
+        :raises ValueError: if *k* is too high
+        """
+        if self._guard is None:
+            return
+        names, most = self._guard.searchable(schema), self._guard.most(schema)
+        if names is not None and name.lower() not in names:
+            there = f"; it has {', '.join(sorted(names))}" if names else ""
+            raise IndexNotFound(f"no index {name!r} in this database{there}")
+        if most is not None and asked.k > most:
+            raise ValueError(f"k may be {most} here at most, not {asked.k}")
 
     def score(self, query: Value, text: Value, model: Value = "", /) -> float | None:
         words, passage = _text_of(query, "query"), _text_of(text, "text")
@@ -173,20 +210,20 @@ class _Functions:
         :raises ValueError: if the connection has to do with one model
         """
         from colbert_sqlite.encoders import DEFAULT_MODEL, cached_encoder
+        from colbert_sqlite.encoders.cache import remembering
 
         usual = self._model or DEFAULT_MODEL
         if model and not self._any_model and model != (usual if isinstance(usual, str) else usual.name):
             raise ValueError(f"model {model!r} may not be used here: leave the argument out")
-        return _remembering(cached_encoder(model or usual))
+        return remembering(cached_encoder(model or usual))
 
     def telling(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """That function with NULL for NULL, and its errors told."""
 
         def told(*values: Value) -> Any:
-            if any(value is None for value in values):
-                return None
             try:
-                return function(*values)
+                self.check()
+                return None if any(value is None for value in values) else function(*values)
             except Exception as error:
                 self.tell(name, error)
                 raise
@@ -196,11 +233,21 @@ class _Functions:
     def tell(self, name: str, error: Exception) -> None:
         """Log an error and keep it for ``colbert_error()``: SQLite gets no word of it from Python."""
         ours = isinstance(error, (ColbertError, ValueError, sqlite3.Error))
-        self._error = f"{name}: {error}" if ours else f"{name}: {type(error).__name__}: {error}"
-        logger.error("%s", self._error, exc_info=None if ours else error)
+        sentence = f"{name}: {error}" if ours else f"{name}: {type(error).__name__}: {error}"
+        self._error = self._who(), sentence
+        logger.error("%s", sentence, exc_info=None if ours else error)
 
     def last_error(self) -> str | None:
-        return self._error
+        who, sentence = self._error or (None, None)
+        return sentence if who == self._who() else None
+
+    def check(self) -> None:
+        """Make sure that the functions may be called. Errors as in :meth:`Guard.check`."""
+        if self._guard is not None:
+            self._guard.check()
+
+    def _who(self) -> object:
+        return None if self._guard is None else self._guard.who()
 
     def _main_database(self) -> _Searched:
         if self._in_memory is not None:
@@ -212,13 +259,13 @@ class _Functions:
             )
         return _opened(self._places["main"])
 
-    def _in_schema(self, name: str) -> tuple[str | None, str]:
-        """The file of the database and the index in it that *name*, as schema.index, means."""
+    def _in_schema(self, name: str) -> tuple[str, str | None, str]:
+        """The database, its file, and the index in it that *name*, as schema.index, means; no file if it means none."""
         places = self._places if self._held is None else {**self._places, **_places(self._held)}
         for i, character in enumerate(name):
             if character == "." and (place := places.get(name[:i].lower())):
-                return place, name[i + 1 :]
-        return None, name
+                return name[:i].lower(), place, name[i + 1 :]
+        return "", None, name
 
 
 class _Rerank:
@@ -244,6 +291,7 @@ class _Rerank:
 
     def finalize(self) -> str | None:
         try:
+            self._functions.check()
             return self._ranked()
         except Exception as error:
             self._functions.tell("colbert_rerank", error)
@@ -334,14 +382,14 @@ class _Searched:
 
 
 def _hits(index: Index, asked: _Asked) -> list[Hit]:
-    from colbert_sqlite.encoders.cache import shared_encoder
+    from colbert_sqlite.encoders.cache import remembering, shared_encoder
     from colbert_sqlite.encoders.queries import check_queries, encode_queries
     from colbert_sqlite.settings import SearchSettings
 
     settings = SearchSettings.chosen(asked.k, mode=asked.mode)
     pks = None if asked.pks is None else _keys(asked.pks)
     check_queries([asked.query])
-    encoder = _remembering(shared_encoder(index.model_fingerprint, lambda: index.encoder))
+    encoder = remembering(shared_encoder(index.model_fingerprint, lambda: index.encoder))
     embeddings = encode_queries(encoder, [asked.query])
     return index.search_encoded([asked.query], embeddings, asked.k, settings, pks=pks)[0]
 
@@ -384,33 +432,6 @@ def _path_of(place: str) -> str:
     if path.startswith("//"):
         path = "/" + path[2:].partition("/")[2]
     return path[1:] if re.match("/[A-Za-z]:", path) else path
-
-
-class _RememberingEncoder:
-    """An encoder that knows the embeddings of the last queries: SQL asks the same one for row after row."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
-        self._queries: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
-        self._lock = RLock()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._encoder, name)
-
-    def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        with self._lock:
-            new = [text for text in dict.fromkeys(texts) if text not in self._queries]
-            if new:
-                self._queries.update(zip(new, self._encoder.encode_queries(new), strict=True))
-            found = [self._queries[text] for text in texts]
-            while len(self._queries) > MOST_QUERIES:
-                self._queries.popitem(last=False)
-            return found
-
-
-@lru_cache(maxsize=MOST_MODELS)
-def _remembering(encoder: Encoder) -> Encoder:
-    return cast("Encoder", _RememberingEncoder(encoder))
 
 
 def _places(conn: sqlite3.Connection) -> dict[str, str]:

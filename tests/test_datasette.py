@@ -13,42 +13,32 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from colbert_sqlite import sql_functions
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.index import Index
 
 pytest.importorskip("datasette")
-import datasette_colbert
 from datasette.app import Datasette
 from datasette.cli import serve
-from datasette.plugins import pm
+
+from tests import datasette_helpers
+from tests.datasette_helpers import IS_1_0, rows, serving
 
 # Datasette has the tracebacks of SQL functions printed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-HASHING = {"plugins": {"colbert-sqlite": {"model": "hashing"}}}
+HASHING = {"model": "hashing"}
+REFUSED = "user-defined function raised exception"
 
 
 @pytest.fixture(autouse=True)
 def plugin() -> Iterator[None]:
-    name = None if pm.is_registered(datasette_colbert) else pm.register(datasette_colbert)
-    yield
-    if name:
-        pm.unregister(datasette_colbert)
-    sql_functions._files.clear()
-    # Datasette switches them on for the whole process, where they would come up in the tests of others.
-    sqlite3.enable_callback_tracebacks(False)
+    with datasette_helpers.plugin():
+        yield
 
 
 @pytest.fixture
 def path(indexed_blog: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(indexed_blog, tmp_path))
-
-
-async def rows(datasette: Datasette, database: str, sql: str, **params: str) -> Any:
-    response = await datasette.client.get(f"/{database}.json", params={"sql": sql, "_shape": "arrays", **params})
-    answer = response.json()
-    return answer["rows"] if answer["ok"] else answer["error"]
 
 
 SEARCH = """
@@ -59,7 +49,7 @@ SEARCH = """
 
 @pytest.mark.asyncio
 async def test_any_query_may_search(path: Path) -> None:
-    datasette = Datasette([str(path)], metadata=HASHING)
+    datasette = serving(path, plugin=HASHING)
     assert await rows(datasette, "blog", SEARCH, q="restore a copy of the database", k="1") == [[3, "Backups"]]
     assert await rows(datasette, "blog", SEARCH, q="", k="1") == []
     sql = "select id from posts order by colbert_score(:q, body) desc limit 1"
@@ -72,7 +62,7 @@ async def test_any_query_may_search(path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_searches_at_the_same_time_do_not_meet(path: Path) -> None:
-    datasette = Datasette([str(path)], settings={"num_sql_threads": 4})
+    datasette = serving(path, settings={"num_sql_threads": 4})
     asked = {"knead the dough": 1, "comet of ice": 2, "restore the copy": 3, "waste rot into dark soil": 5}
     await rows(datasette, "blog", SEARCH, q="warm up", k="1")
     found = await asyncio.gather(*(rows(datasette, "blog", SEARCH, q=q, k=str(k)) for k in (1, 2, 3) for q in asked))
@@ -90,26 +80,26 @@ async def test_a_database_that_never_changes_is_searched_without_locks(path: Pat
 
 @pytest.mark.asyncio
 async def test_an_error_has_its_sentence_in_the_log(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    datasette = Datasette([str(path)])
+    datasette = serving(path)
     sql = "select colbert_search('pots', 'comet')"
-    assert await rows(datasette, "blog", sql) == "user-defined function raised exception"
+    assert await rows(datasette, "blog", sql) == REFUSED
     assert caplog.messages[-1] == "colbert_search: no index 'pots' in this database; it has posts"
 
 
 @pytest.mark.asyncio
 async def test_sql_names_no_other_model_than_the_configured_one(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    datasette = Datasette([str(path)], metadata=HASHING)
+    datasette = serving(path, plugin=HASHING)
     sql = "select colbert_score('comet', 'comet', :model) > 1.9"
     assert await rows(datasette, "blog", sql, model="hashing") == [[1]]
-    assert await rows(datasette, "blog", sql, model="hashing-32") == "user-defined function raised exception"
+    assert await rows(datasette, "blog", sql, model="hashing-32") == REFUSED
     assert caplog.messages[-1] == "colbert_score: model 'hashing-32' may not be used here: leave the argument out"
 
 
 @pytest.mark.asyncio
 async def test_the_functions_can_be_switched_off_for_all_databases_or_for_one(path: Path) -> None:
     off = {"plugins": {"colbert-sqlite": {"sql_functions": False}}}
-    for metadata in (off, {"databases": {"blog": off}}):
-        datasette = Datasette([str(path)], metadata=metadata)
+    for config in (off, {"databases": {"blog": off}}):
+        datasette = serving(path, config=config)
         assert await rows(datasette, "blog", "select colbert_error()") == "no such function: colbert_error"
 
 
@@ -117,14 +107,14 @@ async def test_the_functions_can_be_switched_off_for_all_databases_or_for_one(pa
 @pytest.mark.parametrize("switch", [0, "0", "off", "No", "FALSE", {"$env": "COLBERT_FUNCTIONS"}])
 async def test_a_switch_is_off_however_it_is_written(path: Path, switch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLBERT_FUNCTIONS", "false")
-    datasette = Datasette([str(path)], metadata={"plugins": {"colbert-sqlite": {"sql_functions": switch}}})
+    datasette = serving(path, plugin={"sql_functions": switch})
     assert await rows(datasette, "blog", "select colbert_error()") == "no such function: colbert_error"
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("switch", [True, 1, "on", "Yes", "true"])
 async def test_a_switch_is_on_however_it_is_written(path: Path, switch: Any) -> None:
-    datasette = Datasette([str(path)], metadata={"plugins": {"colbert-sqlite": {"sql_functions": switch}}})
+    datasette = serving(path, plugin={"sql_functions": switch})
     assert await rows(datasette, "blog", "select colbert_error()") == [[None]]
 
 
@@ -134,8 +124,10 @@ def test_a_switch_that_is_neither_is_refused_before_anything_is_served(path: Pat
     for name, metadata in (("all", wrong), ("one", {"databases": {"blog": wrong}})):
         file = path.with_name(f"{name}.json")
         file.write_text(json.dumps(metadata))
-        result = CliRunner().invoke(serve, [str(path), "--metadata", str(file), "--get", "/blog.json"])
-        assert result.output == f"Error: colbert-sqlite: sql_functions must be true or false, not {switch!r}\n"
+        option = "--config" if IS_1_0 else "--metadata"
+        result = CliRunner().invoke(serve, [str(path), option, str(file), "--get", "/blog.json"])
+        sentence = f'Error: colbert-sqlite: sql_functions must be true, false or "actors", not {switch!r}\n'
+        assert result.output == sentence
         assert result.exit_code == 1
 
 
@@ -148,18 +140,19 @@ async def test_databases_that_are_joined_are_searched_by_their_names(path: Path,
     conn.commit()
     Index.create(conn, "notes", ["body"], model=encoder)
     conn.close()
-    datasette = Datasette([str(path), str(other)], crossdb=True)
+    datasette = serving(path, other, crossdb=True)
     sql = "select colbert_search(:index, 'comet', 1) ->> '$[0].pk'"
     assert await rows(datasette, "_memory", sql, index="blog.posts") == [[2]]
     assert await rows(datasette, "_memory", sql, index="other one.notes") == [[7]]
-    alone = Datasette([str(path)], memory=True)
-    assert await rows(alone, "_memory", sql, index="blog.posts") == "user-defined function raised exception"
+    alone = serving(path, memory=True)
+    assert await rows(alone, "_memory", sql, index="blog.posts") == REFUSED
 
 
 @pytest.mark.asyncio
-async def test_writes_may_search(path: Path) -> None:
-    datasette = Datasette([str(path)])
+async def test_writes_may_search_where_everybody_may(path: Path) -> None:
+    datasette = serving(path, plugin={"sql_functions": True})
+    await datasette.invoke_startup()
     database = datasette.get_database("blog")
     await database.execute_write("create table found as select colbert_search('posts', 'comet', 1) as hits")
-    [[hits]] = (await database.execute("select hits from found")).rows
+    [[hits]] = [tuple(row) for row in (await database.execute("select hits from found")).rows]
     assert [hit["pk"] for hit in json.loads(hits)] == [2]

@@ -7,19 +7,23 @@ model. Leaves to others: finding and loading models (models.py).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from threading import RLock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from colbert_sqlite.encoders.models import DEFAULT_MODEL, load_encoder
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, PassageSplitter
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from colbert_sqlite.encoders import Encoder
 
 # Each holds the weights of its model.
 MOST_ENCODERS = 4
+MOST_QUERIES = 256
 
 
 class _Options(NamedTuple):
@@ -85,6 +89,34 @@ def shared_encoder(fingerprint: str, load: Callable[[], Encoder]) -> Encoder:
         return encoder
     with _loading:
         return _kept(fingerprint, _Options()) or _keep(load(), _Options())
+
+
+class _RememberingEncoder:
+    """SQL asks the same query for row after row, and a page for search and explanations."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._queries: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._lock = RLock()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        with self._lock:
+            new = [text for text in dict.fromkeys(texts) if text not in self._queries]
+            if new:
+                self._queries.update(zip(new, self._encoder.encode_queries(new), strict=True))
+            found = [self._queries[text] for text in texts]
+            while len(self._queries) > MOST_QUERIES:
+                self._queries.popitem(last=False)
+            return found
+
+
+@lru_cache(maxsize=MOST_ENCODERS)
+def remembering(encoder: Encoder) -> Encoder:
+    """That encoder, which then knows the embeddings of its last 256 queries."""
+    return cast("Encoder", _RememberingEncoder(encoder))
 
 
 @lru_cache(maxsize=MOST_ENCODERS)

@@ -94,13 +94,16 @@ class Registered(NamedTuple):
     name: str
     state: str
     schema_version: int
+    source_table: str
 
 
 def registered(conn: sqlite3.Connection) -> list[Registered]:
     """Return every index, and every build in progress, of any version."""
     if not has_registry(conn):
         return []
-    cursor = conn.execute(f"SELECT name, state, schema_version FROM {_REGISTRY} ORDER BY name, state DESC")
+    cursor = conn.execute(
+        f"SELECT name, state, schema_version, source_table FROM {_REGISTRY} ORDER BY name, state DESC"
+    )
     found = [Registered(*row) for row in cursor]
     if not all(isinstance(known.name, str) for known in found):
         raise IndexCorrupt(f"the table {REGISTRY} has a row whose name is no text: delete that row")

@@ -1,44 +1,85 @@
-"""The Datasette plugin: gives connections the functions ``colbert_search(…)`` and others.
+"""The Datasette plugin: what it hooks into. Each hook is a line; what it does is in the room it names.
 
-Its settings are those of the plugin ``colbert-sqlite`` in Datasette's configuration, for all databases or for one::
-
-    {"plugins": {"colbert-sqlite": {"sql_functions": false, "model": "minilm"}}}
+Imports of Datasette, and of whatever takes time, are inside functions: Datasette imports every plugin it starts with.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 from pluggy import HookimplMarker
 
 from colbert_sqlite import sql_functions
+from datasette_colbert import access, compat, pages
+from datasette_colbert.service import close_service, service_of
+from datasette_colbert.settings import PLUGIN, check_settings, settings_for
 
 if TYPE_CHECKING:
+    from datasette import Request
     from datasette.app import Datasette
     from datasette.database import Database
+
+__all__ = ["PLUGIN"]
 
 # What datasette.hookimpl is, without importing Datasette.
 hookimpl = HookimplMarker("datasette")
 
-PLUGIN = "colbert-sqlite"
-# A setting out of the environment is a text.
-SWITCHES = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+
+@hookimpl
+def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
+    """Refuse a wrong configuration before anything is served."""
+    check_settings(datasette)
+    access.carry_context(datasette)
+
+    async def read_registries() -> None:
+        for database in datasette.databases:
+            if not access.is_internal(datasette, database):
+                await access.known_indexes(datasette, database)
+
+    return read_registries
 
 
 @hookimpl
-def startup(datasette: Datasette) -> None:
-    """Refuse a wrong configuration before anything is served."""
-    for database in (None, *datasette.databases):
-        _has_functions(datasette.plugin_config(PLUGIN, database=database) or {})
+def asgi_wrapper(datasette: Datasette) -> Callable[[Any], Any]:
+    def wrapped(app: Any) -> Any:
+        async def serve(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "lifespan":
+                # Only a server has one: commands such as --get are not to wait for models.
+                service_of(datasette).warm()
+            if scope["type"] != "http":
+                await app(scope, receive, send)
+                return
+            end = access.begin()
+            try:
+                await app(scope, receive, send)
+            finally:
+                end()
+
+        return serve
+
+    return wrapped
+
+
+@hookimpl
+def shutdown(datasette: Datasette) -> None:
+    close_service(datasette)
+
+
+@hookimpl(hookwrapper=True)
+def actor_from_request(datasette: Datasette, request: Request) -> Generator[None, Any, None]:
+    outcome = yield
+    outcome.force_result([access.noting(datasette, request, outcome.get_result())])
 
 
 @hookimpl
 def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datasette) -> None:
-    settings: dict[str, Any] = datasette.plugin_config(PLUGIN, database=database) or {}
-    if not _has_functions(settings) or database not in datasette.databases:
+    if database not in datasette.databases:
+        return
+    settings = settings_for(datasette, database)
+    if settings.sql_functions is False:
         return
     # Where SQL can join databases, it can search them.
     others = datasette.databases.items() if database == "_memory" and datasette.crossdb else ()
@@ -46,18 +87,58 @@ def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datas
         conn,
         database=_uri(datasette, datasette.databases[database]),
         attached={name: uri for name, other in others if (uri := _uri(datasette, other))},
-        model=settings.get("model"),
+        model=settings.model,
         # Loading another one may take minutes, gigabytes, or a hub.
         any_model=False,
+        guard=access.Guard(datasette, database),
     )
 
 
-def _has_functions(settings: dict[str, Any]) -> bool:
-    switch = settings.get("sql_functions", True)
-    try:
-        return SWITCHES[str(switch).lower()]
-    except KeyError:
-        raise click.ClickException(f"{PLUGIN}: sql_functions must be true or false, not {switch!r}") from None
+@hookimpl
+def register_routes() -> list[tuple[str, Any]]:
+    database = r"^/(?P<database>[^/]+)/-/colbert"
+    index = rf"{database}/(?P<index>[^/]+?)"
+    return [
+        (rf"{database}(\.json)?$", pages.index_list),
+        (rf"{index}(\.json)?$", pages.search),
+        (rf"{index}/similar/(?P<pks>[^/]+?)(\.json)?$", pages.similar),
+    ]
+
+
+@hookimpl
+def register_actions(datasette: Datasette) -> list[Any]:
+    return compat.actions(datasette)
+
+
+@hookimpl
+def permission_allowed(
+    datasette: Datasette, actor: compat.Actor, action: str, resource: Any
+) -> Callable[[], Awaitable[bool | None]] | None:
+    """In 0.65: root may manage, and nobody sees the parts of an index whose table they may not see."""
+    if action not in (compat.MANAGE, "view-table"):
+        return None
+
+    async def decided() -> bool | None:
+        if action == compat.MANAGE:
+            return True if actor and actor.get("id") == "root" else None
+        database, table = resource
+        if not table.lower().startswith("_colbert_") or database not in datasette.databases:
+            return None
+        return False if table in await access.hidden_parts(datasette, actor, database) else None
+
+    return decided
+
+
+@hookimpl
+def permission_resources_sql(datasette: Datasette, actor: compat.Actor, action: str) -> Any:
+    """In 1.0: nobody sees the parts of an index whose table they may not see."""
+    return access.rules_for_parts(datasette, actor) if action == "view-table" else None
+
+
+@hookimpl
+def get_metadata(datasette: Datasette) -> dict[str, Any]:
+    """In 0.65: hide the tables that indexes are made of. 1.0 does so by itself."""
+    return access.hidden_tables(datasette)
 
 
 def _uri(datasette: Datasette, database: Database) -> str | None:

@@ -1,0 +1,282 @@
+"""Who may search what.
+
+In: a Datasette, an actor. Out: the indexes the actor may see, and a guard for the SQL functions. Leaves to others:
+Datasette's permissions (compat.py), the functions themselves (colbert_sqlite/sql_functions.py).
+
+A SQL function runs in one of Datasette's threads and can't wait for a permission check, which may need that very
+thread. What the actor may see is therefore found out when the request's actor is, and travels with the request in a
+context variable. Where it doesn't arrive, as in the thread that writes, nobody is known, and the functions are off
+unless they are on for everybody.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from colbert_sqlite.errors import ColbertError
+from datasette_colbert.compat import Actor, visible
+from datasette_colbert.settings import settings_for
+
+if TYPE_CHECKING:
+    from datasette import Request
+    from datasette.app import Datasette
+    from datasette.database import Database
+
+# What is asked for there, no SQL answers.
+STATIC = ("/-/static", "/favicon.ico")
+ARBITRARY_SQL_ARGUMENTS = ("sql", "_where")
+
+
+class KnownIndex(NamedTuple):
+    """An index, "ready" or "building", and the table it is of."""
+
+    name: str
+    state: str
+    table: str
+
+
+@dataclass(slots=True)
+class Asking:
+    """Who sent the request that is being answered, and what they may search, by database."""
+
+    known: bool = False
+    actor: Actor = None
+    arbitrary: bool = False
+    searchable: dict[str, frozenset[str]] = field(default_factory=dict)
+
+
+_asking: ContextVar[Asking | None] = ContextVar("colbert_asking", default=None)
+_deciding: ContextVar[bool] = ContextVar("colbert_deciding", default=False)
+
+
+class FunctionsOff(ColbertError):
+    """Whoever runs this statement may not call the functions."""
+
+
+class Guard:
+    """What lets the SQL functions of one database's connections run; see ``sql_functions.Guard``."""
+
+    def __init__(self, datasette: Datasette, database: str) -> None:
+        self._datasette = datasette
+        self._database = database
+        self._settings = settings_for(datasette, database)
+
+    def check(self) -> None:
+        if self._settings.sql_functions is True:
+            return
+        asking = _asking.get()
+        if asking is None or not asking.known:
+            raise FunctionsOff(
+                "who runs this statement is not known: set sql_functions to true in the settings of the plugin"
+            )
+        if asking.actor is None and asking.arbitrary:
+            raise FunctionsOff(
+                "SQL of your own may call this only once you are signed in: use the search page, or a saved query, or "
+                "set sql_functions to true in the settings of the plugin"
+            )
+
+    def searchable(self, schema: str) -> Collection[str] | None:
+        asking = _asking.get()
+        if asking is None or not asking.known:
+            return None
+        database = self._name_of(schema)
+        return asking.searchable.get(database, frozenset())
+
+    def most(self, schema: str) -> int | None:
+        return settings_for(self._datasette, self._name_of(schema)).max_k
+
+    def who(self) -> object:
+        asking = _asking.get()
+        return None if asking is None else json.dumps(asking.actor, sort_keys=True, default=str)
+
+    def _name_of(self, schema: str) -> str:
+        if schema == "main":
+            return self._database
+        return next((name for name in self._datasette.databases if name.lower() == schema), schema)
+
+
+def begin() -> Callable[[], None]:
+    """Note that a request is being answered; call what is returned when that is done."""
+    token = _asking.set(Asking())
+    return lambda: _asking.reset(token)
+
+
+def noting(datasette: Datasette, request: Request, actors: Sequence[Any]) -> Callable[[], Awaitable[Actor]]:
+    """Return what evaluates *actors* as Datasette does, and notes the first one and what they may search."""
+
+    async def evaluated() -> Actor:
+        from datasette.utils import await_me_maybe
+
+        actor, problem = None, None
+        for one in actors:
+            # All are awaited: what is left would be warned of.
+            try:
+                found = await await_me_maybe(one)
+            except Exception as error:
+                problem = problem or error
+                continue
+            actor = actor or found or None
+        if problem is not None:
+            raise problem
+        await _note(datasette, request, actor or request.scope.get("actor"))
+        return actor
+
+    return evaluated
+
+
+async def _note(datasette: Datasette, request: Request, actor: Actor) -> None:
+    asking = _asking.get()
+    if asking is None or request.path.startswith(STATIC):
+        return
+    asking.actor = actor
+    asking.arbitrary = (
+        request.method != "GET"
+        or any(name in request.args for name in ARBITRARY_SQL_ARGUMENTS)
+        or request.path.rpartition("/-/")[2].partition(".")[0] == "query"
+    )
+    named = _database_of(datasette, request)
+    for name in [named] if named else list(datasette.databases):
+        if settings_for(datasette, name).sql_functions is not False:
+            indexes = await visible_indexes(datasette, actor, name)
+            asking.searchable[name] = frozenset(index.name.lower() for index in indexes)
+    asking.known = True
+
+
+def _database_of(datasette: Datasette, request: Request) -> str | None:
+    """The database whose page is asked for; None for any other page, and where SQL can join databases."""
+    from datasette.utils import tilde_decode
+
+    path = request.path.removeprefix(datasette.setting("base_url").rstrip("/"))
+    route = tilde_decode(path.lstrip("/").partition("/")[0])
+    named = [
+        name
+        for name, database in datasette.databases.items()
+        if database.route in (route, route.rpartition(".")[0]) and name != "_memory"
+    ]
+    return named[0] if named else None
+
+
+async def visible_indexes(datasette: Datasette, actor: Actor, database: str) -> list[KnownIndex]:
+    """Return the indexes of a database that are served and whose tables the actor may see.
+
+    All are looked at whichever is wanted: how long that takes says nothing about a single one.
+    """
+    settings = settings_for(datasette, database)
+    known = await known_indexes(datasette, database)
+    served = [index for index in known if index.state == "ready" and settings.serves(index.name)]
+    tables = await visible(datasette, actor, database, [index.table for index in served])
+    return [index for index in served if index.table in tables]
+
+
+async def known_indexes(datasette: Datasette, database: str) -> tuple[KnownIndex, ...]:
+    """Return all indexes of a database, unfinished ones too, from memory where the file is as it was."""
+    db = datasette.databases[database]
+    signature = _signature(db)
+    memo: dict[str, tuple[object, tuple[KnownIndex, ...]]] = datasette.__dict__.setdefault("_colbert_known", {})
+    seen, known = memo.get(database, (None, ()))
+    if signature is None or seen != signature:
+        known = await db.execute_fn(_read_indexes)
+        memo[database] = signature, known
+    return known
+
+
+def _read_indexes(conn: sqlite3.Connection) -> tuple[KnownIndex, ...]:
+    from colbert_sqlite.catalogue import registered_sources
+
+    return tuple(KnownIndex(*source) for source in registered_sources(conn))
+
+
+def _signature(db: Database) -> tuple[object, ...] | None:
+    """What differs once somebody committed something; None where nothing tells."""
+    if db.is_memory or db.path is None:
+        return None
+    found: list[object] = []
+    for path in (Path(db.path), Path(f"{db.path}-wal")):
+        try:
+            status = path.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
+async def hidden_parts(datasette: Datasette, actor: Actor, database: str) -> set[str]:
+    """Return the index tables of a database that the actor may not see: they are made of tables they may not see."""
+    from colbert_sqlite.catalogue import REGISTRY, index_tables
+
+    known = await known_indexes(datasette, database)
+    seen = await visible(datasette, actor, database, [index.table for index in known])
+    forbidden = [index.name for index in known if index.table not in seen]
+    return {REGISTRY, *(table for name in forbidden for table in index_tables(name))} if forbidden else set()
+
+
+def carry_context(datasette: Datasette) -> None:
+    """Let Datasette's threads see what the request was that they work for, which 0.65 doesn't care for by itself."""
+    executor = datasette.executor
+    if executor is None or getattr(executor, "carries_context", False):
+        return
+    submit = executor.submit
+
+    def submit_with_context(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        return submit(copy_context().run, function, *args, **kwargs)
+
+    executor.submit = submit_with_context
+    executor.carries_context = True
+
+
+def is_internal(datasette: Datasette, database: str) -> bool:
+    """Whether a database is Datasette's own."""
+    return database in ("_internal", "_memory") or bool(getattr(datasette.databases[database], "is_temp_disk", False))
+
+
+async def _no_rule() -> None:
+    return None
+
+
+def rules_for_parts(datasette: Datasette, actor: Actor) -> Awaitable[Any]:
+    """Return what denies, in 1.0, the tables that indexes of forbidden tables are made of."""
+    # Whether those are forbidden is asked of the very hook that wants to know.
+    return _no_rule() if _deciding.get() else _rules_for_parts(datasette, actor)
+
+
+async def _rules_for_parts(datasette: Datasette, actor: Actor) -> Any:
+    from datasette.permissions import PermissionSQL
+
+    token = _deciding.set(True)
+    try:
+        hidden = {
+            database: await hidden_parts(datasette, actor, database)
+            for database in datasette.databases
+            if not is_internal(datasette, database)
+        }
+    finally:
+        _deciding.reset(token)
+    rows = [[database, table] for database, tables in hidden.items() for table in tables]
+    if not rows:
+        return None
+    return PermissionSQL(
+        sql="SELECT json_extract(value, '$[0]') AS parent, json_extract(value, '$[1]') AS child, 0 AS allow,"
+        " 'part of a ColBERT index' AS reason"
+        " FROM json_each(:colbert_parts)",
+        params={"colbert_parts": json.dumps(rows)},
+    )
+
+
+def hidden_tables(datasette: Datasette) -> dict[str, Any]:
+    """Return metadata that hides the tables that indexes are made of, as far as indexes are known by now."""
+    from colbert_sqlite.catalogue import REGISTRY, index_tables
+
+    memo = datasette.__dict__.get("_colbert_known", {})
+    databases = {}
+    for database, (_, known) in memo.items():
+        if known:
+            tables = {REGISTRY, *(table for index in known for table in index_tables(index.name))}
+            databases[database] = {"tables": {table: {"hidden": True} for table in sorted(tables)}}
+    return {"databases": databases}

@@ -1,0 +1,568 @@
+"""The pages that search, and their JSON.
+
+In: requests. Out: responses. Leaves to others: who may see what (access.py), searching (service.py), markup
+(templates).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from colbert_sqlite.errors import ColbertError, SourceError
+from datasette_colbert.access import KnownIndex, is_internal, visible_indexes
+from datasette_colbert.compat import (
+    column_facets,
+    error_body,
+    error_response,
+    may_manage,
+    may_view_database,
+    rows_response,
+    suggested_facets,
+    table_setting,
+)
+from datasette_colbert.filters import Conditions, conditions, keys_condition
+from datasette_colbert.service import RETRY_AFTER_SECONDS, Busy, Facts, Found, Question, TookTooLong, service_of
+from datasette_colbert.settings import MODES, PluginSettings, settings_for
+from datasette_colbert.views import Choice, SearchPage, ShownFilter, ShownHit, ShownIndex, SimilarPage
+
+if TYPE_CHECKING:
+    from datasette import Request, Response
+    from datasette.app import Datasette
+
+    from colbert_sqlite.results import Hit
+
+logger = logging.getLogger("colbert_sqlite")
+
+NO_INDEX = "There is no such ColBERT index"
+_ISO_DATE = re.compile(r"(\d{4}-\d\d-\d\d)([T ]\d\d:\d\d.*)?$")
+_DATE_NAMES = ("publish", "date", "created", "posted", "added", "updated")
+
+
+class Place(NamedTuple):
+    """The database and the index that a request is about."""
+
+    database: str
+    known: KnownIndex
+
+
+class Failure(NamedTuple):
+    """Why there is no answer: a sentence for the reader, and the status of the response."""
+
+    sentence: str
+    status: int
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(RETRY_AFTER_SECONDS)} if self.status == 503 else {}
+
+
+async def index_list(datasette: Datasette, request: Request) -> Response:
+    """``/{database}/-/colbert``: the indexes of a database that the actor may search."""
+    from datasette import Forbidden, Response
+
+    database = _database(datasette, request)
+    if not await may_view_database(datasette, request.actor, database):
+        raise Forbidden("You do not have permission to view this database")
+    shown = []
+    for index in await visible_indexes(datasette, request.actor, database):
+        try:
+            facts = await service_of(datasette).facts(database, index.name)
+        except Exception as error:
+            failure = explained_failure(error, database, index.name)
+            if failure.status == 503:
+                return await _failed(datasette, request, failure)
+            shown.append(shown_index(datasette, database, index, None))
+        else:
+            shown.append(shown_index(datasette, database, index, facts))
+    if _wants_json(request):
+        rows = [
+            {"name": one.name, "table": one.table, "columns": [*one.columns], "rows": one.rows, "url": one.url}
+            for one in shown
+        ]
+        return rows_response(datasette, request, {"database": database, "rows": rows})
+    context = {
+        "database": database,
+        "indexes": shown,
+        "query": request.args.get("q") or "",
+        "manage_url": await manage_url(datasette, request, database),
+    }
+    return Response.html(await datasette.render_template("colbert_indexes.html", context, request=request))
+
+
+async def search(datasette: Datasette, request: Request) -> Response:
+    """``/{database}/-/colbert/{index}?q=``: the rows that answer a query, as a page or as JSON."""
+    from datasette import Response
+    from datasette.utils import filters_should_redirect, path_with_added_args, path_with_replaced_args
+
+    place = await _place(datasette, request)
+    if redirect := filters_should_redirect(request.args):
+        return Response.redirect(datasette.urls.path(path_with_added_args(request, redirect)))
+    search = _Search(datasette, request, place)
+    await search.run()
+    if _wants_json(request):
+        return search.json()
+    context = {
+        "database": place.database,
+        "page": await search.page(),
+        "path_with_replaced_args": path_with_replaced_args,
+    }
+    html = await datasette.render_template("colbert_search.html", context, request=request)
+    failure = search.failure
+    return Response.html(html, status=failure.status if failure else 200, headers=failure.headers if failure else None)
+
+
+async def similar(datasette: Datasette, request: Request) -> Response:
+    """``/{database}/-/colbert/{index}/similar/{pks}``: the rows most like one."""
+    from datasette import NotFound, Response
+
+    place = await _place(datasette, request)
+    pk = await pk_in_path(datasette, place.database, place.known.table, request.url_vars["pks"])
+    settings = settings_for(datasette, place.database, place.known.table)
+    found, failure = None, None
+    try:
+        found = await service_of(datasette).similar(place.database, place.known.name, pk, settings.page_size)
+    except SourceError as error:
+        if not await _row(datasette, place, pk):
+            raise NotFound("Record not found: " + request.url_vars["pks"]) from None
+        failure = Failure(f"{error}", 404)
+    except Exception as error:
+        failure = explained_failure(error, place.database, place.known.name)
+    if _wants_json(request):
+        if found is None:
+            assert failure is not None
+            return error_response(datasette, failure.sentence, failure.status, failure.headers)
+        return rows_response(
+            datasette,
+            request,
+            {
+                "database": place.database,
+                "index": place.known.name,
+                "pk": pk,
+                "rows": [_hit_json(datasette, place.database, found.facts, hit) for hit in found.hits],
+            },
+        )
+    facts = found.facts if found else None
+    row = await _row(datasette, place, pk) or {}
+    label = await _label_column(datasette, place, facts)
+    page = SimilarPage(
+        index=shown_index(datasette, place.database, place.known, facts),
+        title=_title(row, label, pk),
+        row_url=_row_url(datasette, place, pk),
+        hits=tuple(_shown_hit(datasette, place, found, hit, label) for hit in found.hits) if found else (),
+        error=failure.sentence if failure else "",
+        milliseconds=found.milliseconds if found else None,
+        json_url=_json_url(datasette, request),
+    )
+    html = await datasette.render_template(
+        "colbert_similar.html", {"database": place.database, "page": page}, request=request
+    )
+    return Response.html(html, status=failure.status if failure else 200, headers=failure.headers if failure else None)
+
+
+class _Search:
+    """One request to the search page."""
+
+    def __init__(self, datasette: Datasette, request: Request, place: Place) -> None:
+        self._datasette = datasette
+        self._request = request
+        self._place = place
+        self._settings: PluginSettings = settings_for(datasette, place.database, place.known.table)
+        self._query = (request.args.get("q") or "").strip()
+        self._found: Found | None = None
+        self._facts: Facts | None = None
+        self._conditions = Conditions(None, {}, {})
+        self._mode = self._settings.mode
+        self._page_number, self._size = 1, self._settings.page_size
+        self.failure: Failure | None = None
+
+    async def run(self) -> None:
+        """Search, or note why that failed."""
+        place, service = self._place, service_of(self._datasette)
+        try:
+            self._mode, self._page_number, self._size = self._arguments()
+            self._conditions = await conditions(self._datasette, self._request, place.database, place.known.table)
+            if not self._query:
+                self._facts = await service.facts(place.database, place.known.name)
+                return
+            # Facets count all rows that can be reached by paging.
+            deep = self._page_number > 1 or "_facet" in self._request.args
+            k = self._settings.max_k if deep else self._size + 1
+            question = Question(
+                self._query, k, self._mode, self._conditions.where, self._conditions.params, first=self._size
+            )
+            self._found = await service.search(
+                place.database, place.known.name, question, shown=self._slice, explain=self._explains
+            )
+            self._facts = self._found.facts
+        except Exception as error:
+            self.failure = explained_failure(error, place.database, place.known.name)
+
+    def _arguments(self) -> tuple[str, int, int]:
+        """The mode, the number of the page and its size.
+
+        :raises ValueError: if one of them can't be
+        """
+        args = self._request.args
+        mode = args.get("_mode") or self._settings.mode
+        if mode not in MODES:
+            raise ValueError(f"_mode must be {', '.join(MODES[:-1])} or {MODES[-1]}, not {mode!r}")
+        most = self._settings.max_k
+        size = _whole(args.get("_size"), "_size", self._settings.page_size, most)
+        return mode, _whole(args.get("_page"), "_page", 1, most), size
+
+    @property
+    def _explains(self) -> bool:
+        return not _wants_json(self._request) or bool(self._request.args.get("_explain"))
+
+    @property
+    def _slice(self) -> slice:
+        return slice((self._page_number - 1) * self._size, self._page_number * self._size)
+
+    @property
+    def _hits(self) -> Sequence[Hit]:
+        return self._found.hits if self._found else []
+
+    @property
+    def _has_more(self) -> bool:
+        return self._found is not None and len(self._found.ranked) > self._slice.stop
+
+    def json(self) -> Response:
+        if self.failure is not None:
+            return error_response(self._datasette, self.failure.sentence, self.failure.status, self.failure.headers)
+        datasette, place = self._datasette, self._place
+        assert self._facts is not None
+        rows = []
+        for hit in self._hits:
+            row = _hit_json(datasette, place.database, self._facts, hit)
+            if self._explains and self._found is not None:
+                explanation = self._found.explanations.get(hit.rank)
+                row["explanation"] = explanation.to_dict() if explanation else None
+            rows.append(row)
+        next_url = self._url(_page=str(self._page_number + 1)) if self._has_more else None
+        data = {
+            "database": place.database,
+            "index": place.known.name,
+            "table": place.known.table,
+            "query": self._query,
+            "mode": self._mode,
+            "pending_changes": self._facts.pending_changes,
+            "milliseconds": round(self._found.milliseconds, 1) if self._found else None,
+            "next": str(self._page_number + 1) if next_url else None,
+            "next_url": datasette.absolute_url(self._request, next_url) if next_url else None,
+            "rows": rows,
+        }
+        return rows_response(datasette, self._request, data)
+
+    async def page(self) -> SearchPage:
+        datasette, place, request = self._datasette, self._place, self._request
+        label = await _label_column(datasette, place, self._facts)
+        facets, choices = await self._facets() if self._found and self._found.hits else ([], ())
+        explanations = self._found.explanations.values() if self._found else ()
+        return SearchPage(
+            index=shown_index(datasette, place.database, place.known, self._facts),
+            query=self._query,
+            mode=self._mode,
+            modes=tuple(self._modes()),
+            hits=tuple(_shown_hit(datasette, place, self._found, hit, label) for hit in self._hits if self._found),
+            words=next((tuple(match.text for match in one.matches) for one in explanations), ()),
+            error=self.failure.sentence if self.failure else "",
+            milliseconds=self._found.milliseconds if self._found else None,
+            filters=tuple(
+                ShownFilter(words, self._url_without(key, value))
+                for (key, value), words in self._conditions.labels.items()
+            ),
+            clear_filters_url=self._url_without(*{key for key, _ in self._conditions.labels}),
+            filter_columns=tuple(await datasette.databases[place.database].table_columns(place.known.table)),
+            filter_lookups=_lookups(),
+            hidden=tuple(
+                (key, value)
+                for key in request.args
+                if key not in ("q", "_page") and not key.startswith("_filter_")
+                for value in request.args.getlist(key)
+            ),
+            facet_choices=choices,
+            facets=facets,
+            previous_url=self._url(_page=str(self._page_number - 1)) if self._page_number > 1 else "",
+            next_url=self._url(_page=str(self._page_number + 1)) if self._has_more else "",
+            json_url=_json_url(datasette, request),
+            manage_url=await manage_url(datasette, request, place.database),
+            table_search_url=self._table_url(),
+        )
+
+    def _modes(self) -> list[Choice]:
+        why_not = "" if self._facts is None or self._facts.has_fts else "the table has no FTS5 index"
+        return [
+            Choice(
+                value=mode,
+                label=mode,
+                url=self._url(_mode=mode, _page=None),
+                selected=mode == self._mode,
+                why_not="" if mode == "colbert" else why_not,
+            )
+            for mode in MODES
+        ]
+
+    async def _facets(self) -> tuple[list[dict[str, Any]], tuple[Choice, ...]]:
+        """The facets that are asked for, and those that could be, over all rows that were found."""
+        datasette, place = self._datasette, self._place
+        assert self._found is not None
+        facts = self._found.facts
+        if facts.blob_keys or not datasette.setting("allow_facet"):
+            return [], ()
+        from colbert_sqlite.catalogue import quote_identifier
+
+        where, params = keys_condition(facts.key_columns, [row.pk for row in self._found.ranked], "colbert_keys")
+        sql = f"select * from {quote_identifier(facts.table)} where {where}"
+        asked = datasette, self._request, place.database, facts.table, sql, params
+        choices = await suggested_facets(*asked) if datasette.setting("suggest_facets") else []
+        return await column_facets(*asked), tuple(
+            Choice(value=name, label=name, url=url, selected=False) for name, url in choices
+        )
+
+    def _url(self, **args: str | None) -> str:
+        from datasette.utils import path_with_replaced_args
+
+        return str(self._datasette.urls.path(path_with_replaced_args(self._request, args)))
+
+    def _url_without(self, key: str | None = None, *others: str) -> str:
+        from datasette.utils import path_with_removed_args
+
+        if key is None:
+            return self._url(_page=None)
+        if len(others) == 1 and (key, others[0]) in self._conditions.labels:
+            removed: Any = {key: others[0], "_page": self._request.args.get("_page") or ""}
+        else:
+            removed = {key, *others, "_page"}
+        return str(self._datasette.urls.path(path_with_removed_args(self._request, removed)))
+
+    def _table_url(self) -> str:
+        from urllib.parse import urlencode
+
+        pairs = [("_colbert", self._query), *self._conditions.labels]
+        url = str(self._datasette.urls.table(self._place.database, self._place.known.table))
+        return f"{url}?{urlencode(pairs)}" if self._query else url
+
+
+def explained_failure(error: Exception, database: str, index: str) -> Failure:
+    """Return what a reader is told of an error; what is none of their business goes to the log.
+
+    :raises Exception: the error, if Datasette itself is to answer
+    """
+    from datasette.database import QueryInterrupted
+    from datasette.utils.asgi import Base400
+    from datasette.views.base import DatasetteError
+
+    if isinstance(error, (Busy, TookTooLong)):
+        return Failure(str(error), 503)
+    if isinstance(error, (Base400, DatasetteError)):
+        raise error
+    if isinstance(error, (ValueError, SourceError)):
+        return Failure(str(error), 400)
+    if isinstance(error, QueryInterrupted):
+        return Failure("the filters take too long: use fewer or simpler ones", 400)
+    known = isinstance(error, (ColbertError, sqlite3.Error))
+    logger.error("index %r of database %r: %s", index, database, error, exc_info=None if known else error)
+    return Failure("This index can't be searched at the moment. What is wrong is in the server's log", 500)
+
+
+def shown_index(datasette: Datasette, database: str, index: KnownIndex, facts: Facts | None) -> ShownIndex:
+    return ShownIndex(
+        name=index.name,
+        table=index.table,
+        columns=facts.columns if facts else (),
+        url=index_url(datasette, database, index.name),
+        table_url=str(datasette.urls.table(database, index.table)),
+        rows=facts.rows if facts else None,
+        pending_changes=facts.pending_changes if facts else None,
+    )
+
+
+def index_url(datasette: Datasette, database: str, index: str = "", *more: str) -> str:
+    """Return the page of an index, of something of it, or of all indexes of a database."""
+    from datasette.utils import tilde_encode
+
+    path = "/".join(["-", "colbert", *([tilde_encode(index)] if index else []), *more])
+    return f"{datasette.urls.database(database)}/{path}"
+
+
+async def manage_url(datasette: Datasette, request: Request, database: str) -> str:
+    """Return the page where the actor may manage the indexes of a database; empty if they may not."""
+    if is_internal(datasette, database) or not await may_manage(datasette, request.actor, database):
+        return ""
+    return f"{datasette.urls.database(database)}/-/colbert-manage"
+
+
+async def pk_in_path(datasette: Datasette, database: str, table: str, path: str) -> Any:
+    """Return the primary key that a row's path says, as the values that the columns hold.
+
+    :raises datasette.NotFound: if it can't be one
+    """
+    from datasette import NotFound
+    from datasette.utils import urlsafe_components
+
+    from colbert_sqlite.catalogue import quote_identifier
+
+    values = urlsafe_components(path)
+    columns = await datasette.databases[database].primary_keys(table)
+    if not columns or len(columns) != len(values):
+        raise NotFound(f"Record not found: {path}")
+    quoted = [quote_identifier(column) for column in columns]
+    where = " and ".join(f"{column} = :p{i}" for i, column in enumerate(quoted))
+    # A path is text: the affinity of the columns makes numbers of what are numbers.
+    rows = await datasette.databases[database].execute(
+        f"select {', '.join(quoted)} from {quote_identifier(table)} where {where}",
+        {f"p{i}": value for i, value in enumerate(values)},
+    )
+    if not rows.rows:
+        raise NotFound(f"Record not found: {path}")
+    found = tuple(rows.rows[0])
+    return found if len(found) > 1 else found[0]
+
+
+def _database(datasette: Datasette, request: Request) -> str:
+    """The name of the database in a request's path.
+
+    :raises datasette.NotFound: if there is none
+    """
+    from datasette import NotFound
+    from datasette.utils import tilde_decode
+
+    try:
+        return str(datasette.get_database(route=tilde_decode(request.url_vars["database"])).name)
+    except KeyError:
+        raise NotFound("Database not found") from None
+
+
+async def _place(datasette: Datasette, request: Request) -> Place:
+    """The index a request is about.
+
+    :raises datasette.NotFound: if there is none, or none that the actor may see: nobody can tell which
+    """
+    from datasette import NotFound
+    from datasette.utils import tilde_decode
+
+    database, name = _database(datasette, request), tilde_decode(request.url_vars["index"]).lower()
+    for index in await visible_indexes(datasette, request.actor, database):
+        if index.name.lower() == name:
+            return Place(database, index)
+    raise NotFound(NO_INDEX)
+
+
+async def _failed(datasette: Datasette, request: Request, failure: Failure) -> Response:
+    from datasette import Response
+
+    if _wants_json(request):
+        return error_response(datasette, failure.sentence, failure.status, failure.headers)
+    context = {**error_body(datasette, failure.sentence, failure.status), "title": "Search"}
+    html = await datasette.render_template("error.html", context, request=request)
+    return Response.html(html, status=failure.status, headers=failure.headers)
+
+
+def _wants_json(request: Request) -> bool:
+    return str(request.path).endswith(".json")
+
+
+def _json_url(datasette: Datasette, request: Request) -> str:
+    query = f"?{request.query_string}" if request.query_string else ""
+    return f"{datasette.urls.path(request.path)}.json{query}"
+
+
+def _whole(value: str | None, name: str, default: int, most: int) -> int:
+    if not value:
+        return default
+    if not value.isdecimal() or not 1 <= int(value[:9]) <= most:
+        raise ValueError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
+    return int(value)
+
+
+def _lookups() -> tuple[tuple[str, str, bool], ...]:
+    from datasette.filters import Filters
+
+    return tuple(Filters([]).lookups())
+
+
+async def _row(datasette: Datasette, place: Place, pk: Any) -> dict[str, Any] | None:
+    from colbert_sqlite.catalogue import quote_identifier
+
+    db = datasette.databases[place.database]
+    columns = [quote_identifier(column) for column in await db.primary_keys(place.known.table)]
+    where = " and ".join(f"{column} = :p{i}" for i, column in enumerate(columns))
+    values = pk if isinstance(pk, tuple) else (pk,)
+    rows = await db.execute(
+        f"select * from {quote_identifier(place.known.table)} where {where}",
+        {f"p{i}": value for i, value in enumerate(values)},
+    )
+    return dict(rows.rows[0]) if rows.rows else None
+
+
+async def _label_column(datasette: Datasette, place: Place, facts: Facts | None) -> str | None:
+    """The column that a row is called by: the configured one, the index's heading, or what Datasette thinks."""
+    table = place.known.table
+    configured = table_setting(datasette, place.database, table, "label_column")
+    heading = facts.heading if facts else None
+    return configured or heading or await datasette.databases[place.database].label_column_for_table(table)
+
+
+def _title(row: Mapping[str, Any], label: str | None, pk: Any) -> str:
+    value = row.get(label) if label else None
+    if isinstance(value, (str, int, float)) and str(value).strip():
+        return str(value)
+    return ", ".join(map(str, pk)) if isinstance(pk, tuple) else str(pk)
+
+
+def _shown_hit(datasette: Datasette, place: Place, found: Found, hit: Hit, label: str | None) -> ShownHit:
+    heading = hit.row.get(found.facts.heading) if found.facts.heading else None
+    return ShownHit(
+        rank=hit.rank,
+        score=hit.score,
+        normalised_score=hit.normalised_score,
+        title=_title(hit.row, label, hit.pk),
+        url=_row_url(datasette, place, hit.pk),
+        date=_date(hit.row),
+        stale=hit.stale,
+        heading=heading if isinstance(heading, str) else "",
+        passage=hit.passage.text,
+        similar_url=index_url(datasette, place.database, place.known.name, "similar", _row_path(hit.pk)),
+        explanation=found.explanations.get(hit.rank),
+    )
+
+
+def _row_path(pk: Any) -> str:
+    from datasette.utils import tilde_encode
+
+    return ",".join(tilde_encode(str(part)) for part in (pk if isinstance(pk, tuple) else (pk,)))
+
+
+def _row_url(datasette: Datasette, place: Place, pk: Any) -> str:
+    return str(datasette.urls.row(place.database, place.known.table, _row_path(pk)))
+
+
+def _hit_json(datasette: Datasette, database: str, facts: Facts, hit: Hit) -> dict[str, Any]:
+    return {
+        "rank": hit.rank,
+        "score": hit.score,
+        "normalised_score": hit.normalised_score,
+        "pk": list(hit.pk) if isinstance(hit.pk, tuple) else hit.pk,
+        "url": str(datasette.urls.row(database, facts.table, _row_path(hit.pk))),
+        "passage": hit.passage.text,
+        "stale": hit.stale,
+        "row": hit.row,
+    }
+
+
+def _date(row: Mapping[str, Any]) -> str:
+    """The day in a row's first date, those columns first whose names speak of publishing."""
+    dates = {
+        column: match[1]
+        for column, value in row.items()
+        if isinstance(value, str) and len(value) < 40 and (match := _ISO_DATE.match(value))
+    }
+    for name in _DATE_NAMES:
+        for column, day in dates.items():
+            if name in column.lower():
+                return day
+    return next(iter(dates.values()), "")

@@ -1,0 +1,134 @@
+"""What ``plugins: colbert-sqlite:`` says in Datasette's configuration.
+
+In: that mapping. Out: one frozen object, or one sentence about what is wrong with it. Leaves to others: where it is
+written, which Datasette knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+PLUGIN = "colbert-sqlite"
+MODES = ("colbert", "hybrid", "fts")
+# A setting out of the environment is a text.
+SWITCHES = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+# These are of the process, not of a database or a table.
+OF_PROCESS = ("num_search_threads", "max_queued_searches", "search_time_limit_ms", "auto_sync_seconds")
+
+SqlFunctions = bool | Literal["actors"]
+
+
+@dataclass(frozen=True, slots=True)
+class PluginSettings:
+    """One place or table's settings; the keys in the configuration have these names.
+
+    ``indexes``: which are served, None for all. ``model``: name or folder of the model of the indexes, and of the SQL
+    functions. ``mode``: how the pages search when the reader does not choose. ``page_size``: rows per page, ``max_k``:
+    the most rows one search may find. ``similar_rows``: how many a row's page shows. ``sql_functions``: whether SQL may
+    call ``colbert_search`` and the others: true, false, or "actors": not from SQL that an anonymous visitor wrote.
+
+    ``num_search_threads``: searches at a time. ``max_queued_searches``: how many may wait for one.
+    ``search_time_limit_ms``: how long a search may take, waiting included. ``auto_sync_seconds``: how often indexes
+    that are behind are synced, 0 for never.
+    """
+
+    indexes: tuple[str, ...] | None = None
+    model: str | None = None
+    mode: str = "colbert"
+    page_size: int = 10
+    max_k: int = 100
+    similar_rows: int = 5
+    sql_functions: SqlFunctions = "actors"
+    num_search_threads: int = 1
+    max_queued_searches: int = 40
+    search_time_limit_ms: int = 10_000
+    auto_sync_seconds: int = 0
+
+    def serves(self, index: str) -> bool:
+        return self.indexes is None or index.lower() in (name.lower() for name in self.indexes)
+
+
+def settings_for(datasette: Datasette, database: str | None = None, table: str | None = None) -> PluginSettings:
+    """Return the settings of a table, of a database, or of the process.
+
+    :raises click.ClickException: if one of them can't be
+    """
+    return parsed(datasette.plugin_config(PLUGIN, database=database, table=table) or {})
+
+
+def check_settings(datasette: Datasette) -> None:
+    """Make sure that all settings can be used, those of single databases and tables too.
+
+    :raises click.ClickException: if not
+    """
+    settings_for(datasette)
+    for database, of_database in (_tree(datasette).get("databases") or {}).items():
+        _refuse_process_settings(of_database, f"database {database}")
+        settings_for(datasette, database)
+        for table, of_table in (of_database.get("tables") or {}).items():
+            _refuse_process_settings(of_table, f"table {table}")
+            settings_for(datasette, database, table)
+
+
+def parsed(config: Mapping[str, Any]) -> PluginSettings:
+    """Return the settings a mapping says.
+
+    :raises click.ClickException: if one of them can't be
+    """
+    known = {field.name for field in fields(PluginSettings)}
+    if unknown := sorted(set(config) - known):
+        raise _wrong(f"there is no setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    return PluginSettings(**{name: _value(name, value) for name, value in config.items()})
+
+
+def _value(name: str, value: Any) -> Any:
+    if name == "indexes":
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            raise _wrong(f"indexes must be a list of names, not {value!r}")
+        return tuple(map(str, value))
+    if name == "model":
+        if not isinstance(value, str) or not value:
+            raise _wrong(f"model must be a name or a folder, not {value!r}")
+        return value
+    if name == "mode":
+        if value not in MODES:
+            raise _wrong(f"mode must be {', '.join(MODES[:-1])} or {MODES[-1]}, not {value!r}")
+        return value
+    if name == "sql_functions":
+        if value == "actors":
+            return value
+        try:
+            return SWITCHES[str(value).lower()]
+        except KeyError:
+            raise _wrong(f'sql_functions must be true, false or "actors", not {value!r}') from None
+    least = 0 if name in ("auto_sync_seconds", "max_queued_searches", "similar_rows") else 1
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        number = value
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise _wrong(f"{name} must be a whole number from {least} on, not {value!r}")
+    return number
+
+
+def _refuse_process_settings(config: Mapping[str, Any], place: str) -> None:
+    own = (config.get("plugins") or {}).get(PLUGIN) or {}
+    for name in OF_PROCESS:
+        if name in own:
+            raise _wrong(f"{name} is a setting of the whole process, not of {place}: move it to the top level")
+
+
+def _tree(datasette: Datasette) -> Mapping[str, Any]:
+    """The whole configuration, which 0.65 calls metadata."""
+    return getattr(datasette, "config", None) or getattr(datasette, "_metadata_local", None) or {}
+
+
+def _wrong(sentence: str) -> click.ClickException:
+    return click.ClickException(f"{PLUGIN}: {sentence}")

@@ -1,0 +1,68 @@
+"""What the tests of the Datasette plugin share: the same words for Datasette 0.65 and 1.0."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasette_colbert
+from datasette.app import Datasette
+from datasette.plugins import pm
+
+from colbert_sqlite import sql_functions
+
+IS_1_0 = hasattr(Datasette, "allowed")
+SIGNED_IN = {"id": "ann"}
+ROOT = {"id": "root"}
+
+
+@contextmanager
+def plugin() -> Iterator[None]:
+    """The plugin registered, installed or not, and what it leaves in the process cleared away."""
+    name = None if pm.is_registered(datasette_colbert) else pm.register(datasette_colbert)
+    try:
+        yield
+    finally:
+        if name:
+            pm.unregister(datasette_colbert)
+        sql_functions._files.clear()
+        # Datasette switches them on for the whole process, where they would come up in the tests of others.
+        sqlite3.enable_callback_tracebacks(False)
+
+
+def serving(
+    *paths: Path, config: Mapping[str, Any] | None = None, plugin: Mapping[str, Any] | None = None, **kwargs: Any
+) -> Datasette:
+    """A Datasette that serves these files, with settings of the plugin and other configuration."""
+    whole = {**(config or {})}
+    if plugin is not None:
+        whole["plugins"] = {"colbert-sqlite": dict(plugin)}
+    return Datasette([str(path) for path in paths], **{"config" if IS_1_0 else "metadata": whole}, **kwargs)
+
+
+def cookies(datasette: Datasette, actor: Mapping[str, Any] | None) -> dict[str, str]:
+    return {} if actor is None else {"ds_actor": datasette.sign({"a": dict(actor)}, "actor")}
+
+
+async def get(datasette: Datasette, path: str, actor: Mapping[str, Any] | None = None, **params: str) -> Any:
+    """The response to a GET of an actor."""
+    if IS_1_0:
+        datasette.root_enabled = True
+    return await datasette.client.get(path, params=params or None, cookies=cookies(datasette, actor))
+
+
+async def rows(
+    datasette: Datasette, database: str, sql: str, *, actor: Mapping[str, Any] | None = SIGNED_IN, **params: str
+) -> Any:
+    """What a SELECT returns over HTTP, or its error."""
+    path = f"/{database}/-/query.json" if IS_1_0 else f"/{database}.json"
+    answer = (await get(datasette, path, actor, sql=sql, _shape="arrays", **params)).json()
+    return answer["rows"] if answer["ok"] else answer["error"]
+
+
+def only_for(actor_id: str, database: str, tables: Iterable[str]) -> dict[str, Any]:
+    """Configuration by which only one actor may see some tables."""
+    return {"databases": {database: {"tables": {table: {"allow": {"id": actor_id}} for table in tables}}}}
