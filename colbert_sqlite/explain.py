@@ -204,58 +204,64 @@ class Explanation:
         yield f"<tr><th colspan=3>score</th><th>{self.score:.2f}</th></tr>\n</table>\n"
 
 
-def explain_passage(
-    encoder: Encoder,
-    query: str,
-    query_embeddings: NDArray[np.float32],
-    heading: str,
-    passage: Passage,
-    embeddings: NDArray[np.float32] | None,
-) -> Explanation:
-    """Return which word of *query* met which word of a passage.
+class Explainer:
+    """Explains passages to one query.
 
-    :param query_embeddings: float32 [n_query_tokens, dim] of the query
-    :param heading: what was encoded above the passage's text; empty if there is none
-    :param embeddings: float32 [n_tokens, dim] that are stored of it; None: it is encoded again, uncompressed
-    :raises SourceError: if the embeddings are of another text
+    :param embeddings: float32 [n_query_tokens, dim] of the query
     """
-    text = f"{heading}\n{passage.text}" if heading else passage.text
-    query_tokens, tokens = encoder.query_tokens(query), encoder.passage_tokens(text)
-    if embeddings is None:
-        [embeddings] = encoder.encode_passages([text])
-    if len(embeddings) != len(tokens):
-        raise SourceError("the row changed after it was indexed: sync the index first")
-    of_query = words_of(query, [(0, query_tokens, query_embeddings)], encoder.dim)
-    document = words_of(text, [(0, tokens, embeddings)], encoder.dim)
-    likeness = likeness_of(of_query, document)
-    words = _passage_words(text, len(heading), document, likeness)
-    best, similarities = alignments(query_embeddings, embeddings)
-    word_at = {number: at for at, number in enumerate(dict.fromkeys(t.word for t in tokens if t.word is not None))}
-    targets = [token.name if token.word is None else word_at[token.word] for token in tokens]
-    met = [(targets[at], similarity) for at, similarity in zip(best.tolist(), similarities.tolist(), strict=True)]
-    matches, special = _matches(query, query_tokens, met, words, likeness)
-    score = math.fsum(similarities.tolist())
-    return Explanation(
-        query=query,
-        heading=heading,
-        passage=passage,
-        score=score,
-        normalised_score=normalised(score, len(query_embeddings)),
-        matches=tuple(matches),
-        special=tuple(special),
-        words=tuple(words),
-        similarities=likeness.similarities,
-        prominence=likeness.prominence,
-    )
+
+    def __init__(self, encoder: Encoder, query: str, embeddings: NDArray[np.float32]) -> None:
+        self._encoder = encoder
+        self._query = query
+        self._embeddings = embeddings
+        self._tokens = encoder.query_tokens(query)
+        self._words = words_of(query, [(0, self._tokens, embeddings)], encoder.dim)
+
+    def explain(self, heading: str, passage: Passage, embeddings: NDArray[np.float32] | None) -> Explanation:
+        """Return which word of the query met which word of a passage.
+
+        :param heading: what was encoded above the passage's text; empty if there is none
+        :param embeddings: float32 [n_tokens, dim] that are stored of it; None: it is encoded again, uncompressed
+        :raises SourceError: if the embeddings are of another text
+        """
+        text = f"{heading}\n{passage.text}" if heading else passage.text
+        tokens = self._encoder.passage_tokens(text)
+        if embeddings is None:
+            [embeddings] = self._encoder.encode_passages([text])
+        if len(embeddings) != len(tokens):
+            raise SourceError("the row changed after it was indexed: sync the index first")
+        document = words_of(text, [(0, tokens, embeddings)], self._encoder.dim)
+        likeness = likeness_of(self._words, document)
+        words = _passage_words(text, len(heading), document, likeness)
+        best, similarities = alignments(self._embeddings, embeddings)
+        word_at = {number: at for at, number in enumerate(dict.fromkeys(t.word for t in tokens if t.word is not None))}
+        targets = [token.name if token.word is None else word_at[token.word] for token in tokens]
+        met = [(targets[at], similarity) for at, similarity in zip(best.tolist(), similarities.tolist(), strict=True)]
+        matches, special = _matches(self._query, self._tokens, met, words, likeness)
+        score = math.fsum(similarities.tolist())
+        return Explanation(
+            query=self._query,
+            heading=heading,
+            passage=passage,
+            score=score,
+            normalised_score=normalised(score, len(self._embeddings)),
+            matches=tuple(matches),
+            special=tuple(special),
+            words=tuple(words),
+            similarities=likeness.similarities,
+            prominence=likeness.prominence,
+        )
 
 
 def _passage_words(text: str, n_heading: int, document: Words, likeness: Likeness) -> list[PassageWord]:
     words = []
+    n_query_words, n_words = likeness.similarities.shape
+    if n_query_words:
+        is_marked = likeness.prominence.any(axis=0)
+        best = np.where(is_marked, likeness.prominence.argmax(axis=0), likeness.similarities.argmax(axis=0)).tolist()
+        similarities = likeness.similarities[best, range(n_words)].tolist()
+        heats = [_heat(one) for one in likeness.prominence[best, range(n_words)].tolist()]
     for at, (start, end) in enumerate(document.spans):
-        similarities, prominent = likeness.similarities[:, at], likeness.prominence[:, at]
-        query_word = None
-        if len(similarities):
-            query_word = int(np.argmax(prominent if prominent.any() else similarities))
         in_heading = start < n_heading
         # A line break is between the heading and the passage.
         shift = 0 if in_heading or not n_heading else n_heading + 1
@@ -265,9 +271,9 @@ def _passage_words(text: str, n_heading: int, document: Words, likeness: Likenes
                 start=start - shift,
                 end=end - shift,
                 in_heading=in_heading,
-                query_word=query_word,
-                similarity=0.0 if query_word is None else float(similarities[query_word]),
-                heat=0 if query_word is None else _heat(float(prominent[query_word])),
+                query_word=best[at] if n_query_words else None,
+                similarity=similarities[at] if n_query_words else 0.0,
+                heat=heats[at] if n_query_words else 0,
             )
         )
     return words

@@ -29,7 +29,7 @@ from colbert_sqlite.errors import (
     ModelNotFound,
     SourceError,
 )
-from colbert_sqlite.explain import Explanation, explain_passage
+from colbert_sqlite.explain import Explainer, Explanation
 from colbert_sqlite.indexing import Progress, ProgressCallback, build, codec_from, no_progress, writing
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS
 from colbert_sqlite.results import Hit
@@ -532,7 +532,7 @@ class Index:
         embeddings = encode_queries(encoder, [query])[0]
         with self.searcher() as (searcher, _):
             found = searcher.passage_of(self._key(pk), embeddings, ordinal)
-        return explain_passage(encoder, query, embeddings, found.heading, found.passage, found.embeddings)
+        return Explainer(encoder, query, embeddings).explain(*found)
 
     def info(self) -> dict[str, Any]:
         """Return settings, counts and sizes in bytes, as plain values.

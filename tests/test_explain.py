@@ -18,7 +18,7 @@ from colbert_sqlite.encoders.queries import encode_queries
 from colbert_sqlite.engine.maxsim import maxsim
 from colbert_sqlite.engine.prominence import prominence, word_similarities
 from colbert_sqlite.errors import SourceError
-from colbert_sqlite.explain import Explanation, explain_passage
+from colbert_sqlite.explain import Explainer, Explanation
 from colbert_sqlite.index import Index
 from colbert_sqlite.results import Passage
 
@@ -30,7 +30,7 @@ def passage(text: str) -> Passage:
 
 
 def explain(encoder: Encoder, query: str, text: str, heading: str = "") -> Explanation:
-    return explain_passage(encoder, query, encode_queries(encoder, [query])[0], heading, passage(text), None)
+    return Explainer(encoder, query, encode_queries(encoder, [query])[0]).explain(heading, passage(text), None)
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_passage_without_words_can_be_explained(encoder: Encoder) -> None:
 def test_embeddings_of_another_text_are_refused(encoder: Encoder) -> None:
     (rows,) = encoder.encode_passages(["Copy the database"])
     with pytest.raises(SourceError, match="sync"):
-        explain_passage(encoder, "copy", encode_queries(encoder, ["copy"])[0], "", passage(BACKUPS), rows)
+        Explainer(encoder, "copy", encode_queries(encoder, ["copy"])[0]).explain("", passage(BACKUPS), rows)
 
 
 def test_an_empty_query_is_refused(titled: Index) -> None:

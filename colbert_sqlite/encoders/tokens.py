@@ -53,16 +53,17 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], side: Side) -> list[Tok
 
     ColBERT §3.2 (query augmentation, punctuation filter).
     """
-    tokens = []
-    for encoding in _encodings(tokenizer, texts, side):
-        ids = encoding.ids
-        if side.marker is not None:
-            ids.insert(1, side.marker)
-        n_masks = max(side.expand_to - len(ids), 0)
-        keep = [token not in side.skip for token in ids] + [True] * n_masks
-        attention = [True] * len(ids) + [side.attend] * n_masks
-        tokens.append(Tokens(ids + [side.mask] * n_masks, attention, keep))
-    return tokens
+    return [_tokens_of(encoding, side) for encoding in _encodings(tokenizer, texts, side)]
+
+
+def _tokens_of(encoding: Encoding, side: Side) -> Tokens:
+    ids = encoding.ids
+    if side.marker is not None:
+        ids.insert(1, side.marker)
+    n_masks = max(side.expand_to - len(ids), 0)
+    keep = [token not in side.skip for token in ids] + [True] * n_masks
+    attention = [True] * len(ids) + [side.attend] * n_masks
+    return Tokens(ids + [side.mask] * n_masks, attention, keep)
 
 
 def _encodings(tokenizer: Tokenizer, texts: Sequence[str], side: Side) -> Iterator[Encoding]:
@@ -78,7 +79,7 @@ def _encodings(tokenizer: Tokenizer, texts: Sequence[str], side: Side) -> Iterat
 def embedded_tokens(tokenizer: Tokenizer, text: str, side: Side) -> list[Token]:
     """What each embedding of *text* stands for: the tokens that :func:`tokenize` keeps, as places in *text*."""
     [encoding] = _encodings(tokenizer, [text], side)
-    [tokens] = tokenize(tokenizer, [text], side)
+    tokens = _tokens_of(encoding, side)
     # From the text as it was encoded to the text as it was given.
     shift = (len(text) - len(text.lstrip()) if side.strip else 0) - len(side.prompt)
     spans = [(max(start + shift, 0), max(end + shift, 0)) for start, end in encoding.offsets]

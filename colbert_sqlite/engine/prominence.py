@@ -66,18 +66,22 @@ def prominence(
     """
     marked = np.zeros_like(similarities)
     columns = np.array([form is not None for form in forms], bool)
+    if not columns.any():
+        return marked
+    number_of = {form: number for number, form in enumerate(dict.fromkeys(forms)) if form is not None}
+    numbers = np.array([number_of[form] for form in forms if form is not None])
+    order = np.argsort(numbers, kind="stable")
+    firsts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
+    nearest = np.maximum.reduceat(similarities[:, columns][:, order], firsts, axis=1)
     for row, form in enumerate(query_forms):
-        if form is None or not columns.any():
+        if form is None:
             continue
-        nearest: dict[str, float] = {}
-        for other, similarity in zip(forms, similarities[row].tolist(), strict=True):
-            if other is not None:
-                nearest[other] = max(similarity, nearest.get(other, -1.0))
-        best = max(nearest.values())
-        related = sorted(nearest.values())[:-1]
-        related += [among_query[row, at] for at, other in enumerate(query_forms) if other not in (None, form)]
-        median = float(np.median(related)) if related else 0.0
-        deviation = float(np.median(np.abs(np.array(related) - median))) if related else np.inf
+        ranked = np.sort(nearest[row])
+        best, others = float(ranked[-1]), ranked[:-1]
+        in_query = [at for at, other in enumerate(query_forms) if other not in (None, form)]
+        related = np.concatenate([others, among_query[row, in_query]]).astype(np.float64)
+        median = float(np.median(related)) if len(related) else 0.0
+        deviation = float(np.median(np.abs(related - median))) if len(related) else np.inf
         above = similarities[row] - median
         nearness = above / max(1 - median, 1e-6)
         outlier = MEDIAN_DEVIATION * above / max(deviation, LEAST_DEVIATION) >= OUTLIER
