@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pluggy import HookimplMarker
 
 from colbert_sqlite import sql_functions
-from datasette_colbert import access, compat, pages
+from datasette_colbert import access, compat, managing, pages, tables
 from datasette_colbert.service import close_service, service_of
 from datasette_colbert.settings import PLUGIN, check_settings, settings_for
 
@@ -49,6 +49,7 @@ def asgi_wrapper(datasette: Datasette) -> Callable[[Any], Any]:
             if scope["type"] == "lifespan":
                 # Only a server has one: commands such as --get are not to wait for models.
                 service_of(datasette).warm()
+                managing.start_auto_sync(datasette)
             if scope["type"] != "http":
                 await app(scope, receive, send)
                 return
@@ -65,6 +66,7 @@ def asgi_wrapper(datasette: Datasette) -> Callable[[Any], Any]:
 
 @hookimpl
 def shutdown(datasette: Datasette) -> None:
+    managing.close(datasette)
     close_service(datasette)
 
 
@@ -102,6 +104,7 @@ def register_routes() -> list[tuple[str, Any]]:
         (rf"{database}(\.json)?$", pages.index_list),
         (rf"{index}(\.json)?$", pages.search),
         (rf"{index}/similar/(?P<pks>[^/]+?)(\.json)?$", pages.similar),
+        *managing.routes(),
     ]
 
 
@@ -120,7 +123,7 @@ def permission_allowed(
 
     async def decided() -> bool | None:
         if action == compat.MANAGE:
-            return True if actor and actor.get("id") == "root" else None
+            return compat.configured_to_manage(datasette, actor, resource)
         database, table = resource
         if not table.lower().startswith("_colbert_") or database not in datasette.databases:
             return None
@@ -139,6 +142,57 @@ def permission_resources_sql(datasette: Datasette, actor: compat.Actor, action: 
 def get_metadata(datasette: Datasette) -> dict[str, Any]:
     """In 0.65: hide the tables that indexes are made of. 1.0 does so by itself."""
     return access.hidden_tables(datasette)
+
+
+@hookimpl
+def filters_from_request(datasette: Datasette, request: Request, database: str, table: str) -> Awaitable[Any]:
+    return tables.narrowed(datasette, request, database, table)
+
+
+@hookimpl
+def extra_template_vars(
+    datasette: Datasette, request: Request | None, view_name: str | None, database: str | None, table: str | None
+) -> dict[str, Any]:
+    return tables.template_vars(datasette, request, view_name, database, table)
+
+
+@hookimpl(hookwrapper=True)
+def handle_exception(exception: Exception) -> Generator[None, Any, None]:
+    outcome = yield
+    outcome.force_result(tables.with_headers(exception, outcome.get_result()))
+
+
+@hookimpl
+def top_table(datasette: Datasette, request: Request, database: str, table: str) -> Awaitable[str | None]:
+    """In 1.0; our ``table.html`` does it in 0.65."""
+    return tables.top_of_table(datasette, request, database, table)
+
+
+@hookimpl
+def top_row(datasette: Datasette, request: Request, database: str, table: str) -> Awaitable[str | None]:
+    """In 1.0; our ``row.html`` does it in 0.65."""
+    return tables.top_of_row(datasette, request, database, table)
+
+
+@hookimpl
+def table_actions(
+    datasette: Datasette, actor: compat.Actor, database: str, table: str, request: Request
+) -> Awaitable[list[tables.Link]]:
+    return tables.table_links(datasette, request, actor, database, table)
+
+
+@hookimpl
+def row_actions(
+    datasette: Datasette, actor: compat.Actor, request: Request, database: str, table: str
+) -> Awaitable[list[tables.Link]]:
+    return tables.row_links(datasette, request, actor, database, table)
+
+
+@hookimpl
+def database_actions(
+    datasette: Datasette, actor: compat.Actor, database: str, request: Request
+) -> Awaitable[list[tables.Link]]:
+    return tables.database_links(datasette, request, actor, database)
 
 
 def _uri(datasette: Datasette, database: Database) -> str | None:

@@ -63,6 +63,17 @@ async def may_manage(datasette: Datasette, actor: Actor, database: str) -> bool:
     return bool(await datasette.permission_allowed(actor, MANAGE, resource=database, default=False))
 
 
+def configured_to_manage(datasette: Datasette, actor: Actor, database: str) -> bool | None:
+    """Return what the configuration of 0.65 says of the actor in ``permissions``, which only 1.0 reads by itself."""
+    from datasette.utils import actor_matches_allow
+
+    for place in (datasette.metadata(database=database), datasette.metadata()):
+        allow = (place.get("permissions") or {}).get(MANAGE)
+        if allow is not None:
+            return bool(actor_matches_allow(actor, allow))
+    return True if actor and actor.get("id") == "root" else None
+
+
 def actions(datasette: Datasette) -> list[Any]:
     """Return the permissions of this plugin, which only 1.0 asks for."""
     from datasette.permissions import Action

@@ -6,7 +6,7 @@ In: a request. Out: SQL, its parameters, words for people. Leaves to others: sea
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
@@ -16,23 +16,29 @@ if TYPE_CHECKING:
     from datasette import Request
     from datasette.app import Datasette
 
-# Arguments of the pages of this plugin, which are no filters.
-OWN_ARGUMENTS = frozenset({"q", "_mode", "_page", "_size", "_explain", "_colbert"})
+# Arguments of this plugin, which are no filters: those of its own pages, those that Datasette's table page may have.
+TABLE_ARGUMENTS = frozenset({"_colbert", "_colbert_index", "_colbert_mode"})
+OWN_ARGUMENTS = TABLE_ARGUMENTS | {"q", "_mode", "_page", "_size", "_explain"}
 
 
 class Conditions(NamedTuple):
     """What rows must be like. ``where`` is None where they may be anything. ``labels`` has each argument that is a
-    filter, and its value, with what it means in words.
+    filter, and its value, with what it means in words; ``described`` is what Datasette itself says of all of them but
+    the column filters.
     """
 
     where: str | None
     params: dict[str, Any]
     labels: dict[tuple[str, str], str]
+    described: tuple[str, ...] = ()
 
 
-async def conditions(datasette: Datasette, request: Request, database: str, table: str) -> Conditions:
+async def conditions(
+    datasette: Datasette, request: Request, database: str, table: str, own: Collection[str] = OWN_ARGUMENTS
+) -> Conditions:
     """Return what a request's arguments say about the rows of a table: column filters, and those of plugins.
 
+    :param own: arguments to pass over
     :raises datasette.utils.asgi.BadRequest: if one of them can't be used
     :raises datasette.Forbidden: if the actor may not use one of them
     """
@@ -40,7 +46,7 @@ async def conditions(datasette: Datasette, request: Request, database: str, tabl
     from datasette.utils import await_me_maybe
     from datasette.utils.asgi import BadRequest
 
-    request = without(request, OWN_ARGUMENTS)
+    request = without(request, own)
     filters = column_filters(datasette, request, database, table)
     columns = {column.lower() for column in await datasette.databases[database].table_columns(table)} | {"rowid"}
     for column, _, _ in filters.selections():
@@ -48,14 +54,16 @@ async def conditions(datasette: Datasette, request: Request, database: str, tabl
             raise BadRequest(f"table {table} has no column {column!r} to filter by")
     clauses, params = filters.build_where_clauses(table)
     labels = _column_labels(request, filters)
+    described: list[str] = []
     for hook in pm.hook.filters_from_request(request=request, database=database, table=table, datasette=datasette):
         found = await await_me_maybe(hook)
         if found:
             clauses += found.where_clauses
             params |= found.params
             labels |= _other_labels(request, found)
+            described += found.human_descriptions
     where = " and ".join(f"({clause}\n)" for clause in clauses) if clauses else None
-    return Conditions(where, params, labels)
+    return Conditions(where, params, labels, tuple(described))
 
 
 def _column_labels(request: Request, filters: Any) -> dict[tuple[str, str], str]:

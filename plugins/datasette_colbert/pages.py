@@ -147,12 +147,12 @@ async def similar(datasette: Datasette, request: Request) -> Response:
         )
     facts = found.facts if found else None
     row = await _row(datasette, place, pk) or {}
-    label = await _label_column(datasette, place, facts)
+    label = await label_column(datasette, place, facts)
     page = SimilarPage(
         index=shown_index(datasette, place.database, place.known, facts),
         title=_title(row, label, pk),
         row_url=_row_url(datasette, place, pk),
-        hits=tuple(_shown_hit(datasette, place, found, hit, label) for hit in found.hits) if found else (),
+        hits=tuple(shown_hit(datasette, place, found, hit, label) for hit in found.hits) if found else (),
         error=failure.sentence if failure else "",
         milliseconds=found.milliseconds if found else None,
         json_url=_json_url(datasette, request),
@@ -259,7 +259,7 @@ class _Search:
 
     async def page(self) -> SearchPage:
         datasette, place, request = self._datasette, self._place, self._request
-        label = await _label_column(datasette, place, self._facts)
+        label = await label_column(datasette, place, self._facts)
         facets, choices = await self._facets() if self._found and self._found.hits else ([], ())
         explanations = self._found.explanations.values() if self._found else ()
         return SearchPage(
@@ -267,7 +267,7 @@ class _Search:
             query=self._query,
             mode=self._mode,
             modes=tuple(self._modes()),
-            hits=tuple(_shown_hit(datasette, place, self._found, hit, label) for hit in self._hits if self._found),
+            hits=tuple(shown_hit(datasette, place, self._found, hit, label) for hit in self._hits if self._found),
             words=next((tuple(match.text for match in one.matches) for one in explanations), ()),
             error=self.failure.sentence if self.failure else "",
             milliseconds=self._found.milliseconds if self._found else None,
@@ -499,7 +499,7 @@ async def _row(datasette: Datasette, place: Place, pk: Any) -> dict[str, Any] | 
     return dict(rows.rows[0]) if rows.rows else None
 
 
-async def _label_column(datasette: Datasette, place: Place, facts: Facts | None) -> str | None:
+async def label_column(datasette: Datasette, place: Place, facts: Facts | None) -> str | None:
     """The column that a row is called by: the configured one, the index's heading, or what Datasette thinks."""
     table = place.known.table
     configured = table_setting(datasette, place.database, table, "label_column")
@@ -514,7 +514,7 @@ def _title(row: Mapping[str, Any], label: str | None, pk: Any) -> str:
     return ", ".join(map(str, pk)) if isinstance(pk, tuple) else str(pk)
 
 
-def _shown_hit(datasette: Datasette, place: Place, found: Found, hit: Hit, label: str | None) -> ShownHit:
+def shown_hit(datasette: Datasette, place: Place, found: Found, hit: Hit, label: str | None) -> ShownHit:
     heading = hit.row.get(found.facts.heading) if found.facts.heading else None
     return ShownHit(
         rank=hit.rank,
@@ -526,19 +526,19 @@ def _shown_hit(datasette: Datasette, place: Place, found: Found, hit: Hit, label
         stale=hit.stale,
         heading=heading if isinstance(heading, str) else "",
         passage=hit.passage.text,
-        similar_url=index_url(datasette, place.database, place.known.name, "similar", _row_path(hit.pk)),
+        similar_url=index_url(datasette, place.database, place.known.name, "similar", row_path(hit.pk)),
         explanation=found.explanations.get(hit.rank),
     )
 
 
-def _row_path(pk: Any) -> str:
+def row_path(pk: Any) -> str:
     from datasette.utils import tilde_encode
 
     return ",".join(tilde_encode(str(part)) for part in (pk if isinstance(pk, tuple) else (pk,)))
 
 
 def _row_url(datasette: Datasette, place: Place, pk: Any) -> str:
-    return str(datasette.urls.row(place.database, place.known.table, _row_path(pk)))
+    return str(datasette.urls.row(place.database, place.known.table, row_path(pk)))
 
 
 def _hit_json(datasette: Datasette, database: str, facts: Facts, hit: Hit) -> dict[str, Any]:
@@ -547,7 +547,7 @@ def _hit_json(datasette: Datasette, database: str, facts: Facts, hit: Hit) -> di
         "score": hit.score,
         "normalised_score": hit.normalised_score,
         "pk": list(hit.pk) if isinstance(hit.pk, tuple) else hit.pk,
-        "url": str(datasette.urls.row(database, facts.table, _row_path(hit.pk))),
+        "url": str(datasette.urls.row(database, facts.table, row_path(hit.pk))),
         "passage": hit.passage.text,
         "stale": hit.stale,
         "row": hit.row,

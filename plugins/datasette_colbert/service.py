@@ -185,7 +185,7 @@ class Service:
 
     def _found(self, database: str, index: Index, question: Question, shown: slice, explain: bool) -> Found:
         from colbert_sqlite.encoders.queries import check_queries, encode_queries
-        from colbert_sqlite.explain import explain_passage
+        from colbert_sqlite.explain import Explainer
         from colbert_sqlite.storage.source import pk_of
 
         started = perf_counter()
@@ -193,14 +193,15 @@ class Service:
         encoder = self._encoder(database, index)
         [embeddings] = encode_queries(encoder, [question.query])
         params = question.params if question.where else None
+        explainer = Explainer(encoder, question.query, embeddings) if explain else None
         hits, explanations = [], {}
         with index.searcher(question.where, params) as (searcher, allowed):
             ranked = _ranked(searcher, question, embeddings, allowed)
             first_rank = (shown.start or 0) + 1
             for hit, passage in searcher.hits_to_explain(ranked[shown], len(embeddings), first_rank=first_rank):
                 hits.append(hit)
-                if explain and passage is not None:
-                    explanations[hit.rank] = explain_passage(encoder, question.query, embeddings, *passage)
+                if explainer is not None and passage is not None:
+                    explanations[hit.rank] = explainer.explain(*passage)
         milliseconds = (perf_counter() - started) * 1000
         rows = [RankedRow(pk_of(row.place.key), row.score) for row in ranked]
         return Found(_facts(index), rows, hits, explanations, milliseconds)

@@ -58,9 +58,15 @@ class PluginSettings:
 def settings_for(datasette: Datasette, database: str | None = None, table: str | None = None) -> PluginSettings:
     """Return the settings of a table, of a database, or of the process.
 
+    What a table does not set, its database does, and what that does not, the process.
+
     :raises click.ClickException: if one of them can't be
     """
-    return parsed(datasette.plugin_config(PLUGIN, database=database, table=table) or {})
+    config: dict[str, Any] = {}
+    for where in ({}, {"database": database}, {"database": database, "table": table}):
+        # Datasette falls back to the wider place only where the narrower one says nothing at all.
+        config |= datasette.plugin_config(PLUGIN, **where) or {}
+    return parsed(config)
 
 
 def check_settings(datasette: Datasette) -> None:
