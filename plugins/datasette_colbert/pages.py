@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("colbert_sqlite")
 
+N_EXAMPLES = 3
 NO_INDEX = "There is no such ColBERT index"
 _ISO_DATE = re.compile(r"(\d{4}-\d\d-\d\d)([T ]\d\d:\d\d.*)?$")
 _DATE_NAMES = ("publish", "date", "created", "posted", "added", "updated")
@@ -54,6 +55,10 @@ class Failure(NamedTuple):
 
     sentence: str
     status: int
+
+    @property
+    def for_people(self) -> str:
+        return f"{self.sentence[:1].upper()}{self.sentence[1:]}."
 
     @property
     def headers(self) -> dict[str, str]:
@@ -153,7 +158,7 @@ async def similar(datasette: Datasette, request: Request) -> Response:
         title=_title(row, label, pk),
         row_url=_row_url(datasette, place, pk),
         hits=tuple(shown_hit(datasette, place, found, hit, label) for hit in found.hits) if found else (),
-        error=failure.sentence if failure else "",
+        error=failure.for_people if failure else "",
         milliseconds=found.milliseconds if found else None,
         json_url=_json_url(datasette, request),
     )
@@ -268,8 +273,9 @@ class _Search:
             mode=self._mode,
             modes=tuple(self._modes()),
             hits=tuple(shown_hit(datasette, place, self._found, hit, label) for hit in self._hits if self._found),
+            examples=await self._examples(label),
             words=next((tuple(match.text for match in one.matches) for one in explanations), ()),
-            error=self.failure.sentence if self.failure else "",
+            error=self.failure.for_people if self.failure else "",
             milliseconds=self._found.milliseconds if self._found else None,
             filters=tuple(
                 ShownFilter(words, self._url_without(key, value))
@@ -292,6 +298,18 @@ class _Search:
             manage_url=await manage_url(datasette, request, place.database),
             table_search_url=self._table_url(),
         )
+
+    async def _examples(self, label: str | None) -> tuple[Choice, ...]:
+        """Where there is no query yet: what some rows are called, to begin with."""
+        from colbert_sqlite.catalogue import quote_identifier
+
+        if self._query or label is None:
+            return ()
+        column, table = quote_identifier(label), quote_identifier(self._place.known.table)
+        rows = await self._datasette.databases[self._place.database].execute(
+            f"select {column} from {table} where typeof({column}) = 'text' and {column} like '% %' limit {N_EXAMPLES}"
+        )
+        return tuple(Choice(value=row[0], label=row[0], url=self._url(q=row[0]), selected=False) for row in rows.rows)
 
     def _modes(self) -> list[Choice]:
         why_not = "" if self._facts is None or self._facts.has_fts else "the table has no FTS5 index"

@@ -105,10 +105,11 @@ class TableSearch:
 
         return str(path_from_row_pks(values, self.found.facts.key_columns, False))
 
-
     def _with_score(self, row: Any, place: int | None, name: str) -> Any:
         score = None if place is None else self.found.ranked[place].score
-        shown = "" if score is None else shown_score(score)
+        # Reciprocal ranks are small, and close to each other.
+        n_digits = 4 if self.question.mode == "hybrid" else 2
+        shown = "" if score is None else f"{score:.{n_digits}f}"
         row = copy.copy(row)
         row.cells = [
             *row.cells[:1],
@@ -116,11 +117,6 @@ class TableSearch:
             *row.cells[1:],
         ]
         return row
-
-
-def shown_score(score: float) -> str:
-    """Return a score with as many digits as tell rows apart: those of mode hybrid are small."""
-    return f"{score:.2f}" if abs(score) >= 1 else f"{score:.4f}"
 
 
 async def narrowed(datasette: Datasette, request: Request, database: str, table: str) -> Any:
@@ -180,7 +176,7 @@ async def _search(datasette: Datasette, request: Request, place: Place, words: s
     filters = await conditions(datasette, request, database, table, TABLE_ARGUMENTS)
     k = _n_rows(datasette, request, database, table, settings.max_k)
     question = Question(words, k, mode, filters.where, filters.params)
-    known = request.scope.get(_FOUND)
+    known: TableSearch | None = request.scope.get(_FOUND)
     if known is not None and (known.index, known.question) == (place.known.name, question):
         return known
     rest = column_filters(datasette, without(request, TABLE_ARGUMENTS), database, table)
@@ -214,8 +210,9 @@ def _description(words: str) -> str:
 def _refusal(failure: Failure) -> Exception:
     from datasette.views.base import DatasetteError
 
-    error = DatasetteError(failure.sentence, title="Search", status=failure.status)
-    error.colbert_failure = failure
+    error: Exception = DatasetteError(failure.sentence, title="Search", status=failure.status)
+    # For with_headers(), which gets any exception.
+    error.colbert_failure = failure  # type: ignore[attr-defined]
     return error
 
 
@@ -271,15 +268,16 @@ async def top_of_table(datasette: Datasette, request: Request, database: str, ta
     if not indexes:
         return None
     search: TableSearch | None = request.scope.get(_FOUND)
+    action = str(datasette.urls.table(database, table))
     context = {
-        "action": str(datasette.urls.table(database, table)),
+        "action": action,
         "words": request.args.get("_colbert") or "",
         "indexes": [index.name for index in indexes],
         "chosen": search.index if search else request.args.get("_colbert_index"),
         "hidden": [*_kept(request, len(indexes))],
         "search": search,
         "more_url": _more_url(datasette, request, database, search) if search else "",
-        "clear_url": _clear_url(datasette, request) if search else "",
+        "clear_url": _clear_url(request, action) if search else "",
     }
     return str(await datasette.render_template("_colbert_table.html", context, request=request))
 
@@ -289,10 +287,7 @@ def _kept(request: Request, n_indexes: int) -> Sequence[tuple[str, str]]:
     # With several indexes the box has a field for that itself.
     own = {"_colbert", "_colbert_index"} if n_indexes > 1 else {"_colbert"}
     return [
-        (key, value)
-        for key in request.args
-        if key not in own | _OF_ONE_SEARCH
-        for value in request.args.getlist(key)
+        (key, value) for key in request.args if key not in own | _OF_ONE_SEARCH for value in request.args.getlist(key)
     ]
 
 
@@ -307,10 +302,10 @@ def _more_url(datasette: Datasette, request: Request, database: str, search: Tab
     return f"{index_url(datasette, database, search.index)}?{urlencode(pairs)}"
 
 
-def _clear_url(datasette: Datasette, request: Request) -> str:
+def _clear_url(request: Request, action: str) -> str:
     from datasette.utils import path_with_removed_args
 
-    return str(datasette.urls.path(path_with_removed_args(request, {*TABLE_ARGUMENTS, "_next"})))
+    return str(path_with_removed_args(request, {*TABLE_ARGUMENTS, "_next"}, path=action))
 
 
 async def top_of_row(datasette: Datasette, request: Request, database: str, table: str) -> str | None:
@@ -369,7 +364,7 @@ async def _could_be_indexed(datasette: Datasette, database: str, table: str) -> 
     if not db.is_mutable or table in await db.hidden_table_names():
         return False
     # One that is being built, or isn't served, is one too.
-    return all(index.table != table for index in await known_indexes(datasette, database))
+    return all(index.table.lower() != table.lower() for index in await known_indexes(datasette, database))
 
 
 async def row_links(datasette: Datasette, request: Request, actor: Any, database: str, table: str) -> list[Link]:
