@@ -146,6 +146,7 @@ def test_a_job_as_plain_values(db_path: Path, jobs: Jobs) -> None:
         "database": "blog",
         "index": "posts",
         "table": "posts",
+        "is_automatic": False,
         "state": "done",
         "cancelling": False,
         "stage": "write",
@@ -328,6 +329,18 @@ def test_auto_sync_syncs_what_changed(followed: AutoSync, db_path: Path, jobs: J
     [job] = followed.look()
     assert ended(jobs, job).result["added"] == 1
     assert (job.work.index, job.actor_id, followed.look()) == ("posts", None, [])
+
+
+def test_of_jobs_that_nobody_asked_for_the_last_of_an_index_is_kept(
+    followed: AutoSync, db_path: Path, jobs: Jobs
+) -> None:
+    asked = jobs.submit(Sync(**of(db_path)))
+    assert jobs.wait(SECONDS)
+    for _ in range(3):
+        add_row(db_path)
+        [job] = followed.look()
+        assert jobs.wait(SECONDS)
+    assert [known.id for known in jobs.all()] == [job.id, asked.id]
 
 
 @pytest.mark.parametrize("model", [None, "hashing", "hashing-32"])

@@ -125,6 +125,14 @@ async def test_an_error_has_the_shape_of_the_datasette_that_tells_it(datasette: 
 
 
 @pytest.mark.asyncio
+async def test_rows_have_the_columns_that_are_asked_for(datasette: Datasette) -> None:
+    [row] = await found(datasette, q="comet", _size="1", _col="title")
+    assert [*row["row"]] == ["title"]
+    [row] = await found(datasette, q="comet", _size="1", _nocol="body")
+    assert [*row["row"]] == ["id", "title", "created", "topic"]
+
+
+@pytest.mark.asyncio
 async def test_explanations_come_when_asked_for(datasette: Datasette) -> None:
     [row] = await found(datasette, q="comet ice", _size="1", _explain="1")
     assert [match["text"] for match in row["explanation"]["matches"]] == ["comet", "ice"]

@@ -78,6 +78,11 @@ def test_every_console_session_runs_and_finds_what_it_shows(sandbox: Path, monke
             printed = subprocess.run([sys.executable, ROOT / words[1], *words[2:]], capture_output=True, text=True)
             assert (printed.returncode, printed.stdout) == (0, shown), command
             continue
+        if words[0] == "datasette":
+            pytest.importorskip("datasette")
+            printed = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+            assert printed.stdout.split() == shown.split(), (command, printed.stderr)
+            continue
         assert words[0] == "sqlite-utils"
         if words[1] != "colbert":
             printed = CliRunner().invoke(sqlite_utils_cli, words[1:])

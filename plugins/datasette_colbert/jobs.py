@@ -190,7 +190,7 @@ class Job:
 
     ``stage``, ``done`` and ``total`` are those of :class:`colbert_sqlite.Progress`, ``stage`` empty before the first;
     it began when ``done`` was ``stage_began_at``, which is not 0 where an interrupted build goes on.
-    ``cancelling``: it was asked to stop and has not noticed yet. ``error`` is one sentence, empty unless it failed;
+    ``is_automatic``: nobody asked for it. ``cancelling``: it was asked to stop and has not noticed yet. ``error`` is one sentence, empty unless it failed;
     ``result`` has the counts that the work returned. Times are UTC.
     """
 
@@ -198,6 +198,7 @@ class Job:
     work: Work
     actor_id: str | None
     submitted: datetime
+    is_automatic: bool = False
     state: State = "waiting"
     cancelling: bool = False
     stage: str = ""
@@ -228,7 +229,7 @@ class Job:
     def to_dict(self) -> dict[str, Any]:
         """Return the job as plain values."""
         work = {name: getattr(self.work, name) for name in ("kind", "database", "index", "table")}
-        names = ("state", "cancelling", "stage", "done", "total", "error", "result")
+        names = ("is_automatic", "state", "cancelling", "stage", "done", "total", "error", "result")
         times = {name: getattr(self, name) for name in ("submitted", "started", "finished")}
         return {
             "id": self.id,
@@ -253,13 +254,19 @@ class Jobs:
         self._worker: threading.Thread | None = None
         self._closed = False
 
-    def submit(self, work: Work, actor_id: str | None = None) -> Job:
+    def submit(self, work: Work, actor_id: str | None = None, *, is_automatic: bool = False) -> Job:
         """Return the new job that does *work*, or the one that waits or runs already for the same index."""
         with self._changed:
             for job in self._jobs.values():
                 if not job.is_over and job.is_of(work.database, work.index):
                     return job
-            job = Job(id=secrets.token_urlsafe(12), work=work, actor_id=actor_id, submitted=_now())
+            job = Job(
+                id=secrets.token_urlsafe(12),
+                work=work,
+                actor_id=actor_id,
+                submitted=_now(),
+                is_automatic=is_automatic,
+            )
             self._jobs[job.id] = job
             if self._closed:
                 return self._change(job.id, state="cancelled", finished=_now())
@@ -357,9 +364,15 @@ class Jobs:
         return job
 
     def _forget_old(self) -> None:
-        over = [job.id for job in self._jobs.values() if job.is_over]
-        for id in over[:-KEPT]:
-            del self._jobs[id]
+        """Keep the last jobs, and of those that nobody asked for only the last one of each index."""
+        over = [job for job in self._jobs.values() if job.is_over]
+        latest = {(job.work.database, job.work.index.lower()): job.id for job in over}.values()
+        for job in over:
+            if job.is_automatic and job.id not in latest:
+                del self._jobs[job.id]
+        over = [job for job in over if job.id in self._jobs]
+        for job in over[:-KEPT]:
+            del self._jobs[job.id]
 
 
 class AutoSync:
@@ -407,7 +420,7 @@ class AutoSync:
         with closing(conn):
             refuse_writes(conn)
             due = (self._due(conn, name) for name in registered_names(conn))
-            return [self.jobs.submit(work) for work in due if work is not None]
+            return [self.jobs.submit(work, is_automatic=True) for work in due if work is not None]
 
     def _due(self, conn: sqlite3.Connection, name: str) -> Sync | None:
         from colbert_sqlite.index import Index

@@ -147,7 +147,7 @@ async def similar(datasette: Datasette, request: Request) -> Response:
                 "database": place.database,
                 "index": place.known.name,
                 "pk": pk,
-                "rows": [_hit_json(datasette, place.database, found.facts, hit) for hit in found.hits],
+                "rows": [_hit_json(datasette, request, place.database, found.facts, hit) for hit in found.hits],
             },
         )
     facts = found.facts if found else None
@@ -242,7 +242,7 @@ class _Search:
         assert self._facts is not None
         rows = []
         for hit in self._hits:
-            row = _hit_json(datasette, place.database, self._facts, hit)
+            row = _hit_json(datasette, self._request, place.database, self._facts, hit)
             if self._explains and self._found is not None:
                 explanation = self._found.explanations.get(hit.rank)
                 row["explanation"] = explanation.to_dict() if explanation else None
@@ -559,7 +559,9 @@ def _row_url(datasette: Datasette, place: Place, pk: Any) -> str:
     return str(datasette.urls.row(place.database, place.known.table, row_path(pk)))
 
 
-def _hit_json(datasette: Datasette, database: str, facts: Facts, hit: Hit) -> dict[str, Any]:
+def _hit_json(datasette: Datasette, request: Request, database: str, facts: Facts, hit: Hit) -> dict[str, Any]:
+    """A hit as JSON has it; ``row`` with the columns that ``_col`` and ``_nocol`` leave, as on Datasette's pages."""
+    wanted, unwanted = request.args.getlist("_col"), request.args.getlist("_nocol")
     return {
         "rank": hit.rank,
         "score": hit.score,
@@ -568,7 +570,11 @@ def _hit_json(datasette: Datasette, database: str, facts: Facts, hit: Hit) -> di
         "url": str(datasette.urls.row(database, facts.table, row_path(hit.pk))),
         "passage": hit.passage.text,
         "stale": hit.stale,
-        "row": hit.row,
+        "row": {
+            column: value
+            for column, value in hit.row.items()
+            if (not wanted or column in wanted) and column not in unwanted
+        },
     }
 
 
