@@ -27,6 +27,7 @@ pytest.importorskip("datasette")
 from datasette.app import Datasette
 from datasette.database import Database
 from datasette_colbert import managing
+from datasette_colbert.candidates import candidate
 from datasette_colbert.jobs import Create, Job, Jobs
 from datasette_colbert.managing import jobs_of
 
@@ -193,6 +194,24 @@ async def test_an_index_is_made_on_the_page(datasette: Datasette, path: Path) ->
     found = await get(datasette, "/blog/-/colbert/both.json", MANAGER, q="comet of ice", _shape="objects")
     assert found.json()["rows"][0]["pk"] == 2
     assert "create both : Done: 5 rows" in text(await get(datasette, MANAGE, MANAGER))
+
+
+def test_columns_with_sentences_are_proposed() -> None:
+    conn = sqlite3.connect(":memory:")
+    conn.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, Title TEXT, body TEXT, body_html TEXT, url TEXT, data TEXT)")
+    body = "Knead the dough well, and let it rise overnight in a cold kitchen. " * 2
+    values = (1, "Bread", body, f"<p>{body}</p>", "https://example.com/" + "a" * 40, f'{{"text": "{body}"}}')
+    conn.execute("INSERT INTO t VALUES (?, ?, ?, ?, ?, ?)", values)
+    found = candidate(conn, "t")
+    assert [column.name for column in found.columns if column.proposed] == ["body"]
+    assert (found.heading, found.n_rows, found.bytes) == ("Title", 1, 15 * len(body))
+    assert found.columns[2].example == f"{body[:80]}…"
+    conn.execute("UPDATE t SET body = NULL, body_html = NULL, data = NULL")
+    found = candidate(conn, "t")
+    assert ([column.name for column in found.columns if column.proposed], found.heading) == (["Title"], "Title")
+    conn.execute("DELETE FROM t")
+    found = candidate(conn, "t")
+    assert ([column.name for column in found.columns if column.proposed], found.heading, found.bytes) == ([], "", 0)
 
 
 @pytest.mark.asyncio
@@ -406,7 +425,7 @@ async def test_an_index_has_one_job_at_a_time(datasette: Datasette, path: Path) 
     page = await datasette.client.get(f"/blog/-/colbert-jobs/{job.id}", cookies=sent)
     assert "Index held has this job already" in page.text
     other = await post(datasette, MANAGE, MANAGER, action="sync", index="posts")
-    assert "Waits until other jobs are over." in text(await get(datasette, other.headers["location"], MANAGER))
+    assert "Waiting for its turn." in text(await get(datasette, other.headers["location"], MANAGER))
     opened.set()
     assert [job.state for job in await over(datasette)] == ["done", "done"]
 

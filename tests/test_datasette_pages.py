@@ -257,6 +257,25 @@ async def test_the_default_mode_is_configured(path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_default_mode_that_needs_fts5_gives_way_where_there_is_none(indexed_blog: Path) -> None:
+    datasette = serving(indexed_blog, plugin={"mode": "hybrid"})
+    answer = (await get(datasette, f"{PAGE}.json", q="comet")).json()
+    assert answer["mode"] == "colbert"
+    assert (await get(datasette, "/blog/posts.json", _colbert="comet")).status_code == 200
+
+
+@pytest.mark.asyncio
+async def test_links_keep_the_path_that_the_server_is_at(path: Path) -> None:
+    datasette = serving(path, settings={"base_url": "/below/"})
+    # Datasette's own client asks for paths below base_url.
+    page = (await get(datasette, PAGE, q="comet ice", _size="5", topic="2")).text
+    links = [unescape(link) for link in re.findall(r'href="([^"]+)"', page) if "/-/colbert/" in link]
+    assert f"/below{PAGE}?q=comet+ice&_size=5&topic=2&_page=2" in links
+    assert f"/below{PAGE}?q=comet+ice&_size=5" in links
+    assert {link for link in links if not link.startswith(f"/below{PAGE}")} == set()
+
+
+@pytest.mark.asyncio
 async def test_modes_that_need_fts5_say_so_without_it(indexed_blog: Path) -> None:
     datasette = serving(indexed_blog)
     assert (await get(datasette, PAGE, q="comet")).text.count("the table has no FTS5 index") == 2

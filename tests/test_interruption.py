@@ -205,7 +205,7 @@ def test_the_second_of_two_builders_waits(path: Path, encoder: Encoder) -> None:
     with Index.create(path, "t", ["body"], model=encoder, progress=begin_the_second) as index:
         assert index.settings.nbits == 4
     second.join()
-    assert (seen[:2], seen.count("wait")) == (["wait", "encode"], 1)
+    assert [*dict.fromkeys(seen)][:2] == ["wait", "encode"]
     with Index.open(path, "t") as index:
         assert (index.settings.nbits, index.verify()) == (2, [])
     assert [file.name for file in path.parent.iterdir()] == ["t.db"]

@@ -518,12 +518,13 @@ def test_sync_waits_for_another_process_that_writes_the_index(
 
         def release(now: Progress) -> None:
             events.append(now)
-            other.stdin.write("let go\n")
-            other.stdin.flush()
+            if len(events) == 1:
+                other.stdin.write("let go\n")
+                other.stdin.flush()
 
         assert found(index) == dict(conn.execute("SELECT id, body FROM t"))
         assert index.sync(progress=lambda now: release(now) if now.stage == "wait" else None)["deleted"] == 1
-    assert events == [Progress("wait", 0, 1)]
+    assert {*events} == {Progress("wait", 0, 1)}
     assert sorted(file.name for file in path.parent.iterdir() if "colbert" in file.name) == []
 
 

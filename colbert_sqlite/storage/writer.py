@@ -82,8 +82,10 @@ def _beside(scratch: Path) -> Path:
 
 
 def _acquire(path: Path, waiting: Callable[[], None]) -> sqlite3.Connection | None:
-    """Return a connection that holds the lock; None in a folder where no file can be made."""
-    told = False
+    """Return a connection that holds the lock; None in a folder where no file can be made.
+
+    :param waiting: called before every further try, so that whoever waits can give up
+    """
     while True:
         try:
             if (lock := _lock(path)) is not None:
@@ -91,9 +93,7 @@ def _acquire(path: Path, waiting: Callable[[], None]) -> sqlite3.Connection | No
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):
                 return None
-            if not told:
-                waiting()
-                told = True
+            waiting()
             time.sleep(_RETRY_SECONDS)
 
 

@@ -92,6 +92,11 @@ def _other_labels(request: Request, found: Any) -> dict[tuple[str, str], str]:
     return dict(zip(own, words, strict=False))
 
 
+def are_blobs(pks: Iterable[Any]) -> bool:
+    """Return whether a primary key has a BLOB in it, which JSON can't say."""
+    return any(isinstance(part, bytes) for pk in pks for part in (pk if isinstance(pk, tuple) else (pk,)))
+
+
 def keys_condition(key_columns: Sequence[str], pks: Iterable[Any], param: str) -> tuple[str, dict[str, str]]:
     """Return a condition that holds for the rows with these primary keys, and its one parameter."""
     from colbert_sqlite.catalogue import quote_identifier

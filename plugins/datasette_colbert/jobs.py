@@ -190,8 +190,8 @@ class Job:
 
     ``stage``, ``done`` and ``total`` are those of :class:`colbert_sqlite.Progress`, ``stage`` empty before the first;
     it began when ``done`` was ``stage_began_at``, which is not 0 where an interrupted build goes on.
-    ``is_automatic``: nobody asked for it. ``cancelling``: it was asked to stop and has not noticed yet. ``error`` is one sentence, empty unless it failed;
-    ``result`` has the counts that the work returned. Times are UTC.
+    ``is_automatic``: nobody asked for it. ``cancelling``: it was asked to stop and has not noticed yet. ``error`` is
+    one sentence, empty unless it failed; ``result`` has the counts that the work returned. Times are UTC.
     """
 
     id: str

@@ -22,7 +22,7 @@ from datasette_colbert.access import is_internal, known_indexes
 from datasette_colbert.candidates import Candidate, Table, candidate, tables
 from datasette_colbert.compat import MANAGE, error_response, json_response, may_manage, rows_response, visible
 from datasette_colbert.jobs import AutoSync, Create, Drop, Job, Jobs, Rebuild, Sync, Work, unfinished
-from datasette_colbert.pages import NO_INDEX, index_url
+from datasette_colbert.pages import NO_INDEX, database_of, index_url
 from datasette_colbert.settings import settings_for
 from datasette_colbert.status import Status, statuses
 
@@ -202,7 +202,7 @@ async def _answered(datasette: Datasette, request: Request, answer: Callable[[As
     """What *answer* says to an actor who may ask; to others, that they may not, in the form they asked for."""
     from datasette import Forbidden
 
-    asked = Asked(datasette, request, _database(datasette, request))
+    asked = Asked(datasette, request, database_of(datasette, request))
     try:
         if not await may_manage(datasette, request.actor, asked.database):
             raise Forbidden(f"Permission denied: {MANAGE}")
@@ -211,19 +211,6 @@ async def _answered(datasette: Datasette, request: Request, answer: Callable[[As
         if asked.wants_json:
             return error_response(datasette, str(error), 403)
         raise
-
-
-def _database(datasette: Datasette, request: Request) -> str:
-    from datasette import NotFound
-    from datasette.utils import tilde_decode
-
-    try:
-        name = str(datasette.get_database(route=tilde_decode(request.url_vars["database"])).name)
-    except KeyError:
-        raise NotFound("Database not found") from None
-    if is_internal(datasette, name):
-        raise NotFound("Database not found")
-    return name
 
 
 async def _list(asked: Asked) -> Response:
@@ -564,7 +551,7 @@ def _job_json(asked: Asked, job: Job) -> dict[str, Any]:
 def _text(job: Job) -> str:
     """How a job is, in a sentence."""
     if job.state == "waiting":
-        return "Waits until other jobs are over."
+        return "Waiting for its turn."
     if job.state == "cancelled":
         return "Cancelled."
     if job.state == "failed":

@@ -11,6 +11,7 @@ import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlencode
 
 from colbert_sqlite.errors import ColbertError, SourceError
 from datasette_colbert.access import KnownIndex, is_internal, visible_indexes
@@ -24,7 +25,7 @@ from datasette_colbert.compat import (
     suggested_facets,
     table_setting,
 )
-from datasette_colbert.filters import Conditions, conditions, keys_condition
+from datasette_colbert.filters import Conditions, are_blobs, conditions, keys_condition
 from datasette_colbert.service import RETRY_AFTER_SECONDS, Busy, Facts, Found, Question, TookTooLong, service_of
 from datasette_colbert.settings import MODES, PluginSettings, settings_for
 from datasette_colbert.views import Choice, SearchPage, ShownFilter, ShownHit, ShownIndex, SimilarPage
@@ -69,7 +70,7 @@ async def index_list(datasette: Datasette, request: Request) -> Response:
     """``/{database}/-/colbert``: the indexes of a database that the actor may search."""
     from datasette import Forbidden, Response
 
-    database = _database(datasette, request)
+    database = database_of(datasette, request)
     if not await may_view_database(datasette, request.actor, database):
         raise Forbidden("You do not have permission to view this database")
     shown = []
@@ -105,7 +106,8 @@ async def search(datasette: Datasette, request: Request) -> Response:
 
     place = await _place(datasette, request)
     if redirect := filters_should_redirect(request.args):
-        return Response.redirect(datasette.urls.path(path_with_added_args(request, redirect)))
+        path = index_url(datasette, place.database, place.known.name)
+        return Response.redirect(path_with_added_args(request, redirect, path=path))
     search = _Search(datasette, request, place)
     await search.run()
     if _wants_json(request):
@@ -160,7 +162,7 @@ async def similar(datasette: Datasette, request: Request) -> Response:
         hits=tuple(shown_hit(datasette, place, found, hit, label) for hit in found.hits) if found else (),
         error=failure.for_people if failure else "",
         milliseconds=found.milliseconds if found else None,
-        json_url=_json_url(datasette, request),
+        json_url=_json_url(index_url(datasette, place.database, place.known.name, "similar", row_path(pk)), request),
     )
     html = await datasette.render_template(
         "colbert_similar.html", {"database": place.database, "page": page}, request=request
@@ -182,6 +184,8 @@ class _Search:
         self._conditions = Conditions(None, {}, {})
         self._mode = self._settings.mode
         self._page_number, self._size = 1, self._settings.page_size
+        # Not the path of the request, which may or may not have the base_url in it.
+        self._path = index_url(datasette, place.database, place.known.name)
         self.failure: Failure | None = None
 
     async def run(self) -> None:
@@ -197,12 +201,18 @@ class _Search:
             deep = self._page_number > 1 or "_facet" in self._request.args
             k = self._settings.max_k if deep else self._size + 1
             question = Question(
-                self._query, k, self._mode, self._conditions.where, self._conditions.params, first=self._size
+                self._query,
+                k,
+                self._mode,
+                self._conditions.where,
+                self._conditions.params,
+                first=self._size,
+                is_default_mode=not self._request.args.get("_mode"),
             )
             self._found = await service.search(
                 place.database, place.known.name, question, shown=self._slice, explain=self._explains
             )
-            self._facts = self._found.facts
+            self._facts, self._mode = self._found.facts, self._found.mode
         except Exception as error:
             self.failure = explained_failure(error, place.database, place.known.name)
 
@@ -247,7 +257,7 @@ class _Search:
                 explanation = self._found.explanations.get(hit.rank)
                 row["explanation"] = explanation.to_dict() if explanation else None
             rows.append(row)
-        next_url = self._url(_page=str(self._page_number + 1)) if self._has_more else None
+        next_url = self._url(".json", _page=str(self._page_number + 1)) if self._has_more else None
         data = {
             "database": place.database,
             "index": place.known.name,
@@ -278,10 +288,10 @@ class _Search:
             error=self.failure.for_people if self.failure else "",
             milliseconds=self._found.milliseconds if self._found else None,
             filters=tuple(
-                ShownFilter(words, self._url_without(key, value))
+                ShownFilter(words, self._url_without({key: value, "_page": request.args.get("_page") or ""}))
                 for (key, value), words in self._conditions.labels.items()
             ),
-            clear_filters_url=self._url_without(*{key for key, _ in self._conditions.labels}),
+            clear_filters_url=self._url_without({"_page", *(key for key, _ in self._conditions.labels)}),
             filter_columns=tuple(await datasette.databases[place.database].table_columns(place.known.table)),
             filter_lookups=_lookups(),
             hidden=tuple(
@@ -294,7 +304,7 @@ class _Search:
             facets=facets,
             previous_url=self._url(_page=str(self._page_number - 1)) if self._page_number > 1 else "",
             next_url=self._url(_page=str(self._page_number + 1)) if self._has_more else "",
-            json_url=_json_url(datasette, request),
+            json_url=_json_url(self._path, request),
             manage_url=await manage_url(datasette, request, place.database),
             table_search_url=self._table_url(),
         )
@@ -328,12 +338,12 @@ class _Search:
         """The facets that are asked for, and those that could be, over all rows that were found."""
         datasette, place = self._datasette, self._place
         assert self._found is not None
-        facts = self._found.facts
-        if facts.blob_keys or not datasette.setting("allow_facet"):
+        facts, pks = self._found.facts, [row.pk for row in self._found.ranked]
+        if are_blobs(pks) or not datasette.setting("allow_facet"):
             return [], ()
         from colbert_sqlite.catalogue import quote_identifier
 
-        where, params = keys_condition(facts.key_columns, [row.pk for row in self._found.ranked], "colbert_keys")
+        where, params = keys_condition(facts.key_columns, pks, "colbert_keys")
         sql = f"select * from {quote_identifier(facts.table)} where {where}"
         asked = datasette, self._request, place.database, facts.table, sql, params
         choices = await suggested_facets(*asked) if datasette.setting("suggest_facets") else []
@@ -341,28 +351,25 @@ class _Search:
             Choice(value=name, label=name, url=url, selected=False) for name, url in choices
         )
 
-    def _url(self, **args: str | None) -> str:
+    def _url(self, suffix: str = "", **args: str | None) -> str:
         from datasette.utils import path_with_replaced_args
 
-        return str(self._datasette.urls.path(path_with_replaced_args(self._request, args)))
+        return str(path_with_replaced_args(self._request, args, path=self._path + suffix))
 
-    def _url_without(self, key: str | None = None, *others: str) -> str:
+    def _url_without(self, args: Mapping[str, str] | set[str]) -> str:
         from datasette.utils import path_with_removed_args
 
-        if key is None:
-            return self._url(_page=None)
-        if len(others) == 1 and (key, others[0]) in self._conditions.labels:
-            removed: Any = {key: others[0], "_page": self._request.args.get("_page") or ""}
-        else:
-            removed = {key, *others, "_page"}
-        return str(self._datasette.urls.path(path_with_removed_args(self._request, removed)))
+        return str(path_with_removed_args(self._request, args, path=self._path))
 
     def _table_url(self) -> str:
-        from urllib.parse import urlencode
-
-        pairs = [("_colbert", self._query), *self._conditions.labels]
+        """The table's own page, narrowed by the same search."""
         url = str(self._datasette.urls.table(self._place.database, self._place.known.table))
-        return f"{url}?{urlencode(pairs)}" if self._query else url
+        if not self._query:
+            return url
+        pairs = [("_colbert", self._query), ("_colbert_index", self._place.known.name)]
+        if self._mode != self._settings.mode:
+            pairs.append(("_colbert_mode", self._mode))
+        return f"{url}?{urlencode([*pairs, *self._conditions.labels])}"
 
 
 def explained_failure(error: Exception, database: str, index: str) -> Failure:
@@ -441,7 +448,7 @@ async def pk_in_path(datasette: Datasette, database: str, table: str, path: str)
     return found if len(found) > 1 else found[0]
 
 
-def _database(datasette: Datasette, request: Request) -> str:
+def database_of(datasette: Datasette, request: Request) -> str:
     """The name of the database in a request's path.
 
     :raises datasette.NotFound: if there is none
@@ -450,9 +457,12 @@ def _database(datasette: Datasette, request: Request) -> str:
     from datasette.utils import tilde_decode
 
     try:
-        return str(datasette.get_database(route=tilde_decode(request.url_vars["database"])).name)
+        name = str(datasette.get_database(route=tilde_decode(request.url_vars["database"])).name)
     except KeyError:
-        raise NotFound("Database not found") from None
+        name = ""
+    if not name or is_internal(datasette, name):
+        raise NotFound("Database not found")
+    return name
 
 
 async def _place(datasette: Datasette, request: Request) -> Place:
@@ -463,7 +473,7 @@ async def _place(datasette: Datasette, request: Request) -> Place:
     from datasette import NotFound
     from datasette.utils import tilde_decode
 
-    database, name = _database(datasette, request), tilde_decode(request.url_vars["index"]).lower()
+    database, name = database_of(datasette, request), tilde_decode(request.url_vars["index"]).lower()
     for index in await visible_indexes(datasette, request.actor, database):
         if index.name.lower() == name:
             return Place(database, index)
@@ -484,9 +494,9 @@ def _wants_json(request: Request) -> bool:
     return str(request.path).endswith(".json")
 
 
-def _json_url(datasette: Datasette, request: Request) -> str:
+def _json_url(path: str, request: Request) -> str:
     query = f"?{request.query_string}" if request.query_string else ""
-    return f"{datasette.urls.path(request.path)}.json{query}"
+    return f"{path}.json{query}"
 
 
 def _whole(value: str | None, name: str, default: int, most: int) -> int:
@@ -536,7 +546,7 @@ def shown_hit(datasette: Datasette, place: Place, found: Found, hit: Hit, label:
     heading = hit.row.get(found.facts.heading) if found.facts.heading else None
     return ShownHit(
         rank=hit.rank,
-        score=hit.score,
+        score=shown_score(hit.score, found.mode),
         normalised_score=hit.normalised_score,
         title=_title(hit.row, label, hit.pk),
         url=_row_url(datasette, place, hit.pk),
@@ -547,6 +557,11 @@ def shown_hit(datasette: Datasette, place: Place, found: Found, hit: Hit, label:
         similar_url=index_url(datasette, place.database, place.known.name, "similar", row_path(hit.pk)),
         explanation=found.explanations.get(hit.rank),
     )
+
+
+def shown_score(score: float, mode: str) -> str:
+    """Return a score for people. Reciprocal ranks are small, and close to each other."""
+    return f"{score:.{4 if mode == 'hybrid' else 2}f}"
 
 
 def row_path(pk: Any) -> str:

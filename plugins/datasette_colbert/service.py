@@ -58,7 +58,7 @@ class Question(NamedTuple):
     """What is searched for. ``where`` is a condition on the table, ``params`` are its named parameters.
 
     ``first`` is how many rows a first page shows: they are found as if no more were wanted, which is faster, and stay
-    the first whatever *k* is.
+    the first whatever *k* is. A mode that nobody chose gives way to colbert where the table has no FTS5 index.
     """
 
     query: str
@@ -67,6 +67,7 @@ class Question(NamedTuple):
     where: str | None = None
     params: Mapping[str, Any] = {}
     first: int | None = None
+    is_default_mode: bool = False
 
 
 class RankedRow(NamedTuple):
@@ -89,17 +90,18 @@ class Facts(NamedTuple):
     heading: str | None
     pending_changes: int | None
     has_fts: bool
-    blob_keys: bool
     rows: int | None = None
 
 
 class Found(NamedTuple):
     """All rows that were found, and of those to be shown the hits and, by rank, the explanations.
 
-    ``milliseconds`` is how long that took, without waiting for a thread.
+    ``mode`` is the one that was searched in, empty for similar rows. ``milliseconds`` is how long that took, without
+    waiting for a thread.
     """
 
     facts: Facts
+    mode: str
     ranked: list[RankedRow]
     hits: list[Hit]
     explanations: dict[int, Explanation]
@@ -188,7 +190,9 @@ class Service:
         from colbert_sqlite.explain import Explainer
         from colbert_sqlite.storage.source import pk_of
 
-        started = perf_counter()
+        started, facts = perf_counter(), _facts(index)
+        if question.is_default_mode and not facts.has_fts:
+            question = question._replace(mode="colbert")
         check_queries([question.query])
         encoder = self._encoder(database, index)
         [embeddings] = encode_queries(encoder, [question.query])
@@ -204,14 +208,14 @@ class Service:
                     explanations[hit.rank] = explainer.explain(*passage)
         milliseconds = (perf_counter() - started) * 1000
         rows = [RankedRow(pk_of(row.place.key), row.score) for row in ranked]
-        return Found(_facts(index), rows, hits, explanations, milliseconds)
+        return Found(facts, question.mode, rows, hits, explanations, milliseconds)
 
     def _similar(self, database: str, name: str, pk: Any, k: int) -> Found:
         def found(index: Index) -> Found:
             started = perf_counter()
             hits = index.similar(pk, k)
             ranked = [RankedRow(hit.pk, hit.score) for hit in hits]
-            return Found(_facts(index), ranked, hits, {}, (perf_counter() - started) * 1000)
+            return Found(_facts(index), "", ranked, hits, {}, (perf_counter() - started) * 1000)
 
         return self._opened(database, name, found)
 
@@ -309,7 +313,6 @@ def _facts(index: Index) -> Facts:
         heading=settings.heading,
         pending_changes=index.pending_changes,
         has_fts=index.has_fts(),
-        blob_keys=index.has_blob_keys(),
     )
 
 

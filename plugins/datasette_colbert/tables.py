@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 from datasette_colbert.access import KnownIndex, known_indexes, visible_indexes
 from datasette_colbert.compat import column_filters, is_1_0, table_setting
-from datasette_colbert.filters import TABLE_ARGUMENTS, Conditions, conditions, keys_condition, without
+from datasette_colbert.filters import TABLE_ARGUMENTS, Conditions, are_blobs, conditions, keys_condition, without
 from datasette_colbert.pages import (
     Failure,
     Place,
@@ -29,6 +29,7 @@ from datasette_colbert.pages import (
     pk_in_path,
     row_path,
     shown_hit,
+    shown_score,
 )
 from datasette_colbert.service import Busy, Found, Question, TookTooLong, service_of
 from datasette_colbert.settings import MODES, settings_for
@@ -107,9 +108,7 @@ class TableSearch:
 
     def _with_score(self, row: Any, place: int | None, name: str) -> Any:
         score = None if place is None else self.found.ranked[place].score
-        # Reciprocal ranks are small, and close to each other.
-        n_digits = 4 if self.question.mode == "hybrid" else 2
-        shown = "" if score is None else f"{score:.{n_digits}f}"
+        shown = "" if score is None else shown_score(score, self.found.mode)
         row = copy.copy(row)
         row.cells = [
             *row.cells[:1],
@@ -137,9 +136,10 @@ async def narrowed(datasette: Datasette, request: Request, database: str, table:
         index = _chosen(request, indexes)
         search = await _search(datasette, request, Place(database, index), words)
         facts = search.found.facts
-        if facts.blob_keys:
+        pks = [row.pk for row in search.found.ranked]
+        if are_blobs(pks):
             raise ValueError(f"table {table} has BLOBs for keys, which no filter can name: use the search page")
-        where, params = keys_condition(facts.key_columns, [row.pk for row in search.found.ranked], "colbert_keys")
+        where, params = keys_condition(facts.key_columns, pks, "colbert_keys")
     except Exception as error:
         raise _refusal(explained_failure(error, database, index.name)) from None
     request.scope[_FOUND] = search
@@ -175,7 +175,9 @@ async def _search(datasette: Datasette, request: Request, place: Place, words: s
         raise ValueError(f"_colbert_mode must be {', '.join(MODES[:-1])} or {MODES[-1]}, not {mode!r}")
     filters = await conditions(datasette, request, database, table, TABLE_ARGUMENTS)
     k = _n_rows(datasette, request, database, table, settings.max_k)
-    question = Question(words, k, mode, filters.where, filters.params)
+    question = Question(
+        words, k, mode, filters.where, filters.params, is_default_mode=not request.args.get("_colbert_mode")
+    )
     known: TableSearch | None = request.scope.get(_FOUND)
     if known is not None and (known.index, known.question) == (place.known.name, question):
         return known

@@ -52,7 +52,7 @@ class ShownHit:
     """A row that was found. ``explanation`` is None where the row changed after it was indexed, or has no query."""
 
     rank: int
-    score: float
+    score: str
     normalised_score: float
     title: str
     url: str

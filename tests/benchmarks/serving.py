@@ -152,8 +152,8 @@ def main() -> None:
     early, late = memory[len(memory) // 5 : 2 * len(memory) // 5] or memory, memory[-max(1, len(memory) // 5) :]
     print(
         f"\nFirst answer {first_answer:.2f} s after the start, first search {cold:.2f} s after that. "
-        f"Memory: {memory[0]:.0f} MB at the beginning, {statistics.median(early):.0f} MB in the second fifth of the time, "
-        f"{statistics.median(late):.0f} MB in the last, {max(memory):.0f} MB at most."
+        f"Memory: {memory[0]:.0f} MB at the beginning, {statistics.median(early):.0f} MB in the second fifth of the "
+        f"time, {statistics.median(late):.0f} MB in the last, {max(memory):.0f} MB at most."
     )
 
 
