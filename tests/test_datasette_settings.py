@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,10 @@ async def test_a_table_s_setting_goes_before_its_database_s(indexed_blog: Path) 
         datasette = serving(indexed_blog, config=config)
         found = [settings_for(datasette, *where) for where in ((), ("blog",), ("blog", "posts"))]
     assert [(one.page_size, one.mode) for one in found] == [(1, "fts"), (2, "fts"), (3, "fts")]
+
+
+def test_the_readme_has_every_setting_with_its_default() -> None:
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    for field in dataclasses.fields(PluginSettings):
+        default = {None: "", "colbert": "`colbert`", "actors": "`actors`"}.get(field.default, str(field.default))
+        assert f"| `{field.name}` | {default}" in readme
