@@ -227,3 +227,14 @@ async def test_root_may_manage_and_others_may_when_configured(path: Path, place:
         if IS_1_0:
             datasette.root_enabled = True
         assert await may_manage(datasette, ROOT, "blog")
+
+
+@pytest.mark.asyncio
+async def test_a_damaged_registry_harms_no_other_page(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("UPDATE _colbert_indexes SET name = x'00' WHERE name = 'posts'")
+        conn.commit()
+    datasette = serving(path)
+    assert (await get(datasette, "/blog/posts.json")).status_code == 200
+    assert (await get(datasette, "/blog/-/colbert/posts")).status_code == 404
+    assert "the indexes of database 'blog' can't be read" in caplog.text

@@ -89,3 +89,14 @@ def test_the_readme_has_every_setting_with_its_default() -> None:
     for field in dataclasses.fields(PluginSettings):
         default = {None: "", "colbert": "`colbert`", "actors": "`actors`"}.get(field.default, str(field.default))
         assert f"| `{field.name}` | {default}" in readme
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "config", [{"databases": {"blog": None}}, {"databases": {"blog": {"tables": {"posts": None}}}}]
+)
+async def test_empty_places_in_the_configuration_say_nothing(indexed_blog: Path, config: dict[str, Any]) -> None:
+    from datasette_colbert.settings import check_settings
+
+    with datasette_helpers.plugin():
+        check_settings(serving(indexed_blog, config=config))

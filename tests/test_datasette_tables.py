@@ -276,7 +276,7 @@ async def test_a_column_may_be_called_score_or_q(datasette: Datasette) -> None:
     response = await get(datasette, url("/blog/notes", _colbert=QUERY, q="yes"))
     assert [*shown(response)[0]][1:] == ["ColBERT score", "body", "second", "score", "q", "first"]
     assert summary(response) == f'4 rows where text answers "{QUERY}" and q = "yes"'
-    assert query_of(link(response, "More about")) == {"q": [QUERY], "q__exact": ["yes"]}
+    assert query_of(link(response, "Which words match")) == {"q": [QUERY], "q__exact": ["yes"]}
     assert shown(await get(datasette, url("/blog/notes", _colbert=QUERY, q="no"))) == []
 
 
@@ -364,10 +364,10 @@ async def test_a_mode_may_be_chosen_or_configured(path: Path) -> None:
         assert ids(chosen) == ids(configured) == expected
         assert len({row["score"] for row in shown(chosen)}) > 3
         assert box(chosen).css_first("input[name=_colbert_mode]").attributes["value"] == mode
-        assert query_of(link(chosen, "More about")) == {"q": ["dough comet"], "_mode": [mode]}
+        assert query_of(link(chosen, "Which words match")) == {"q": ["dough comet"], "_mode": [mode]}
     searched = await get(serving(path), url("/blog/posts", _colbert=QUERY, _size="5", _search="dough"))
     assert ids(searched) == best(path, 5, "id IN (SELECT rowid FROM posts_fts WHERE posts_fts MATCH 'dough')")
-    assert query_of(link(searched, "More about")) == {"q": [QUERY], "_search": ["dough"]}
+    assert query_of(link(searched, "Which words match")) == {"q": [QUERY], "_search": ["dough"]}
 
 
 @pytest.mark.asyncio
@@ -440,7 +440,7 @@ async def test_the_box_keeps_what_else_the_page_is_asked_for(datasette: Datasett
     assert query_of(link(response, "all rows")) == {
         "_size": ["5"], "topic": ["sky"], "_sort": ["id"], "_facet": ["topic"]
     }  # fmt: skip
-    more = link(response, "More about")
+    more = link(response, "Which words match")
     assert query_of(more) == {"q": [args["_colbert"]], "topic": ["sky"], "_facet": ["topic"]}
     assert urlsplit(str(more)).path == "/blog/-/colbert/posts"
     found = await get(datasette, f"{str(more).replace('/posts?', '/posts.json?')}&_size=5&_shape=array")
@@ -451,7 +451,7 @@ async def test_the_box_keeps_what_else_the_page_is_asked_for(datasette: Datasett
 async def test_without_words_the_box_is_empty(datasette: Datasette) -> None:
     form = box(await get(datasette, "/blog/posts"))
     assert [field.attributes.get("value") for field in form.css("input")] == ["", "Search"]
-    assert link(await get(datasette, "/blog/posts"), "More about") is None
+    assert link(await get(datasette, "/blog/posts"), "Which words match") is None
 
 
 @pytest.mark.asyncio
@@ -479,7 +479,7 @@ async def test_everything_works_below_a_base_url(path: Path) -> None:
     assert ids(response) == best(path, 3)
     assert box(response).attributes["action"] == "/data/blog/posts"
     assert link(response, "all rows") == "/data/blog/posts?_size=3"
-    assert str(link(response, "More about")).startswith("/data/blog/-/colbert/posts?q=")
+    assert str(link(response, "Which words match")).startswith("/data/blog/-/colbert/posts?q=")
 
 
 @pytest.mark.asyncio

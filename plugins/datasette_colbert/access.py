@@ -12,6 +12,7 @@ unless they are on for everybody.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextvars import ContextVar, copy_context
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from datasette import Request
     from datasette.app import Datasette
     from datasette.database import Database
+
+logger = logging.getLogger("colbert_sqlite")
 
 # What is asked for there, no SQL answers.
 STATIC = ("/-/static", "/favicon.ico")
@@ -175,13 +178,20 @@ async def visible_indexes(datasette: Datasette, actor: Actor, database: str) -> 
 
 
 async def known_indexes(datasette: Datasette, database: str) -> tuple[KnownIndex, ...]:
-    """Return all indexes of a database, unfinished ones too, from memory where the file is as it was."""
+    """Return all indexes of a database, unfinished ones too, from memory where the file is as it was.
+
+    None where they can't be read: pages that have nothing to do with them are not to fail for that.
+    """
     db = datasette.databases[database]
     signature = _signature(db)
     memo: dict[str, tuple[object, tuple[KnownIndex, ...]]] = datasette.__dict__.setdefault("_colbert_known", {})
     seen, known = memo.get(database, (None, ()))
     if signature is None or seen != signature:
-        known = await db.execute_fn(_read_indexes)
+        try:
+            known = await db.execute_fn(_read_indexes)
+        except (ColbertError, sqlite3.Error) as error:
+            logger.error("the indexes of database %r can't be read: %s", database, error)
+            known = ()
         memo[database] = signature, known
     return known
 

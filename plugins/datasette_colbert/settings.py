@@ -65,7 +65,10 @@ def settings_for(datasette: Datasette, database: str | None = None, table: str |
     config: dict[str, Any] = {}
     for where in ({}, {"database": database}, {"database": database, "table": table}):
         # Datasette falls back to the wider place only where the narrower one says nothing at all.
-        config |= datasette.plugin_config(PLUGIN, **where) or {}
+        given = datasette.plugin_config(PLUGIN, **where) or {}
+        if not isinstance(given, Mapping):
+            raise _wrong(f"the settings are names with values, not {given!r}")
+        config |= given
     return parsed(config)
 
 
@@ -75,10 +78,10 @@ def check_settings(datasette: Datasette) -> None:
     :raises click.ClickException: if not
     """
     settings_for(datasette)
-    for database, of_database in (_tree(datasette).get("databases") or {}).items():
+    for database, of_database in _mapping(_tree(datasette), "databases").items():
         _refuse_process_settings(of_database, f"database {database}")
         settings_for(datasette, database)
-        for table, of_table in (of_database.get("tables") or {}).items():
+        for table, of_table in _mapping(of_database, "tables").items():
             _refuse_process_settings(of_table, f"table {table}")
             settings_for(datasette, database, table)
 
@@ -125,10 +128,16 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _refuse_process_settings(config: Mapping[str, Any], place: str) -> None:
-    own = (config.get("plugins") or {}).get(PLUGIN) or {}
+    own = _mapping(_mapping(config, "plugins"), PLUGIN)
     for name in OF_PROCESS:
         if name in own:
             raise _wrong(f"{name} is a setting of the whole process, not of {place}: move it to the top level")
+
+
+def _mapping(config: Any, name: str) -> Mapping[str, Any]:
+    """What is below a name; nothing where there is nothing, or what is no mapping, which Datasette itself minds."""
+    below = config.get(name) if isinstance(config, Mapping) else None
+    return below if isinstance(below, Mapping) else {}
 
 
 def _tree(datasette: Datasette) -> Mapping[str, Any]:
