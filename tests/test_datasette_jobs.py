@@ -314,7 +314,7 @@ def followed(db_path: Path, jobs: Jobs) -> AutoSync:
     """What follows a database with an index whose triggers note changes, and one that has none."""
     for name, triggers in (("posts", True), ("blind", False)):
         Index.create(db_path, "posts", ["body"], name=name, model="hashing", triggers=triggers).close()
-    return AutoSync(jobs, "blog", str(db_path), 0.01)
+    return AutoSync(jobs, "blog", str(db_path), 0.01, model_of=lambda table: None)
 
 
 def add_row(path: Path) -> None:
@@ -383,7 +383,7 @@ def test_auto_sync_goes_on_by_itself_until_it_is_closed(followed: AutoSync, db_p
 
 
 def test_auto_sync_says_once_that_a_file_is_gone(tmp_path: Path, jobs: Jobs, caplog: pytest.LogCaptureFixture) -> None:
-    followed = AutoSync(jobs, "gone", str(tmp_path / "gone.db"), 0.01)
+    followed = AutoSync(jobs, "gone", str(tmp_path / "gone.db"), 0.01, model_of=lambda table: None)
     followed.start()
     while not caplog.messages:
         threading.Event().wait(0.1)

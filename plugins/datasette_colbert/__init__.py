@@ -35,9 +35,7 @@ def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
     access.carry_context(datasette)
 
     async def read_registries() -> None:
-        for database in datasette.databases:
-            if not access.is_internal(datasette, database):
-                await access.known_indexes(datasette, database)
+        await access.read_registries(datasette)
 
     return read_registries
 

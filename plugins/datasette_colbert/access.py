@@ -19,6 +19,7 @@ from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from colbert_sqlite.errors import ColbertError
 from datasette_colbert.compat import Actor, visible
@@ -54,8 +55,14 @@ class Asking:
     searchable: dict[str, frozenset[str]] = field(default_factory=dict)
 
 
+# By Datasette and database: what its file was like, and the indexes that were in it.
+_known: WeakKeyDictionary[Datasette, dict[str, tuple[object, tuple[KnownIndex, ...]]]] = WeakKeyDictionary()
 _asking: ContextVar[Asking | None] = ContextVar("colbert_asking", default=None)
 _deciding: ContextVar[bool] = ContextVar("colbert_deciding", default=False)
+
+
+class Unreadable(ColbertError):
+    """A database does not tell which indexes it has: it is locked, damaged or gone."""
 
 
 class FunctionsOff(ColbertError):
@@ -171,7 +178,11 @@ async def visible_indexes(datasette: Datasette, actor: Actor, database: str) -> 
     All are looked at whichever is wanted: how long that takes says nothing about a single one.
     """
     settings = settings_for(datasette, database)
-    known = await known_indexes(datasette, database)
+    try:
+        known = await known_indexes(datasette, database)
+    except Unreadable:
+        # A page that has nothing to do with indexes is not to fail for that.
+        return []
     served = [index for index in known if index.state == "ready" and settings.serves(index.name)]
     tables = await visible(datasette, actor, database, [index.table for index in served])
     return [index for index in served if index.table in tables]
@@ -180,20 +191,35 @@ async def visible_indexes(datasette: Datasette, actor: Actor, database: str) -> 
 async def known_indexes(datasette: Datasette, database: str) -> tuple[KnownIndex, ...]:
     """Return all indexes of a database, unfinished ones too, from memory where the file is as it was.
 
-    None where they can't be read: pages that have nothing to do with them are not to fail for that.
+    :raises Unreadable: if nothing tells which there are
     """
     db = datasette.databases[database]
     signature = _signature(db)
-    memo: dict[str, tuple[object, tuple[KnownIndex, ...]]] = datasette.__dict__.setdefault("_colbert_known", {})
+    memo = _known.setdefault(datasette, {})
     seen, known = memo.get(database, (None, ()))
     if signature is None or seen != signature:
         try:
             known = await db.execute_fn(_read_indexes)
         except (ColbertError, sqlite3.Error) as error:
             logger.error("the indexes of database %r can't be read: %s", database, error)
-            known = ()
+            raise Unreadable(str(error)) from None
         memo[database] = signature, known
     return known
+
+
+async def read_registries(datasette: Datasette) -> None:
+    """Find out which indexes there are, and say in the log which configured ones are not."""
+    found: set[str] = set()
+    wanted: set[str] = set()
+    for database in datasette.databases:
+        if not is_internal(datasette, database):
+            wanted |= {name.lower() for name in settings_for(datasette, database).indexes or ()}
+            try:
+                found |= {index.name.lower() for index in await known_indexes(datasette, database)}
+            except Unreadable:
+                continue
+    for name in sorted(wanted - found):
+        logger.warning("the settings of the plugin name an index %r, and no database has one", name)
 
 
 def _read_indexes(conn: sqlite3.Connection) -> tuple[KnownIndex, ...]:
@@ -221,10 +247,22 @@ async def hidden_parts(datasette: Datasette, actor: Actor, database: str) -> set
     """Return the index tables of a database that the actor may not see: they are made of tables they may not see."""
     from colbert_sqlite.catalogue import REGISTRY, index_tables
 
-    known = await known_indexes(datasette, database)
+    try:
+        known = await known_indexes(datasette, database)
+    except Unreadable:
+        return await _whatever_looks_like_a_part(datasette, database)
     seen = await visible(datasette, actor, database, [index.table for index in known])
     forbidden = [index.name for index in known if index.table not in seen]
     return {REGISTRY, *(table for name in forbidden for table in index_tables(name))} if forbidden else set()
+
+
+async def _whatever_looks_like_a_part(datasette: Datasette, database: str) -> set[str]:
+    try:
+        tables = await datasette.databases[database].table_names()
+    except sqlite3.Error:
+        # Nor is there a page of any of them.
+        return set()
+    return {table for table in tables if table.lower().startswith("_colbert_")}
 
 
 def carry_context(datasette: Datasette) -> None:
@@ -283,9 +321,8 @@ def hidden_tables(datasette: Datasette) -> dict[str, Any]:
     """Return metadata that hides the tables that indexes are made of, as far as indexes are known by now."""
     from colbert_sqlite.catalogue import REGISTRY, index_tables
 
-    memo = datasette.__dict__.get("_colbert_known", {})
     databases = {}
-    for database, (_, known) in memo.items():
+    for database, (_, known) in _known.get(datasette, {}).items():
         if known:
             tables = {REGISTRY, *(table for index in known for table in index_tables(index.name))}
             databases[database] = {"tables": {table: {"hidden": True} for table in sorted(tables)}}

@@ -15,6 +15,7 @@ import logging
 import secrets
 import sqlite3
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from colbert_sqlite.encoders import Encoder
     from colbert_sqlite.indexing import Progress, ProgressCallback
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("colbert_sqlite")
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 # Jobs that ended and can still be looked at.
@@ -300,7 +301,9 @@ class Jobs:
             if job is None or job.is_over:
                 return job
             if job.state == "waiting":
-                return self._change(id, state="cancelled", finished=_now())
+                cancelled = self._change(id, state="cancelled", finished=_now())
+                self._forget_old()
+                return cancelled
             return self._change(id, cancelling=True)
 
     def wait(self, seconds: float) -> bool:
@@ -379,15 +382,18 @@ class AutoSync:
     """Syncs the indexes of one database by itself, looking for changed rows every so many seconds.
 
     An index whose changes nobody notes (made without triggers, or its table was dropped and made anew) is compared as a
-    whole in every tenth round only, and so is one whose last job failed or was cancelled tried again.
+    whole in every tenth round only, and so is one whose last job failed or was cancelled tried again. *model_of* says
+    where the model of a table's index is, as for :class:`Sync`.
     """
 
-    def __init__(self, jobs: Jobs, database: str, path: str, seconds: float, *, model: str | None = None) -> None:
+    def __init__(
+        self, jobs: Jobs, database: str, path: str, seconds: float, *, model_of: Callable[[str], str | None]
+    ) -> None:
         self.jobs = jobs
         self.database = database
         self.path = path
         self.seconds = seconds
-        self.model = model
+        self.model_of = model_of
         self._round = 0
         self._problem = ""
         self._stop = threading.Event()
@@ -437,7 +443,8 @@ class AutoSync:
             return None
         if n_pending == 0 or ((is_patient or n_pending is None) and self._round % PATIENT_ROUNDS):
             return None
-        return Sync(database=self.database, path=self.path, index=name, table=index.settings.table, model=self.model)
+        table = index.settings.table
+        return Sync(database=self.database, path=self.path, index=name, table=table, model=self.model_of(table))
 
 
 def _now() -> datetime:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs, urlencode
 from weakref import WeakKeyDictionary
 
-from colbert_sqlite.errors import ColbertError
+from colbert_sqlite.errors import ColbertError, IndexExists
 from colbert_sqlite.settings import IndexSettings
 from datasette_colbert.access import is_internal, known_indexes
 from datasette_colbert.candidates import Candidate, Table, candidate, tables
@@ -167,12 +168,16 @@ def start_auto_sync(datasette: Datasette) -> None:
     if not seconds or datasette in _followed:
         return
     _followed[datasette] = [
-        AutoSync(jobs_of(datasette), name, str(db.path), seconds, model=settings_for(datasette, name).model)
+        AutoSync(jobs_of(datasette), name, str(db.path), seconds, model_of=partial(_model_of, datasette, name))
         for name, db in datasette.databases.items()
         if not is_internal(datasette, name) and not why_read_only(db)
     ]
     for followed in _followed[datasette]:
         followed.start()
+
+
+def _model_of(datasette: Datasette, database: str, table: str) -> str | None:
+    return settings_for(datasette, database, table).model
 
 
 def close(datasette: Datasette) -> None:
@@ -217,24 +222,26 @@ async def _list(asked: Asked) -> Response:
     indexes = await _indexes(asked)
     if name := asked.request.args.get("drop"):
         return await _page(asked, "colbert_drop.html", index=_named(indexes, name))
-    recent = [_shown(asked, job) for job in await _visible_jobs(asked)]
+    recent = await _visible_jobs(asked)
     if asked.wants_json:
         data = {
             "database": asked.database,
             "read_only": why_read_only(asked.db),
-            "rows": [_index_json(index) for index in indexes],
-            "jobs": [asdict(job) for job in recent],
+            "rows": [_index_json(asked, index) for index in indexes],
+            "jobs": [_job_json(asked, job) for job in recent],
         }
         return rows_response(asked.datasette, asked.request, data)
-    return await _page(asked, "colbert_manage.html", indexes=indexes, jobs=recent, create_url=asked.url("create"))
+    shown = [_shown(asked, job) for job in recent]
+    return await _page(asked, "colbert_manage.html", indexes=indexes, jobs=shown, create_url=asked.url("create"))
 
 
-def _index_json(index: ManagedIndex) -> dict[str, Any]:
+def _index_json(asked: Asked, index: ManagedIndex) -> dict[str, Any]:
+    job = jobs_of(asked.datasette).get(index.job.id) if index.job else None
     return {
         **asdict(index.status),
         "is_served": index.is_served,
         "url": index.url,
-        "job": asdict(index.job) if index.job else None,
+        "job": _job_json(asked, job) if job else None,
     }
 
 
@@ -242,7 +249,7 @@ async def _change(asked: Asked) -> Response:
     _refuse_read_only(asked)
     given = await _given(asked)
     index = _named(await _indexes(asked), given.first("index"))
-    return _submitted(asked, await _work(asked, index.status, given.first("action")))
+    return await _submitted(asked, await _work(asked, index.status, given.first("action")))
 
 
 async def _work(asked: Asked, status: Status, action: str) -> Work:
@@ -263,23 +270,46 @@ async def _work(asked: Asked, status: Status, action: str) -> Work:
         return Sync(**target, model=model)
     if action == "rebuild":
         return Rebuild(**target, model=model)
+    if action not in ("drop", "continue"):
+        raise BadRequest("action must be sync, rebuild, continue or drop")
+    await _refuse_unseen_builds(asked, status.name)
     if action == "drop":
         return Drop(**target)
-    if action != "continue":
-        raise BadRequest("action must be sync, rebuild, continue or drop")
     try:
         return await _read(asked, lambda conn: unfinished(conn, asked.database, target["path"], status.name))
     except ColbertError as error:
         raise BadRequest(str(error)) from None
 
 
-def _submitted(asked: Asked, work: Work) -> Response:
-    """Have the work done, and go where its progress can be seen."""
+async def _refuse_unseen_builds(asked: Asked, name: str) -> None:
+    """Make sure that the actor may see the tables of all that has this name: an index, and the build of another one.
+
+    :raises datasette.NotFound: if not
+    """
+    from datasette import NotFound
+
+    known = await known_indexes(asked.datasette, asked.database)
+    tables = {index.table for index in known if index.name.lower() == name.lower()}
+    if tables - await visible(asked.datasette, asked.request.actor, asked.database, tables):
+        raise NotFound(NO_INDEX)
+
+
+async def _submitted(asked: Asked, work: Work) -> Response:
+    """Have the work done, and go where its progress can be seen.
+
+    :raises datasette.BadRequest: if an index of that name has another job, and the actor may not see what of
+    """
     from datasette import Response
+    from datasette.utils.asgi import BadRequest
 
     actor_id = (asked.request.actor or {}).get("id")
     job = jobs_of(asked.datasette).submit(work, None if actor_id is None else str(actor_id))
     if job.work is not work:
+        if job.id not in [visible_job.id for visible_job in await _visible_jobs(asked)]:
+            raise BadRequest(f"an index called {work.index!r} is being worked on: choose another name")
+        if asked.wants_json:
+            sentence = f"index {work.index!r} has another job, {job.work.kind}: wait until it is over, or cancel it"
+            return error_response(asked.datasette, sentence, 409)
         asked.datasette.add_message(
             asked.request,
             f"Index {work.index} has this job already; what you asked for can be done when it is over.",
@@ -337,7 +367,7 @@ async def _create(asked: Asked) -> Response:
         if asked.wants_json:
             return error_response(asked.datasette, str(error), 400)
         return await _form_page(asked, chosen, models, form, str(error))
-    return _submitted(asked, work)
+    return await _submitted(asked, work)
 
 
 def _creation(asked: Asked, conn: sqlite3.Connection, table: str, form: Form) -> Create:
@@ -347,13 +377,18 @@ def _creation(asked: Asked, conn: sqlite3.Connection, table: str, form: Form) ->
     :raises ValueError: if no column is chosen, or a name is none
     """
     from colbert_sqlite.storage.connection import plain_rows
-    from colbert_sqlite.storage.registry import refuse_to_replace
+    from colbert_sqlite.storage.registry import refuse_to_replace, registered
     from colbert_sqlite.storage.source import Source
 
     settings = IndexSettings(table=table, columns=form.columns, model=form.model, heading=form.heading or None)
+    name = form.name or table
     with plain_rows(conn):
         Source.inspect(conn, table, settings.columns, heading=settings.heading)
-        refuse_to_replace(conn, form.name or table, False)
+        refuse_to_replace(conn, name, False)
+        if any((known.name.lower(), known.state) == (name.lower(), "building") for known in registered(conn)):
+            raise IndexExists(
+                f"a build of an index called {name!r} is not finished: continue or drop it, or choose another name"
+            )
     return Create(
         database=asked.database,
         path=str(asked.db.path),
@@ -530,7 +565,8 @@ def _shown(asked: Asked, job: Job) -> ShownJob:
         table=job.work.table,
         state=job.state,
         is_over=job.is_over,
-        can_be_cancelled=not job.is_over and not job.cancelling,
+        # A drop is one transaction: it does not look up in between.
+        can_be_cancelled=not job.is_over and not job.cancelling and (job.work.kind, job.state) != ("drop", "running"),
         text=_text(job),
         done=job.done if is_counted else 0,
         total=job.total if is_counted else 0,
@@ -570,15 +606,22 @@ def _result_text(job: Job) -> str:
     counts: Mapping[str, int] = job.result
     if job.work.kind == "drop":
         return "Dropped."
-    names = ("added", "updated", "deleted") if job.work.kind == "sync" else ("rows", "passages", "tokens")
-    return f"Done: {', '.join(f'{counts[name]:,} {name}' for name in names)}."
+    if job.work.kind == "sync":
+        parts = [f"{counts[name]:,} {name}" for name in ("added", "updated", "deleted")]
+    else:
+        parts = [_counted(counts[name], name) for name in ("rows", "passages", "tokens")]
+    return f"Done: {', '.join(parts)}."
+
+
+def _counted(n: int, things: str) -> str:
+    return f"{n:,} {things.removesuffix('s') if n == 1 else things}"
 
 
 def _duration(seconds: int) -> str:
     for unit, size in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{round(seconds / size)} {unit}"
-    return f"{seconds} seconds"
+    return _counted(seconds, "seconds")
 
 
 async def _read(asked: Asked, function: Callable[[sqlite3.Connection], Result]) -> Result:

@@ -94,7 +94,10 @@ def parsed(config: Mapping[str, Any]) -> PluginSettings:
     known = {field.name for field in fields(PluginSettings)}
     if unknown := sorted(set(config) - known):
         raise _wrong(f"there is no setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
-    return PluginSettings(**{name: _value(name, value) for name, value in config.items()})
+    settings = PluginSettings(**{name: _value(name, value) for name, value in config.items()})
+    if settings.page_size > settings.max_k:
+        raise _wrong(f"page_size is {settings.page_size}, more than the {settings.max_k} rows of max_k")
+    return settings
 
 
 def _value(name: str, value: Any) -> Any:
