@@ -86,6 +86,7 @@ def summary(store: Store) -> dict[str, Any]:
         "state": entry.state,
         "table": entry.source_table,
         "columns": [*entry.settings.columns],
+        "heading": entry.settings.heading,
         "model": entry.model,
         "dim": entry.dim,
         "nbits": entry.settings.nbits,

@@ -42,6 +42,8 @@ MOST_ANSWERS = 8
 # Not longer: what holds the lock may be the very statement that waits for us.
 BUSY_SECONDS = 5
 
+_GUARDED = "_colbert_guarded"
+
 Value = str | int | float | bytes | None
 
 
@@ -60,8 +62,11 @@ class Guard(Protocol):
     def most(self, schema: str) -> int | None:
         """The most rows a search of that database may find; None for any number."""
 
-    def who(self) -> object:
-        """Whose statement it is: an error is told to nobody else."""
+    def note(self, sentence: str) -> None:
+        """Keep what was wrong with a call for whoever's statement it was."""
+
+    def noted(self) -> str | None:
+        """What was wrong with the last call that failed of whoever's statement this is."""
 
 
 def register(
@@ -97,8 +102,12 @@ def prepare(
     :param any_model: whether SQL may name another model than *model*
     :param hold: keep a reference to *conn* if its database is in memory. A connection can be referred to neither
         weakly nor through the garbage collector, so without an explicit close it would stay open for ever
-    :param guard: decides who may do what; default: everybody everything
+    :param guard: decides who may do what; default: everybody everything, but where a guard decides already
     """
+    if guard is None and _is_guarded(conn):
+        return
+    if guard is not None:
+        keep_as_is(conn)
     places = _places(conn)
     if database is not None:
         places["main"] = database
@@ -123,6 +132,22 @@ def prepare(
         conn.create_aggregate("colbert_rerank", n, cast(Any, partial(_Rerank, functions)))
 
 
+def keep_as_is(conn: sqlite3.Connection) -> None:
+    """Let nobody without a guard give this connection the functions from now on.
+
+    ``sqlite_utils.Database(conn)``, which any plugin of Datasette may call, has them put on every connection.
+    """
+    conn.create_function(_GUARDED, 0, lambda: 1)
+
+
+def _is_guarded(conn: sqlite3.Connection) -> bool:
+    try:
+        conn.execute(f"SELECT {_GUARDED}()")
+    except sqlite3.OperationalError:
+        return False
+    return True
+
+
 class _Functions:
     """The functions of one connection, to which they do not refer unless they hold it."""
 
@@ -141,7 +166,7 @@ class _Functions:
         self._model = model
         self._any_model = any_model
         self._guard = guard
-        self._error: tuple[object, str] | None = None
+        self._error: str | None = None
 
     def search(self, index: Value, query: Value, k: Value = 10, mode: Value = "colbert", *pks: Value) -> str:
         name, words = _text_of(index, "index"), _text_of(query, "query")
@@ -234,20 +259,19 @@ class _Functions:
         """Log an error and keep it for ``colbert_error()``: SQLite gets no word of it from Python."""
         ours = isinstance(error, (ColbertError, ValueError, sqlite3.Error))
         sentence = f"{name}: {error}" if ours else f"{name}: {type(error).__name__}: {error}"
-        self._error = self._who(), sentence
+        if self._guard is None:
+            self._error = sentence
+        else:
+            self._guard.note(sentence)
         logger.error("%s", sentence, exc_info=None if ours else error)
 
     def last_error(self) -> str | None:
-        who, sentence = self._error or (None, None)
-        return sentence if who == self._who() else None
+        return self._error if self._guard is None else self._guard.noted()
 
     def check(self) -> None:
         """Make sure that the functions may be called. Errors as in :meth:`Guard.check`."""
         if self._guard is not None:
             self._guard.check()
-
-    def _who(self) -> object:
-        return None if self._guard is None else self._guard.who()
 
     def _main_database(self) -> _Searched:
         if self._in_memory is not None:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlite_utils
+import sqlite_utils_colbert
+from sqlite_utils.plugins import pm as sqlite_utils_plugins
 
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.index import Index
@@ -139,6 +142,15 @@ async def test_an_error_is_told_to_nobody_else(path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_page_says_why_a_function_failed(path: Path) -> None:
+    datasette = serving(path, plugin={"sql_functions": True})
+    where = "colbert_search('nothing', 'comet', 1) != ''"
+    for url in ("/blog/posts", "/blog/posts.json"):
+        text = (await get(datasette, url, SIGNED_IN, _where=where)).text
+        assert "no index" in text and "nothing" in text
+
+
+@pytest.mark.asyncio
 async def test_nobody_sees_the_tables_an_index_of_a_forbidden_table_is_made_of(datasette: Datasette) -> None:
     for table in ("_colbert_secrets_passages", "_colbert_secrets_residuals", "_colbert_indexes"):
         assert (await get(datasette, f"/blog/{table}.json", OTHER)).status_code == 403
@@ -230,11 +242,64 @@ async def test_root_may_manage_and_others_may_when_configured(path: Path, place:
 
 
 @pytest.mark.asyncio
-async def test_a_damaged_registry_harms_no_other_page(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_damaged_registry_harms_no_other_page(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with closing(sqlite3.connect(path)) as conn:
         conn.execute("UPDATE _colbert_indexes SET name = x'00' WHERE name = 'posts'")
         conn.commit()
     datasette = serving(path)
     assert (await get(datasette, "/blog/posts.json")).status_code == 200
-    assert (await get(datasette, "/blog/-/colbert/posts")).status_code == 404
-    assert "the indexes of database 'blog' can't be read" in caplog.text
+    for actor in (None, SIGNED_IN):
+        assert (await get(datasette, "/blog/-/colbert/posts", actor)).status_code == 404
+        # Nobody can tell whose tables these are made of.
+        assert (await get(datasette, "/blog/_colbert_posts_codes.json", actor)).status_code == 403
+        assert (await get(datasette, "/blog/_colbert_indexes.json", actor)).status_code == 403
+    assert caplog.text.count("the indexes of database 'blog' can't be read") == 1
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("UPDATE _colbert_indexes SET name = 'posts' WHERE name = x'00'")
+        conn.commit()
+    monkeypatch.setattr(access, "SECONDS_TO_RETRY", 0)
+    access._unreadable.clear()
+    assert (await get(datasette, "/blog/-/colbert/posts")).status_code == 200
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("switch", [False, "actors"])
+async def test_no_other_plugin_puts_functions_without_a_guard_on_a_connection(path: Path, switch: Any) -> None:
+    datasette = serving(path, plugin={"sql_functions": switch}, settings={"num_sql_threads": 1})
+    await datasette.invoke_startup()
+    known = sqlite_utils_plugins.is_registered(sqlite_utils_colbert)
+    name = None if known else sqlite_utils_plugins.register(sqlite_utils_colbert)
+    try:
+        database = datasette.get_database("blog")
+        tables = await database.execute_fn(lambda conn: sqlite_utils.Database(conn).table_names())
+    finally:
+        if name:
+            sqlite_utils_plugins.unregister(sqlite_utils_colbert)
+    assert "posts" in tables
+    assert await rows(datasette, "blog", SEARCH, actor=None, index="posts") != [[2]]
+
+
+@pytest.mark.asyncio
+async def test_metadata_that_everybody_reads_names_no_index(datasette: Datasette) -> None:
+    response = await get(datasette, "/-/metadata.json")
+    assert "_colbert" not in response.text
+
+
+@pytest.mark.asyncio
+async def test_an_index_whose_table_is_gone_names_no_other_table(
+    datasette: Datasette, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("ALTER TABLE posts RENAME TO articles")
+        conn.commit()
+    for url in ("/blog/-/colbert/posts.json?q=comet", "/blog/-/colbert/posts/similar/1.json"):
+        assert "secrets" not in (await get(datasette, url)).text
+
+
+@pytest.mark.asyncio
+async def test_an_anonymous_visitor_is_told_no_error_of_another(path: Path) -> None:
+    datasette = serving(path, plugin={"sql_functions": True}, settings={"num_sql_threads": 1})
+    await rows(datasette, "blog", SEARCH, actor=None, index="my secret project")
+    assert await rows(datasette, "blog", "select colbert_error()", actor=None) == [[None]]

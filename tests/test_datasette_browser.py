@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -30,8 +30,10 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVER = shlex.split(os.environ.get("COLBERT_DATASETTE", f"{shlex.quote(sys.executable)} -m datasette"))
+# That of the browser need not have numpy.
+PYTHON = Path(SERVER[0]).with_name("python")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins")])}
 
-# Run by the Python of the server: that of the browser need not have numpy.
 MAKE = """
 import sqlite3, sys
 from colbert_sqlite import Index
@@ -53,7 +55,20 @@ conn.execute("INSERT INTO posts_fts (posts_fts) VALUES ('rebuild')")
 conn.commit()
 Index.create(conn, "posts", ["body"], heading="title", model="hashing")
 conn.execute("UPDATE posts SET body = body || ' Twice.' WHERE id = 2")
+for table in ["notes", "letters", "drafts"]:
+    conn.execute(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY, title TEXT, body TEXT)")
+    conn.execute(f"INSERT INTO {table} (title, body) SELECT title, body FROM posts")
 conn.commit()
+Index.create(conn, "notes", ["body"], model="hashing")
+"""
+
+HOLD = """
+import sqlite3, sys
+from colbert_sqlite.storage.writer import only_writer
+
+with only_writer(sqlite3.connect(sys.argv[1]), sys.argv[2], print):
+    print("held", flush=True)
+    sys.stdin.read()
 """
 
 INDEX = "/blog/-/colbert/posts"
@@ -66,6 +81,16 @@ PAGES = {
     "indexes": "/blog/-/colbert",
     "similar": f"{INDEX}/similar/3",
 }
+MANAGE, CREATE = "/blog/-/colbert-manage", "/blog/-/colbert-create"
+MANAGING = {
+    "manage": MANAGE,
+    "tables": CREATE,
+    "create": f"{CREATE}?table=posts",
+    "drop": f"{MANAGE}?drop=posts",
+    "job": "",
+}
+TABLE = "/blog/posts?_colbert=how+to+restore+backups"
+BOX = "form[aria-label='By meaning']"
 WORDS = ".colbert-words button"
 LIT = ".colbert-hits mark.colbert-lit"
 TIP = ".colbert-tip"
@@ -78,18 +103,21 @@ Object.defineProperty(Element.prototype, "matches", { get: () => matches, set() 
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the database of the site is, and its log."""
+    return tmp_path_factory.mktemp("site")
+
+
+@pytest.fixture(scope="module")
+def site(folder: Path) -> Iterator[str]:
     """The address of a Datasette that serves an index of a few posts."""
-    folder = tmp_path_factory.mktemp("site")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins")])}
-    python = Path(SERVER[0]).with_name("python")
-    subprocess.run([python, "-c", MAKE, str(folder / "blog.db")], env=environment, check=True)
+    subprocess.run([PYTHON, "-c", MAKE, str(folder / "blog.db")], env=ENVIRONMENT, check=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [*SERVER, str(folder / "blog.db"), "--port", address.rpartition(":")[2]]
+    command = [*SERVER, str(folder / "blog.db"), "--root", "--port", address.rpartition(":")[2]]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log)
     try:
         _wait_for(f"http://{address}/-/versions.json", process, folder / "log")
         yield f"http://{address}"
@@ -144,6 +172,53 @@ def visit(browser: Any, site: str) -> Iterator[Visit]:
         context.close()
     # Of a page whose status is 400 by design.
     assert [report for report in reports if "status of 400" not in report] == []
+
+
+@pytest.fixture(scope="module")
+def root(browser: Any, site: str, folder: Path) -> Any:
+    """What the browser of somebody who may do everything keeps."""
+    [login] = re.findall(r"http://\S+/-/auth-token\?token=\w+", (folder / "log").read_text())
+    context = browser.new_context()
+    context.request.get(login)
+    kept = context.storage_state()
+    context.close()
+    return kept
+
+
+@contextmanager
+def held(folder: Path, index: str) -> Iterator[None]:
+    """Let a job for this index get no further than its beginning."""
+    command = [PYTHON, "-c", HOLD, str(folder / "blog.db"), index]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=ENVIRONMENT, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield
+        finally:
+            process.communicate()
+
+
+@pytest.fixture
+def job(visit: Visit, root: Any, folder: Path) -> Iterator[str]:
+    """The path of the page of a job that does not end."""
+    with held(folder, "notes"):
+        page = visit(MANAGE, storage_state=root)
+        follow(page, page.locator(".colbert-index", has_text="Table notes").locator("[value=Rebuild]").click)
+        path = page.url.partition("/blog/")[2]
+        yield f"/blog/{path}"
+    # One job at a time: the next one is not to wait for this.
+    page.locator(".message-info, .message-warning").wait_for()
+
+
+def serious(page: Any, context: dict[str, list[str]] | None = None) -> list[Any]:
+    """What axe finds that keeps people out."""
+    return [
+        (one["id"], node["target"])
+        for one in axe.Axe().run(page, context=context).response["violations"]
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
 
 
 def follow(page: Any, act: Callable[..., Any], *args: Any) -> None:
@@ -383,13 +458,7 @@ def test_axe_finds_nothing_serious(visit: Visit, name: str, scheme: str) -> None
     page.evaluate("for (const details of document.querySelectorAll('main details')) details.open = true")
     if page.locator(WORDS).count():
         page.locator(WORDS).last.click()
-    found = axe.Axe().run(page).response["violations"]
-    assert [
-        (one["id"], node["target"])
-        for one in found
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"]
-    ] == []
+    assert serious(page) == []
 
 
 def test_it_works_under_a_strict_content_security_policy(visit: Visit, browser: Any, site: str) -> None:
@@ -413,3 +482,108 @@ def test_it_works_under_a_strict_content_security_policy(visit: Visit, browser: 
     assert page.locator(TIP).bounding_box()["y"] > mark.bounding_box()["y"]
     assert hosts == {site}
     context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", MANAGING)
+def test_pages_that_manage_are_for_everybody(visit: Visit, root: Any, job: str, name: str, scheme: str) -> None:
+    options = {"color_scheme": scheme, "storage_state": root}
+    assert serious(visit(MANAGING[name] or job, **options)) == []
+    page = visit(MANAGING[name] or job, **options, viewport={"width": 360, "height": 740})
+    assert overflow(page) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "added"), [(TABLE, [BOX]), ("/blog/posts/3", ["h2:has(+ .tight-bullets)", ".tight-bullets"])]
+)
+def test_what_is_added_to_pages_of_datasette_is_for_everybody(visit: Visit, path: str, added: list[str]) -> None:
+    page = visit(path)
+    assert [page.locator(selector).count() for selector in added] == [1] * len(added)
+    # The colours of a button are those of Datasette.
+    assert serious(page, {"include": added, "exclude": ["[type=submit]"]}) == []
+
+
+def test_an_index_is_made_and_its_job_followed_to_the_end(visit: Visit, root: Any, folder: Path) -> None:
+    with held(folder, "letters"):
+        page = visit(f"{CREATE}?table=letters", storage_state=root)
+        page.get_by_label(re.compile("^hashing")).check()
+        follow(page, page.locator("[value='Create the index']").click)
+        page.get_by_text("Waiting for another process").wait_for()
+        assert page.locator("progress").evaluate("bar => bar.position") == -1
+        page.reload()
+        assert texts(page, "h1") == ["Create index letters"]
+        page.get_by_text("Waiting for another process").wait_for()
+    page.locator(".message-info").wait_for()
+    assert texts(page, ".message-info")[0].startswith("Done: 17 rows, ")
+    assert page.locator("progress").count() == 0
+    assert serious(page) == []
+    follow(page, page.get_by_role("link", name="Search the index").click)
+    assert texts(page, "h1") == ["Search letters"]
+
+
+def test_the_bar_says_how_far_a_job_is(visit: Visit, root: Any, job: str) -> None:
+    def encoding(route: Any) -> None:
+        response = route.fetch()
+        now = {**response.json(), "stage": "encode", "text": "Encoding rows: 5 of 20.", "done": 5, "total": 20}
+        route.fulfill(response=response, json=now)
+
+    page = visit(job, storage_state=root)
+    page.route(f"**{job}.json", encoding)
+    page.get_by_text("Encoding rows: 5 of 20.").wait_for()
+    assert page.locator("progress").evaluate("bar => bar.position") == 0.25
+    page.unroute(f"**{job}.json")
+    page.get_by_text("Waiting for another process").wait_for()
+    assert page.locator("progress").evaluate("bar => bar.position") == -1
+
+
+def test_without_javascript_a_job_is_followed_too(visit: Visit, root: Any, folder: Path) -> None:
+    page = visit(f"{CREATE}?table=drafts", storage_state=root, java_script_enabled=False)
+    page.get_by_label(re.compile("^hashing")).check()
+    with held(folder, "drafts"):
+        follow(page, page.locator("[value='Create the index']").click)
+        assert page.locator("progress").count() == 1
+    page.locator(".message-info").wait_for()
+    assert texts(page, ".message-info")[0].startswith("Done: 17 rows, ")
+
+
+def test_a_job_is_cancelled(visit: Visit, root: Any, job: str) -> None:
+    page = visit(job, storage_state=root)
+    follow(page, page.locator("[value=Cancel]").click)
+    page.locator(".message-warning").wait_for()
+    assert texts(page, ".message-warning") == ["Cancelled."]
+
+
+def test_a_form_that_lacks_something_says_so_and_keeps_the_rest(visit: Visit, root: Any) -> None:
+    page = visit(f"{CREATE}?table=posts", storage_state=root)
+    page.fill("#colbert-name", "other")
+    page.get_by_label(re.compile("^hashing")).check()
+    for box in page.locator("[name=column]").all():
+        box.uncheck()
+    follow(page, page.locator("[value='Create the index']").click)
+    assert "column" in page.locator("[role=alert]").inner_text()
+    assert page.input_value("#colbert-name") == "other"
+    assert page.get_by_label(re.compile("^hashing")).is_checked()
+    assert serious(page) == []
+
+
+def test_the_box_on_the_page_of_a_table_brings_rows_best_first(visit: Visit) -> None:
+    page = visit("/blog/posts")
+    page.fill("#_colbert", "how to restore backups")
+    follow(page, page.keyboard.press, "Enter")
+    assert page.input_value("#_colbert") == "how to restore backups"
+    scores = [float(score) for score in texts(page, "td.col-score")]
+    assert len(scores) == 17
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > scores[-1]
+    follow(page, page.locator(BOX).get_by_role("link").first.click)
+    assert page.input_value("#colbert-q") == "how to restore backups"
+
+
+def test_on_a_phone_the_cells_of_a_table_have_the_names_of_their_columns(visit: Visit) -> None:
+    page = visit(TABLE, viewport={"width": 360, "height": 740})
+    assert page.locator(BOX).bounding_box()["width"] <= 360
+    cells = page.locator(".rows-and-columns tbody tr").first.locator("td")
+    columns = cells.evaluate_all("cells => cells.map(cell => cell.className.match(/col-(\\w+)/)[1])")
+    shown = cells.evaluate_all("cells => cells.map(cell => getComputedStyle(cell, '::before').content)")
+    assert "score" in columns
+    assert shown == [f'"{column}"' for column in columns]

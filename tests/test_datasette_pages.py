@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import re
 import shutil
 import sqlite3
@@ -23,7 +24,7 @@ from datasette.app import Datasette
 from datasette_colbert.service import Busy, Question, Service, TookTooLong, service_of
 
 from tests import datasette_helpers
-from tests.datasette_helpers import IS_1_0, get, serving
+from tests.datasette_helpers import IS_1_0, ROOT, get, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -278,10 +279,11 @@ async def test_links_keep_the_path_that_the_server_is_at(path: Path) -> None:
 @pytest.mark.asyncio
 async def test_modes_that_need_fts5_say_so_without_it(indexed_blog: Path) -> None:
     datasette = serving(indexed_blog)
-    assert (await get(datasette, PAGE, q="comet")).text.count("the table has no FTS5 index") == 2
+    assert (await get(datasette, PAGE, ROOT, q="comet")).text.count("the table has no FTS5 index") == 2
+    assert "FTS5" not in (await get(datasette, PAGE, q="comet")).text
     response = await get(datasette, f"{PAGE}.json", q="comet", _mode="fts")
     assert response.status_code == 400
-    assert "FTS5" in response.json()["error"]
+    assert response.json()["error"] == "table posts has no FTS5 index, which mode fts needs"
 
 
 @pytest.mark.asyncio
@@ -385,3 +387,46 @@ async def test_a_page_of_a_database_that_never_changes(path: Path) -> None:
     lock.execute("BEGIN EXCLUSIVE")
     assert (await get(datasette, f"{PAGE}.json", q="comet")).status_code == 200
     lock.close()
+
+
+@pytest.mark.asyncio
+async def test_csv_has_the_rows_of_the_page_best_first(datasette: Datasette) -> None:
+    answer = await get(datasette, f"{PAGE}.csv", q="comet ice", _size="3", _col="title")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    lines = [*csv.reader(answer.text.splitlines())]
+    assert lines[0] == ["rank", "score", "normalised_score", "stale", "passage", "title"]
+    rows = await found(datasette, q="comet ice", _size="3")
+    assert [line[-1] for line in lines[1:]] == [row["row"]["title"] for row in rows]
+    assert (await get(datasette, f"{PAGE}.csv", q="comet", _mode="x")).status_code == 400
+
+
+@pytest.mark.asyncio
+async def test_the_largest_page_has_every_row_that_can_be_found(datasette: Datasette) -> None:
+    assert len(await found(datasette, q="comet", _size="max")) == N_ROWS
+
+
+@pytest.mark.asyncio
+async def test_a_column_that_is_not_there_is_refused(datasette: Datasette) -> None:
+    response = await get(datasette, f"{PAGE}.json", q="comet", _col="colour")
+    assert (response.status_code, response.json()["error"]) == (400, "table posts has no column 'colour'")
+
+
+@pytest.mark.asyncio
+async def test_a_row_without_marks_says_so(datasette: Datasette) -> None:
+    assert "No word of it stands out" in (await get(datasette, PAGE, q="tax returns", _size="1")).text
+    assert "No word of it stands out" not in (await get(datasette, PAGE, q="comet", _size="1")).text
+
+
+@pytest.mark.asyncio
+async def test_filters_have_the_time_of_any_sql(path: Path) -> None:
+    datasette = serving(path, settings={"sql_time_limit_ms": 200})
+    endless = "(with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) from n) > 0"
+    response = await get(datasette, f"{PAGE}.json", q="comet", _where=endless)
+    sentence = "the filters take longer than 200 ms: use fewer or simpler ones"
+    assert (response.status_code, response.json()["error"]) == (400, sentence)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("args", [{"_size": "0000000001000000"}, {"_facet": "colour"}, {"_page": "x"}])
+async def test_arguments_that_can_not_be_are_refused(datasette: Datasette, args: dict[str, str]) -> None:
+    assert (await get(datasette, PAGE, q="comet", **args)).status_code == 400

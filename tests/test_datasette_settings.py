@@ -100,3 +100,9 @@ async def test_empty_places_in_the_configuration_say_nothing(indexed_blog: Path,
 
     with datasette_helpers.plugin():
         check_settings(serving(indexed_blog, config=config))
+
+
+def test_a_page_is_no_longer_than_what_a_search_finds() -> None:
+    assert parsed({"max_k": 5}).page_size == 5
+    with pytest.raises(ClickException, match="page_size is 20, more than the 5 rows of max_k"):
+        parsed({"max_k": 5, "page_size": 20})

@@ -157,14 +157,14 @@ async def test_a_page_has_the_best_rows_best_first_with_their_scores(datasette: 
     with Index.open(path, "posts") as index:
         assert [row["score"] for row in rows] == [f"{hit.score:.2f}" for hit in index.search(QUERY, 7)]
     assert list(rows[0]) == ["id", "score", "title", "body", "topic", "author"]
-    assert summary(response) == f'7 rows where text answers "{QUERY}"'
+    assert summary(response) == f'7 rows where text best answers "{QUERY}"'
 
 
 @pytest.mark.asyncio
 async def test_other_filters_narrow_first(datasette: Datasette, path: Path) -> None:
     response = await get(datasette, url("/blog/posts", _colbert=QUERY, _size="4", topic="sky", id__gt="10"))
     assert ids(response) == best(path, 4, "topic = 'sky' AND id > 10")
-    assert summary(response) == f'4 rows where text answers "{QUERY}", id > 10 and topic = "sky"'
+    assert summary(response) == f'4 rows where text best answers "{QUERY}", id > 10 and topic = "sky"'
     response = await get(datasette, url("/blog/posts", _colbert=QUERY, _size="4", _where="id % 5 = 0"), SIGNED_IN)
     assert ids(response) == best(path, 4, "id % 5 = 0")
 
@@ -200,7 +200,7 @@ async def test_an_order_that_is_only_configured_does_not(path: Path) -> None:
     datasette = serving(path, config=config)
     response = await get(datasette, url("/blog/posts", _colbert=QUERY, _size="7", topic="sky"))
     assert ids(response) == best(path, 7, "topic = 'sky'")
-    assert summary(response) == f'7 rows where text answers "{QUERY}" and topic = "sky"'
+    assert summary(response) == f'7 rows where text best answers "{QUERY}" and topic = "sky"'
     assert "sorted by title descending" in summary(await get(datasette, "/blog/posts"))
 
 
@@ -275,8 +275,8 @@ async def test_keys_of_several_texts_are_told_apart(datasette: Datasette, path: 
 async def test_a_column_may_be_called_score_or_q(datasette: Datasette) -> None:
     response = await get(datasette, url("/blog/notes", _colbert=QUERY, q="yes"))
     assert [*shown(response)[0]][1:] == ["ColBERT score", "body", "second", "score", "q", "first"]
-    assert summary(response) == f'4 rows where text answers "{QUERY}" and q = "yes"'
-    assert query_of(link(response, "Which words match")) == {"q": [QUERY], "q__exact": ["yes"]}
+    assert summary(response) == f'4 rows where text best answers "{QUERY}" and q = "yes"'
+    assert query_of(link(response, "See why")) == {"q": [QUERY], "q__exact": ["yes"]}
     assert shown(await get(datasette, url("/blog/notes", _colbert=QUERY, q="no"))) == []
 
 
@@ -364,10 +364,10 @@ async def test_a_mode_may_be_chosen_or_configured(path: Path) -> None:
         assert ids(chosen) == ids(configured) == expected
         assert len({row["score"] for row in shown(chosen)}) > 3
         assert box(chosen).css_first("input[name=_colbert_mode]").attributes["value"] == mode
-        assert query_of(link(chosen, "Which words match")) == {"q": ["dough comet"], "_mode": [mode]}
+        assert query_of(link(chosen, "See why")) == {"q": ["dough comet"], "_mode": [mode]}
     searched = await get(serving(path), url("/blog/posts", _colbert=QUERY, _size="5", _search="dough"))
     assert ids(searched) == best(path, 5, "id IN (SELECT rowid FROM posts_fts WHERE posts_fts MATCH 'dough')")
-    assert query_of(link(searched, "Which words match")) == {"q": [QUERY], "_search": ["dough"]}
+    assert query_of(link(searched, "See why")) == {"q": [QUERY], "_search": ["dough"]}
 
 
 @pytest.mark.asyncio
@@ -440,7 +440,7 @@ async def test_the_box_keeps_what_else_the_page_is_asked_for(datasette: Datasett
     assert query_of(link(response, "all rows")) == {
         "_size": ["5"], "topic": ["sky"], "_sort": ["id"], "_facet": ["topic"]
     }  # fmt: skip
-    more = link(response, "Which words match")
+    more = link(response, "See why")
     assert query_of(more) == {"q": [args["_colbert"]], "topic": ["sky"], "_facet": ["topic"]}
     assert urlsplit(str(more)).path == "/blog/-/colbert/posts"
     found = await get(datasette, f"{str(more).replace('/posts?', '/posts.json?')}&_size=5&_shape=array")
@@ -451,7 +451,7 @@ async def test_the_box_keeps_what_else_the_page_is_asked_for(datasette: Datasett
 async def test_without_words_the_box_is_empty(datasette: Datasette) -> None:
     form = box(await get(datasette, "/blog/posts"))
     assert [field.attributes.get("value") for field in form.css("input")] == ["", "Search"]
-    assert link(await get(datasette, "/blog/posts"), "Which words match") is None
+    assert link(await get(datasette, "/blog/posts"), "See why") is None
 
 
 @pytest.mark.asyncio
@@ -479,7 +479,7 @@ async def test_everything_works_below_a_base_url(path: Path) -> None:
     assert ids(response) == best(path, 3)
     assert box(response).attributes["action"] == "/data/blog/posts"
     assert link(response, "all rows") == "/data/blog/posts?_size=3"
-    assert str(link(response, "Which words match")).startswith("/data/blog/-/colbert/posts?q=")
+    assert str(link(response, "See why")).startswith("/data/blog/-/colbert/posts?q=")
 
 
 @pytest.mark.asyncio
@@ -581,7 +581,7 @@ async def test_counts_and_fragments_of_1_0_are_narrowed_too(datasette: Datasette
     assert answer.json() == {"ok": True, "count": 3}
     page = url("/blog/posts.json", _colbert=QUERY, _size="3", _extra="count,human_description_en")
     answer = (await get(datasette, page)).json()
-    assert (answer["count"], answer["human_description_en"]) == (3, f'where text answers "{QUERY}"')
+    assert (answer["count"], answer["human_description_en"]) == (3, f'where text best answers "{QUERY}"')
 
 
 @pytest.mark.asyncio

@@ -76,11 +76,10 @@ def actor_from_request(datasette: Datasette, request: Request) -> Generator[None
 
 @hookimpl
 def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datasette) -> None:
-    if database not in datasette.databases:
+    if database not in datasette.databases or settings_for(datasette, database).sql_functions is False:
+        sql_functions.keep_as_is(conn)
         return
     settings = settings_for(datasette, database)
-    if settings.sql_functions is False:
-        return
     # Where SQL can join databases, it can search them.
     others = datasette.databases.items() if database == "_memory" and datasette.crossdb else ()
     sql_functions.prepare(
@@ -100,7 +99,7 @@ def register_routes() -> list[tuple[str, Any]]:
     index = rf"{database}/(?P<index>[^/]+?)"
     return [
         (rf"{database}(\.json)?$", pages.index_list),
-        (rf"{index}(\.json)?$", pages.search),
+        (rf"{index}(\.json|\.csv)?$", pages.search),
         (rf"{index}/similar/(?P<pks>[^/]+?)(\.json)?$", pages.similar),
         *managing.routes(),
     ]
@@ -137,9 +136,11 @@ def permission_resources_sql(datasette: Datasette, actor: compat.Actor, action: 
 
 
 @hookimpl
-def get_metadata(datasette: Datasette) -> dict[str, Any]:
+def get_metadata(datasette: Datasette, key: str | None, database: str | None, table: str | None) -> dict[str, Any]:
     """In 0.65: hide the tables that indexes are made of. 1.0 does so by itself."""
-    return access.hidden_tables(datasette)
+    # Only where Datasette asks which tables are hidden: all metadata together can be read by everybody.
+    is_asked = database is not None and key is None and table is None
+    return access.hidden_tables(datasette, str(database)) if is_asked else {}
 
 
 @hookimpl
@@ -156,6 +157,7 @@ def extra_template_vars(
 
 @hookimpl(hookwrapper=True)
 def handle_exception(exception: Exception) -> Generator[None, Any, None]:
+    access.complete(exception)
     outcome = yield
     outcome.force_result(tables.with_headers(exception, outcome.get_result()))
 

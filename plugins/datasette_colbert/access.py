@@ -14,15 +14,19 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
+from functools import lru_cache
+from inspect import isawaitable
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from colbert_sqlite.errors import ColbertError
-from datasette_colbert.compat import Actor, visible
+from datasette_colbert.compat import Actor, is_1_0, visible
 from datasette_colbert.settings import settings_for
 
 if TYPE_CHECKING:
@@ -34,6 +38,10 @@ logger = logging.getLogger("colbert_sqlite")
 
 # What is asked for there, no SQL answers.
 STATIC = ("/-/static", "/favicon.ico")
+MOST_ERRORS = 100
+SECONDS_TO_RETRY = 5.0
+# All that SQLite tells of an exception in a function, or in an aggregate.
+SQLITE_SAYS = ("user-defined function raised exception", "method raised error")
 ARBITRARY_SQL_ARGUMENTS = ("sql", "_where")
 
 
@@ -53,10 +61,16 @@ class Asking:
     actor: Actor = None
     arbitrary: bool = False
     searchable: dict[str, frozenset[str]] = field(default_factory=dict)
+    hidden_parts: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    error: str = ""
 
 
 # By Datasette and database: what its file was like, and the indexes that were in it.
 _known: WeakKeyDictionary[Datasette, dict[str, tuple[object, tuple[KnownIndex, ...]]]] = WeakKeyDictionary()
+# By Datasette and actor: what was wrong with the last call of a SQL function that failed.
+_errors: WeakKeyDictionary[Datasette, OrderedDict[str, str]] = WeakKeyDictionary()
+# By Datasette and database: until when not to try again.
+_unreadable: WeakKeyDictionary[Datasette, dict[str, float]] = WeakKeyDictionary()
 _asking: ContextVar[Asking | None] = ContextVar("colbert_asking", default=None)
 _deciding: ContextVar[bool] = ContextVar("colbert_deciding", default=False)
 
@@ -101,14 +115,44 @@ class Guard:
     def most(self, schema: str) -> int | None:
         return settings_for(self._datasette, self._name_of(schema)).max_k
 
-    def who(self) -> object:
+    def note(self, sentence: str) -> None:
         asking = _asking.get()
-        return None if asking is None else json.dumps(asking.actor, sort_keys=True, default=str)
+        if asking is None:
+            return
+        asking.error = sentence
+        # Anonymous visitors are many, and what one did wrong is none of the others' business.
+        if asking.actor is not None:
+            errors = _errors.setdefault(self._datasette, OrderedDict())
+            errors[_key_of(asking.actor)] = sentence
+            while len(errors) > MOST_ERRORS:
+                errors.popitem(last=False)
+
+    def noted(self) -> str | None:
+        asking = _asking.get()
+        errors = _errors.get(self._datasette) or {}
+        return None if asking is None or asking.actor is None else errors.get(_key_of(asking.actor))
 
     def _name_of(self, schema: str) -> str:
         if schema == "main":
             return self._database
         return next((name for name in self._datasette.databases if name.lower() == schema), schema)
+
+
+def _key_of(actor: Actor) -> str:
+    return json.dumps(actor, sort_keys=True, default=str)
+
+
+def error_of_request() -> str:
+    """Return what was wrong with a SQL function that the request called; empty if nothing was."""
+    asking = _asking.get()
+    return "" if asking is None else asking.error
+
+
+def complete(exception: Exception) -> None:
+    """Have a page that says no more than that a SQL function failed, say why."""
+    sentence, message = error_of_request(), getattr(exception, "message", None)
+    if sentence and isinstance(message, str) and any(text in message for text in SQLITE_SAYS):
+        exception.message = f"{message}: {sentence}"  # type: ignore[attr-defined]
 
 
 def begin() -> Callable[[], None]:
@@ -125,7 +169,11 @@ def noting(datasette: Datasette, request: Request, actors: Sequence[Any]) -> Cal
 
         actor, problem = None, None
         for one in actors:
-            # All are awaited: what is left would be warned of.
+            if actor and not is_1_0(datasette):
+                # 0.65 asks no further; what is left would be warned of.
+                if isawaitable(one):
+                    one.close()
+                continue
             try:
                 found = await await_me_maybe(one)
             except Exception as error:
@@ -198,10 +246,14 @@ async def known_indexes(datasette: Datasette, database: str) -> tuple[KnownIndex
     memo = _known.setdefault(datasette, {})
     seen, known = memo.get(database, (None, ()))
     if signature is None or seen != signature:
+        if monotonic() < _unreadable.setdefault(datasette, {}).get(database, 0):
+            raise Unreadable(f"the indexes of database {database!r} can't be read")
         try:
             known = await db.execute_fn(_read_indexes)
         except (ColbertError, sqlite3.Error) as error:
             logger.error("the indexes of database %r can't be read: %s", database, error)
+            # It may be locked, and every page would wait for it.
+            _unreadable[datasette][database] = monotonic() + SECONDS_TO_RETRY
             raise Unreadable(str(error)) from None
         memo[database] = signature, known
     return known
@@ -245,6 +297,16 @@ def _signature(db: Database) -> tuple[object, ...] | None:
 
 async def hidden_parts(datasette: Datasette, actor: Actor, database: str) -> set[str]:
     """Return the index tables of a database that the actor may not see: they are made of tables they may not see."""
+    asking, key = _asking.get(), (database, _key_of(actor))
+    if asking is None:
+        return await _hidden_parts(datasette, actor, database)
+    # Datasette asks for every table of a page, and once more whether anonymous visitors see it.
+    if key not in asking.hidden_parts:
+        asking.hidden_parts[key] = await _hidden_parts(datasette, actor, database)
+    return asking.hidden_parts[key]
+
+
+async def _hidden_parts(datasette: Datasette, actor: Actor, database: str) -> set[str]:
     from colbert_sqlite.catalogue import REGISTRY, index_tables
 
     try:
@@ -317,13 +379,17 @@ async def _rules_for_parts(datasette: Datasette, actor: Actor) -> Any:
     )
 
 
-def hidden_tables(datasette: Datasette) -> dict[str, Any]:
+def hidden_tables(datasette: Datasette, database: str) -> dict[str, Any]:
     """Return metadata that hides the tables that indexes are made of, as far as indexes are known by now."""
+    _, known = _known.get(datasette, {}).get(database, (None, ()))
+    names = tuple(index.name for index in known)
+    return {"databases": {database: {"tables": _hidden(names)}}} if names else {}
+
+
+@lru_cache(maxsize=64)
+def _hidden(indexes: tuple[str, ...]) -> dict[str, dict[str, bool]]:
     from colbert_sqlite.catalogue import REGISTRY, index_tables
 
-    databases = {}
-    for database, (_, known) in _known.get(datasette, {}).items():
-        if known:
-            tables = {REGISTRY, *(table for index in known for table in index_tables(index.name))}
-            databases[database] = {"tables": {table: {"hidden": True} for table in sorted(tables)}}
-    return {"databases": databases}
+    return {
+        table: {"hidden": True} for table in (REGISTRY, *(t for name in indexes for t in sorted(index_tables(name))))
+    }

@@ -33,6 +33,8 @@ log = logging.getLogger("colbert_sqlite")
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 # Jobs that ended and can still be looked at.
 KEPT = 50
+# Before that the first rows, which waited for the model, say little about the others.
+SECONDS_TO_TELL = 10.0
 # How long the end of the process waits for a job to notice. Progress is told after every chunk of rows: some seconds.
 SECONDS_TO_STOP = 10.0
 # What would compare every row, or failed the last time, is tried in every so many rounds only.
@@ -218,7 +220,10 @@ class Job:
         n_done = self.done - self.stage_began_at
         if self.state != "running" or self.stage_started is None or n_done <= 0:
             return None
-        return round((_now() - self.stage_started).total_seconds() * (self.total - self.done) / n_done)
+        seconds = (_now() - self.stage_started).total_seconds()
+        if seconds < SECONDS_TO_TELL:
+            return None
+        return round(seconds * (self.total - self.done) / n_done)
 
     @property
     def is_over(self) -> bool:

@@ -9,6 +9,7 @@ A GET changes nothing. Whoever may manage the indexes of a database still has to
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -246,8 +247,12 @@ def _index_json(asked: Asked, index: ManagedIndex) -> dict[str, Any]:
 
 
 async def _change(asked: Asked) -> Response:
+    from datasette.utils.asgi import BadRequest
+
     _refuse_read_only(asked)
     given = await _given(asked)
+    if not given.first("index"):
+        raise BadRequest("index is missing: its name says which one")
     index = _named(await _indexes(asked), given.first("index"))
     return await _submitted(asked, await _work(asked, index.status, given.first("action")))
 
@@ -377,15 +382,17 @@ def _creation(asked: Asked, conn: sqlite3.Connection, table: str, form: Form) ->
     :raises ValueError: if no column is chosen, or a name is none
     """
     from colbert_sqlite.storage.connection import plain_rows
-    from colbert_sqlite.storage.registry import refuse_to_replace, registered
+    from colbert_sqlite.storage.registry import registered
     from colbert_sqlite.storage.source import Source
 
     settings = IndexSettings(table=table, columns=form.columns, model=form.model, heading=form.heading or None)
     name = form.name or table
     with plain_rows(conn):
         Source.inspect(conn, table, settings.columns, heading=settings.heading)
-        refuse_to_replace(conn, name, False)
-        if any((known.name.lower(), known.state) == (name.lower(), "building") for known in registered(conn)):
+        states = [known.state for known in registered(conn) if known.name.lower() == name.lower()]
+        if "ready" in states:
+            raise IndexExists(f"there is an index called {name!r}: give this one another name, or rebuild that one")
+        if states:
             raise IndexExists(
                 f"a build of an index called {name!r} is not finished: continue or drop it, or choose another name"
             )
@@ -631,8 +638,20 @@ async def _read(asked: Asked, function: Callable[[sqlite3.Connection], Result]) 
 
 
 async def _given(asked: Asked) -> Given:
-    body = await asked.request.post_body()
-    return Given(parse_qs(body.decode(errors="replace")))
+    """The fields of a form, or of a JSON object with the same names.
+
+    :raises datasette.BadRequest: if the body is neither
+    """
+    from datasette.utils.asgi import BadRequest
+
+    body = (await asked.request.post_body()).decode(errors="replace")
+    if not asked.request.headers.get("content-type", "").startswith("application/json"):
+        return Given(parse_qs(body))
+    try:
+        fields = {name: value if isinstance(value, list) else [value] for name, value in json.loads(body).items()}
+    except (ValueError, AttributeError):
+        raise BadRequest("the body must be a JSON object, or a form") from None
+    return Given({name: [str(value) for value in values] for name, values in fields.items()})
 
 
 def _refuse_read_only(asked: Asked) -> None:

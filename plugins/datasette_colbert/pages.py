@@ -6,6 +6,9 @@ In: requests. Out: responses. Leaves to others: who may see what (access.py), se
 
 from __future__ import annotations
 
+import asyncio
+import csv
+import io
 import logging
 import re
 import sqlite3
@@ -39,6 +42,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("colbert_sqlite")
 
 N_EXAMPLES = 3
+MOST_DIGITS = 9
+MODE_TITLES = {
+    "colbert": "Rows by what they mean",
+    "hybrid": "Rows by what they mean and by full-text search, together",
+    "fts": "Rows that full-text search finds, ordered by what they mean",
+}
 NO_INDEX = "There is no such ColBERT index"
 _ISO_DATE = re.compile(r"(\d{4}-\d\d-\d\d)([T ]\d\d:\d\d.*)?$")
 _DATE_NAMES = ("publish", "date", "created", "posted", "added", "updated")
@@ -111,7 +120,10 @@ async def search(datasette: Datasette, request: Request) -> Response:
     search = _Search(datasette, request, place)
     await search.run()
     if _wants_json(request):
-        return search.json()
+        # A hundred explanations are megabytes.
+        return await asyncio.to_thread(search.json)
+    if _wants_csv(request):
+        return search.csv()
     context = {
         "database": place.database,
         "page": await search.page(),
@@ -135,7 +147,8 @@ async def similar(datasette: Datasette, request: Request) -> Response:
     except SourceError as error:
         if not await _row(datasette, place, pk):
             raise NotFound("Record not found: " + request.url_vars["pks"]) from None
-        failure = Failure(f"{error}", 404)
+        logger.info("similar rows: %s", error)
+        failure = Failure("this row is not in the index: it is empty, or was not there at the last sync", 404)
     except Exception as error:
         failure = explained_failure(error, place.database, place.known.name)
     if _wants_json(request):
@@ -193,6 +206,7 @@ class _Search:
         place, service = self._place, service_of(self._datasette)
         try:
             self._mode, self._page_number, self._size = self._arguments()
+            await self._check_columns()
             self._conditions = await conditions(self._datasette, self._request, place.database, place.known.table)
             if not self._query:
                 self._facts = await service.facts(place.database, place.known.name)
@@ -226,11 +240,25 @@ class _Search:
         if mode not in MODES:
             raise ValueError(f"_mode must be {', '.join(MODES[:-1])} or {MODES[-1]}, not {mode!r}")
         most = self._settings.max_k
-        size = _whole(args.get("_size"), "_size", self._settings.page_size, most)
+        asked_size = str(most) if args.get("_size") == "max" else args.get("_size")
+        size = _whole(asked_size, "_size", self._settings.page_size, most)
         return mode, _whole(args.get("_page"), "_page", 1, most), size
+
+    async def _check_columns(self) -> None:
+        """Make sure that ``_col``, ``_nocol`` and ``_facet`` name columns.
+
+        :raises ValueError: if not
+        """
+        columns = await self._datasette.databases[self._place.database].table_columns(self._place.known.table)
+        args = self._request.args
+        for name in [name for arg in ("_col", "_nocol", "_facet") for name in args.getlist(arg)]:
+            if name not in columns:
+                raise ValueError(f"table {self._place.known.table} has no column {name!r}")
 
     @property
     def _explains(self) -> bool:
+        if _wants_csv(self._request):
+            return False
         return not _wants_json(self._request) or bool(self._request.args.get("_explain"))
 
     @property
@@ -244,6 +272,24 @@ class _Search:
     @property
     def _has_more(self) -> bool:
         return self._found is not None and len(self._found.ranked) > self._slice.stop
+
+    def csv(self) -> Response:
+        """The rows of this page, best first."""
+        from datasette import Response
+
+        if self.failure is not None:
+            return Response.text(self.failure.sentence, status=self.failure.status, headers=self.failure.headers)
+        datasette, place, out = self._datasette, self._place, io.StringIO(newline="")
+        assert self._facts is not None
+        rows = [_hit_json(datasette, self._request, place.database, self._facts, hit) for hit in self._hits]
+        writer = csv.writer(out)
+        columns = [*rows[0]["row"]] if rows else []
+        ours = ("rank", "score", "normalised_score", "stale", "passage")
+        # A column of the table that is called as one of ours keeps its name.
+        writer.writerow([*(f"colbert_{name}" if name in columns else name for name in ours), *columns])
+        for row in rows:
+            writer.writerow([*(row[name] for name in ours), *(row["row"][column] for column in columns)])
+        return Response(out.getvalue(), content_type="text/csv; charset=utf-8")
 
     def json(self) -> Response:
         if self.failure is not None:
@@ -305,20 +351,28 @@ class _Search:
             previous_url=self._url(_page=str(self._page_number - 1)) if self._page_number > 1 else "",
             next_url=self._url(_page=str(self._page_number + 1)) if self._has_more else "",
             json_url=_json_url(self._path, request),
+            csv_url=self._url(".csv"),
+            n_faceted=len(self._found.ranked) if self._found and facets else 0,
             manage_url=await manage_url(datasette, request, place.database),
             table_search_url=self._table_url(),
         )
 
     async def _examples(self, label: str | None) -> tuple[Choice, ...]:
         """Where there is no query yet: what some rows are called, to begin with."""
+        from datasette.database import QueryInterrupted
+
         from colbert_sqlite.catalogue import quote_identifier
 
         if self._query or label is None:
             return ()
         column, table = quote_identifier(label), quote_identifier(self._place.known.table)
-        rows = await self._datasette.databases[self._place.database].execute(
-            f"select {column} from {table} where typeof({column}) = 'text' and {column} like '% %' limit {N_EXAMPLES}"
-        )
+        try:
+            rows = await self._datasette.databases[self._place.database].execute(
+                f"select {column} from {table} where typeof({column}) = 'text' and {column} like '% %'"
+                f" limit {N_EXAMPLES}"
+            )
+        except QueryInterrupted:
+            return ()
         return tuple(Choice(value=row[0], label=row[0], url=self._url(q=row[0]), selected=False) for row in rows.rows)
 
     def _modes(self) -> list[Choice]:
@@ -330,8 +384,9 @@ class _Search:
                 url=self._url(_mode=mode, _page=None),
                 selected=mode == self._mode,
                 why_not="" if mode == "colbert" else why_not,
+                title=title,
             )
-            for mode in MODES
+            for mode, title in MODE_TITLES.items()
         ]
 
     async def _facets(self) -> tuple[list[dict[str, Any]], tuple[Choice, ...]]:
@@ -385,7 +440,7 @@ def explained_failure(error: Exception, database: str, index: str) -> Failure:
         return Failure(str(error), 503)
     if isinstance(error, (Base400, DatasetteError)):
         raise error
-    if isinstance(error, (ValueError, SourceError)):
+    if isinstance(error, ValueError):
         return Failure(str(error), 400)
     if isinstance(error, QueryInterrupted):
         return Failure("the filters take too long: use fewer or simpler ones", 400)
@@ -494,6 +549,10 @@ def _wants_json(request: Request) -> bool:
     return str(request.path).endswith(".json")
 
 
+def _wants_csv(request: Request) -> bool:
+    return str(request.path).endswith(".csv")
+
+
 def _json_url(path: str, request: Request) -> str:
     query = f"?{request.query_string}" if request.query_string else ""
     return f"{path}.json{query}"
@@ -502,7 +561,7 @@ def _json_url(path: str, request: Request) -> str:
 def _whole(value: str | None, name: str, default: int, most: int) -> int:
     if not value:
         return default
-    if not value.isdecimal() or not 1 <= int(value[:9]) <= most:
+    if not value.isdecimal() or len(value) > MOST_DIGITS or not 1 <= int(value) <= most:
         raise ValueError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
     return int(value)
 
@@ -554,7 +613,10 @@ def shown_hit(datasette: Datasette, place: Place, found: Found, hit: Hit, label:
         stale=hit.stale,
         heading=heading if isinstance(heading, str) else "",
         passage=hit.passage.text,
-        similar_url=index_url(datasette, place.database, place.known.name, "similar", row_path(hit.pk)),
+        # Paths are text: no row page of Datasette has a BLOB in its path either.
+        similar_url=""
+        if are_blobs([hit.pk])
+        else index_url(datasette, place.database, place.known.name, "similar", row_path(hit.pk)),
         explanation=found.explanations.get(hit.rank),
     )
 

@@ -17,12 +17,12 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
-from colbert_sqlite.errors import ColbertError, IndexNotFound, ModelMismatch
+from colbert_sqlite.errors import ColbertError, IndexNotFound, ModelMismatch, SourceError
 from datasette_colbert.access import is_internal
 from datasette_colbert.compat import prepared
 from datasette_colbert.settings import settings_for
@@ -191,7 +191,9 @@ class Service:
         from colbert_sqlite.storage.source import pk_of
 
         started, facts = perf_counter(), _facts(index)
-        if question.is_default_mode and not facts.has_fts:
+        if question.mode != "colbert" and not facts.has_fts:
+            if not question.is_default_mode:
+                raise ValueError(f"table {facts.table} has no FTS5 index, which mode {question.mode} needs")
             question = question._replace(mode="colbert")
         check_queries([question.query])
         encoder = self._encoder(database, index)
@@ -199,7 +201,7 @@ class Service:
         params = question.params if question.where else None
         explainer = Explainer(encoder, question.query, embeddings) if explain else None
         hits, explanations = [], {}
-        with index.searcher(question.where, params) as (searcher, allowed):
+        with self._filtered(index, question.where, params) as (searcher, allowed):
             ranked = _ranked(searcher, question, embeddings, allowed)
             first_rank = (shown.start or 0) + 1
             for hit, passage in searcher.hits_to_explain(ranked[shown], len(embeddings), first_rank=first_rank):
@@ -209,6 +211,28 @@ class Service:
         milliseconds = (perf_counter() - started) * 1000
         rows = [RankedRow(pk_of(row.place.key), row.score) for row in ranked]
         return Found(facts, question.mode, rows, hits, explanations, milliseconds)
+
+    @contextmanager
+    def _filtered(
+        self, index: Index, where: str | None, params: Mapping[str, Any] | None
+    ) -> Iterator[tuple[Searcher, NDArray[np.int64] | None]]:
+        """A state of the index, and the passages that a filter allows, if it says so as soon as SQL has to here."""
+        deadline, limit = self._own.deadline, self._datasette.setting("sql_time_limit_ms")
+        self._own.deadline = min(deadline, monotonic() + limit / 1000)
+        with ExitStack() as stack:
+            try:
+                entered = stack.enter_context(index.searcher(where, params))
+            except sqlite3.OperationalError as error:
+                if where is None or str(error) != "interrupted" or monotonic() >= deadline:
+                    raise
+                raise ValueError(f"the filters take longer than {limit} ms: use fewer or simpler ones") from None
+            except SourceError as error:
+                if where is None or _is_broken(index):
+                    raise
+                raise ValueError(str(error)) from None
+            finally:
+                self._own.deadline = deadline
+            yield entered
 
     def _similar(self, database: str, name: str, pk: Any, k: int) -> Found:
         def found(index: Index) -> Found:
@@ -258,8 +282,8 @@ class Service:
     @contextmanager
     def _in_time(self, conn: sqlite3.Connection) -> Iterator[None]:
         """Have SQLite stop what runs past the deadline."""
-        deadline = self._own.deadline
-        conn.set_progress_handler(lambda: monotonic() > deadline, INSTRUCTIONS)
+        own = self._own
+        conn.set_progress_handler(lambda: monotonic() > own.deadline, INSTRUCTIONS)
         try:
             yield
         finally:
@@ -275,13 +299,15 @@ class Service:
             if settings.serves(name):
                 try:
                     self._own.deadline = float("inf")
-                    model = self._opened(database, name, lambda index: index.settings.model)
-                    if settings.sql_functions is not False and model == (settings.model or DEFAULT_MODEL):
-                        # Under its name, as colbert_score() and others ask for it.
-                        cached_encoder(model)
                     self._search(database, name, Question("warm", 1, "colbert"), slice(1), True)
                 except Exception as error:
                     logger.warning("index %r of database %r can't be searched: %s", name, database, error)
+                    continue
+                model = self._opened(database, name, lambda index: index.settings.model)
+                if settings.sql_functions is not False and model == (settings.model or DEFAULT_MODEL):
+                    # Under its name, as colbert_score() and others ask for it. They say if it is not there.
+                    with suppress(ColbertError):
+                        cached_encoder(model)
 
 
 def _ranked(
@@ -304,14 +330,24 @@ def _ranked(
     return ranked
 
 
+def _is_broken(index: Index) -> bool:
+    """Whether an index can't be searched without filters either."""
+    try:
+        with index.searcher():
+            return False
+    except SourceError:
+        return True
+
+
 def _facts(index: Index) -> Facts:
-    settings = index.settings
+    # Settings are those of the last reading: the index may have been built anew, of another table.
+    pending_changes, settings = index.pending_changes, index.settings
     return Facts(
         table=settings.table,
         columns=tuple(settings.columns),
         key_columns=index.key_columns,
         heading=settings.heading,
-        pending_changes=index.pending_changes,
+        pending_changes=pending_changes,
         has_fts=index.has_fts(),
     )
 

@@ -7,7 +7,7 @@ written, which Datasette knows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -21,6 +21,8 @@ MODES = ("colbert", "hybrid", "fts")
 SWITCHES = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 # These are of the process, not of a database or a table.
 OF_PROCESS = ("num_search_threads", "max_queued_searches", "search_time_limit_ms", "auto_sync_seconds")
+# And these of a database.
+OF_DATABASE = ("indexes", "sql_functions")
 
 SqlFunctions = bool | Literal["actors"]
 
@@ -83,6 +85,10 @@ def check_settings(datasette: Datasette) -> None:
         settings_for(datasette, database)
         for table, of_table in _mapping(of_database, "tables").items():
             _refuse_process_settings(of_table, f"table {table}")
+            own = _mapping(_mapping(of_table, "plugins"), PLUGIN)
+            for name in OF_DATABASE:
+                if name in own:
+                    raise _wrong(f"{name} is a setting of a whole database, not of table {table}: move it there")
             settings_for(datasette, database, table)
 
 
@@ -95,9 +101,11 @@ def parsed(config: Mapping[str, Any]) -> PluginSettings:
     if unknown := sorted(set(config) - known):
         raise _wrong(f"there is no setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
     settings = PluginSettings(**{name: _value(name, value) for name, value in config.items()})
-    if settings.page_size > settings.max_k:
+    if settings.page_size <= settings.max_k:
+        return settings
+    if "page_size" in config:
         raise _wrong(f"page_size is {settings.page_size}, more than the {settings.max_k} rows of max_k")
-    return settings
+    return replace(settings, page_size=settings.max_k)
 
 
 def _value(name: str, value: Any) -> Any:

@@ -69,7 +69,7 @@ def _status(
     common: dict[str, Any] = {"name": name, "table": table, "rows_built": begun.get("rows", 0) if building else None}
     if "problem" in facts:
         return Status(**common, state="unreadable", problem=facts["problem"])
-    common |= {"columns": tuple(facts["columns"]), "model": facts["model"]}
+    common |= {"columns": tuple(facts["columns"]), "heading": facts["heading"] or "", "model": facts["model"]}
     if ready is None:
         return Status(**common, state="unfinished", bytes=facts["bytes"])
     return Status(
@@ -88,12 +88,7 @@ def _prospects(conn: sqlite3.Connection, name: str) -> dict[str, Any]:
     from colbert_sqlite.index import Index
 
     index = Index.open(conn, name)
-    heading = index.settings.heading or ""
     try:
-        return {
-            "heading": heading,
-            "pending_changes": index.pending_changes,
-            "why_rebuild": index.why_rebuild() or "",
-        }
+        return {"pending_changes": index.pending_changes, "why_rebuild": index.why_rebuild() or ""}
     except ColbertError as error:
-        return {"heading": heading, "problem": str(error)}
+        return {"problem": str(error)}

@@ -206,7 +206,7 @@ def _n_rows(datasette: Datasette, request: Request, database: str, table: str, m
 
 
 def _description(words: str) -> str:
-    return f'text answers "{words}"'
+    return f'text best answers "{words}"'
 
 
 def _refusal(failure: Failure) -> Exception:

@@ -30,13 +30,14 @@ class ShownIndex:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of several links; ``why_not`` says why it can't be chosen."""
+    """One of several links; ``title`` says more of it, ``why_not`` why it can't be chosen."""
 
     value: str
     label: str
     url: str
     selected: bool
     why_not: str = ""
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,10 @@ class SearchPage:
     """``/{database}/-/colbert/{index}``.
 
     ``hidden`` are arguments that a form hands on, the mode among them; ``facets`` what Datasette's own
-    ``_facet_results.html`` reads, which also wants ``path_with_replaced_args`` in the context. ``words`` are the texts
-    of the query's words, in the order of ``Explanation.matches``. ``examples`` are queries to begin with. ``error`` is
-    a sentence for the reader; ``hits`` is empty then. ``milliseconds`` is None without a query.
+    ``_facet_results.html`` reads, which also wants ``path_with_replaced_args`` in the context, and ``n_faceted`` how
+    many rows they count. ``words`` are the texts of the query's words, in the order of ``Explanation.matches``.
+    ``examples`` are queries to begin with. ``error`` is a sentence for the reader; ``hits`` is empty then.
+    ``milliseconds`` is None without a query.
     """
 
     index: ShownIndex
@@ -93,6 +95,8 @@ class SearchPage:
     previous_url: str = ""
     next_url: str = ""
     json_url: str = ""
+    csv_url: str = ""
+    n_faceted: int = 0
     manage_url: str = ""
     table_search_url: str = ""
 
