@@ -15,11 +15,11 @@ import json
 import logging
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from functools import lru_cache
-from inspect import isawaitable
+from inspect import iscoroutine
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -129,7 +129,7 @@ class Guard:
 
     def noted(self) -> str | None:
         asking = _asking.get()
-        errors = _errors.get(self._datasette) or {}
+        errors: Mapping[str, str] = _errors.get(self._datasette, OrderedDict())
         return None if asking is None or asking.actor is None else errors.get(_key_of(asking.actor))
 
     def _name_of(self, schema: str) -> str:
@@ -171,7 +171,7 @@ def noting(datasette: Datasette, request: Request, actors: Sequence[Any]) -> Cal
         for one in actors:
             if actor and not is_1_0(datasette):
                 # 0.65 asks no further; what is left would be warned of.
-                if isawaitable(one):
+                if iscoroutine(one):
                     one.close()
                 continue
             try:
