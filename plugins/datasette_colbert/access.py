@@ -142,17 +142,13 @@ def _key_of(actor: Actor) -> str:
     return json.dumps(actor, sort_keys=True, default=str)
 
 
-def error_of_request() -> str:
-    """Return what was wrong with a SQL function that the request called; empty if nothing was."""
-    asking = _asking.get()
-    return "" if asking is None else asking.error
-
-
 def complete(exception: Exception) -> None:
     """Have a page that says no more than that a SQL function failed, say why."""
-    sentence, message = error_of_request(), getattr(exception, "message", None)
-    if sentence and isinstance(message, str) and any(text in message for text in SQLITE_SAYS):
-        exception.message = f"{message}: {sentence}"  # type: ignore[attr-defined]
+    asking, message = _asking.get(), getattr(exception, "message", None)
+    if asking is None or not asking.error or not isinstance(message, str):
+        return
+    if any(text in message for text in SQLITE_SAYS):
+        exception.message = f"{message}: {asking.error}"  # type: ignore[attr-defined]
 
 
 def begin() -> Callable[[], None]:
@@ -212,12 +208,8 @@ def _database_of(datasette: Datasette, request: Request) -> str | None:
 
     path = request.path.removeprefix(datasette.setting("base_url").rstrip("/"))
     route = tilde_decode(path.lstrip("/").partition("/")[0])
-    named = [
-        name
-        for name, database in datasette.databases.items()
-        if database.route in (route, route.rpartition(".")[0]) and name != "_memory"
-    ]
-    return named[0] if named else None
+    by_route = {database.route: name for name, database in datasette.databases.items() if name != "_memory"}
+    return by_route.get(route) or by_route.get(route.rpartition(".")[0])
 
 
 async def visible_indexes(datasette: Datasette, actor: Actor, database: str) -> list[KnownIndex]:

@@ -216,18 +216,25 @@ class Service:
     def _filtered(
         self, index: Index, where: str | None, params: Mapping[str, Any] | None
     ) -> Iterator[tuple[Searcher, NDArray[np.int64] | None]]:
-        """A state of the index, and the passages that a filter allows, if it says so as soon as SQL has to here."""
+        """A state of the index, and the passages that a filter allows, which has the time that any SQL has here.
+
+        :raises ValueError: if the filter can't be used, or takes longer
+        """
+        if where is None:
+            with index.searcher() as entered:
+                yield entered
+            return
         deadline, limit = self._own.deadline, self._datasette.setting("sql_time_limit_ms")
-        self._own.deadline = min(deadline, monotonic() + limit / 1000)
         with ExitStack() as stack:
+            self._own.deadline = min(deadline, monotonic() + limit / 1000)
             try:
                 entered = stack.enter_context(index.searcher(where, params))
             except sqlite3.OperationalError as error:
-                if where is None or str(error) != "interrupted" or monotonic() >= deadline:
+                if str(error) != "interrupted" or monotonic() >= deadline:
                     raise
                 raise ValueError(f"the filters take longer than {limit} ms: use fewer or simpler ones") from None
             except SourceError as error:
-                if where is None or _is_broken(index):
+                if _is_broken(index):
                     raise
                 raise ValueError(str(error)) from None
             finally:
