@@ -269,6 +269,8 @@ async def test_a_damaged_registry_harms_no_other_page(
 async def test_no_other_plugin_puts_functions_without_a_guard_on_a_connection(path: Path, switch: Any) -> None:
     datasette = serving(path, plugin={"sql_functions": switch}, settings={"num_sql_threads": 1})
     await datasette.invoke_startup()
+    # Whatever is installed is registered by the first of them.
+    sqlite_utils.Database(memory=True).close()
     known = sqlite_utils_plugins.is_registered(sqlite_utils_colbert)
     name = None if known else sqlite_utils_plugins.register(sqlite_utils_colbert)
     try:

@@ -213,7 +213,7 @@ class _Search:
                 return
             # Facets count all rows that can be reached by paging.
             deep = self._page_number > 1 or "_facet" in self._request.args
-            k = self._settings.max_k if deep else self._size + 1
+            k = self._settings.max_k if deep else min(self._size + 1, self._settings.max_k)
             question = Question(
                 self._query,
                 k,
