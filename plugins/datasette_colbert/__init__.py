@@ -33,6 +33,7 @@ def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
     """Refuse a wrong configuration before anything is served."""
     check_settings(datasette)
     access.carry_context(datasette)
+    compat.load_sqlite_utils_plugins(datasette)
 
     async def read_registries() -> None:
         await access.read_registries(datasette)

@@ -86,6 +86,14 @@ def actions(datasette: Datasette) -> list[Any]:
     ]
 
 
+def load_sqlite_utils_plugins(datasette: Datasette) -> None:
+    """Load what 1.0 loads in several threads at once with the first pages of tables, where one of them then fails."""
+    if is_1_0(datasette):
+        from sqlite_utils.plugins import ensure_plugins_loaded
+
+        ensure_plugins_loaded()
+
+
 def error_body(datasette: Datasette, message: str, status: int) -> dict[str, Any]:
     """Return what Datasette itself says in JSON about an error."""
     if is_1_0(datasette):
