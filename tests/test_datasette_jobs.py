@@ -275,8 +275,10 @@ def test_closing_cancels_what_there_is_and_takes_no_more(long_table: Path) -> No
 
 
 SERVER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+# Whatever a shell starts in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from colbert_sqlite import indexing
 from datasette_colbert.jobs import Create, Jobs
 from colbert_sqlite.settings import IndexSettings
