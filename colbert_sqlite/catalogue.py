@@ -28,7 +28,7 @@ __all__ = [
 
 
 def list_indexes(db: Database) -> list[dict[str, Any]]:
-    """Return name, state, table, columns, model, dim, nbits and counts of every index, unfinished ones too.
+    """Return name, state, table, columns, heading, model, dim, nbits and counts of every index, unfinished too.
 
     An index that this release can't read has only name, state "unreadable", and the problem.
     """
