@@ -206,6 +206,13 @@ async def test_facets_count_the_rows_that_were_found(datasette: Datasette) -> No
 
 
 @pytest.mark.asyncio
+async def test_configured_facets_count_them_too(path: Path) -> None:
+    config = {"databases": {"blog": {"tables": {"posts": {"facets": ["topic"]}}}}}
+    page = (await get(serving(path, config=config), PAGE, q="comet")).text
+    assert "Counted among the best 30 rows" in page
+
+
+@pytest.mark.asyncio
 async def test_words_that_answer_are_marked_and_the_rest_is_escaped(datasette: Datasette) -> None:
     page = (await get(datasette, PAGE, q="comet", _size="1")).text
     assert re.search(r'<mark class="colbert-heat-4" data-query-word="0"[^>]*>comet</mark>', page)

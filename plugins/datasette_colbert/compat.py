@@ -149,8 +149,11 @@ def prepared(datasette: Datasette, database: str) -> sqlite3.Connection:
 def table_setting(datasette: Datasette, database: str, table: str, name: str) -> Any:
     """Return what the configuration says of a table, such as its ``label_column``."""
     if is_1_0(datasette):
-        databases: Mapping[str, Any] = datasette.config.get("databases") or {}
-        return (databases.get(database) or {}).get("tables", {}).get(table, {}).get(name)
+        found: Mapping[str, Any] = datasette.config
+        for key in ("databases", database, "tables", table):
+            # What is written down and left empty is None.
+            found = found.get(key) or {}
+        return found.get(name)
     return datasette.table_metadata(database, table).get(name)
 
 

@@ -212,7 +212,8 @@ class _Search:
                 self._facts = await service.facts(place.database, place.known.name)
                 return
             # Facets count all rows that can be reached by paging.
-            deep = self._page_number > 1 or "_facet" in self._request.args
+            has_facets = table_setting(self._datasette, place.database, place.known.table, "facets")
+            deep = self._page_number > 1 or "_facet" in self._request.args or bool(has_facets)
             k = self._settings.max_k if deep else min(self._size + 1, self._settings.max_k)
             question = Question(
                 self._query,
