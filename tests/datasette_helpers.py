@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasette_colbert
+from datasette import handle_exception
 from datasette.app import Datasette
 from datasette.plugins import pm
 
@@ -23,9 +24,12 @@ ROOT = {"id": "root"}
 def plugin() -> Iterator[None]:
     """The plugin registered, installed or not, and what it leaves in the process cleared away."""
     name = None if pm.is_registered(datasette_colbert) else pm.register(datasette_colbert)
+    # Where it is installed, Datasette prints a picture of every page that is not found, which takes half a second.
+    rich, handle_exception.rich = handle_exception.rich, None
     try:
         yield
     finally:
+        handle_exception.rich = rich
         if name:
             pm.unregister(datasette_colbert)
         sql_functions._files.clear()
