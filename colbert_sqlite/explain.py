@@ -256,11 +256,14 @@ class Explainer:
 def _passage_words(text: str, n_heading: int, document: Words, likeness: Likeness) -> list[PassageWord]:
     words = []
     n_query_words, n_words = likeness.similarities.shape
+    best: list[int | None] = [None] * n_words
+    similarities, heats = [0.0] * n_words, [0] * n_words
     if n_query_words:
         is_marked = likeness.prominence.any(axis=0)
-        best = np.where(is_marked, likeness.prominence.argmax(axis=0), likeness.similarities.argmax(axis=0)).tolist()
-        similarities = likeness.similarities[best, range(n_words)].tolist()
-        heats = [_heat(one) for one in likeness.prominence[best, range(n_words)].tolist()]
+        chosen = np.where(is_marked, likeness.prominence.argmax(axis=0), likeness.similarities.argmax(axis=0))
+        best, of_word = chosen.tolist(), (chosen, np.arange(n_words))
+        similarities = likeness.similarities[of_word].tolist()
+        heats = [_heat(one) for one in likeness.prominence[of_word].tolist()]
     for at, (start, end) in enumerate(document.spans):
         in_heading = start < n_heading
         # A line break is between the heading and the passage.
@@ -271,9 +274,9 @@ def _passage_words(text: str, n_heading: int, document: Words, likeness: Likenes
                 start=start - shift,
                 end=end - shift,
                 in_heading=in_heading,
-                query_word=best[at] if n_query_words else None,
-                similarity=similarities[at] if n_query_words else 0.0,
-                heat=heats[at] if n_query_words else 0,
+                query_word=best[at],
+                similarity=similarities[at],
+                heat=heats[at],
             )
         )
     return words

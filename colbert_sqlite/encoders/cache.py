@@ -83,8 +83,13 @@ def cached_encoder(
             return _kept(encoder.fingerprint, options) or _keep(encoder, options)
 
 
-def shared_encoder(fingerprint: str, load: Callable[[], Encoder]) -> Encoder:
-    """The encoder with that fingerprint, loaded without options by :func:`cached_encoder` or, if not yet, by *load*."""
+def shared_encoder(fingerprint: str, load: Callable[[], Encoder], *, configured: str | None = None) -> Encoder:
+    """The encoder with that fingerprint, loaded without options by :func:`cached_encoder` or, if not yet, by *load*.
+
+    :param configured: a model to use in place of it, if that has the fingerprint
+    """
+    if configured and (given := cached_encoder(configured)).fingerprint == fingerprint:
+        return given
     if encoder := _kept(fingerprint, _Options()):
         return encoder
     with _loading:

@@ -29,16 +29,12 @@ hookimpl = HookimplMarker("datasette")
 
 
 @hookimpl
-def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
+def startup(datasette: Datasette) -> Awaitable[None]:
     """Refuse a wrong configuration before anything is served."""
     check_settings(datasette)
     access.carry_context(datasette)
     compat.load_sqlite_utils_plugins(datasette)
-
-    async def read_registries() -> None:
-        await access.read_registries(datasette)
-
-    return read_registries
+    return access.read_registries(datasette)
 
 
 @hookimpl

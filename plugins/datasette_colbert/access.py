@@ -22,7 +22,7 @@ from functools import lru_cache
 from inspect import iscoroutine
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from colbert_sqlite.errors import ColbertError
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from datasette.database import Database
 
 logger = logging.getLogger("colbert_sqlite")
+
+Result = TypeVar("Result")
 
 # What is asked for there, no SQL answers.
 STATIC = ("/-/static", "/favicon.ico")
@@ -55,13 +57,16 @@ class KnownIndex(NamedTuple):
 
 @dataclass(slots=True)
 class Asking:
-    """Who sent the request that is being answered, and what they may search, by database."""
+    """Who sent the request that is being answered, and what they may search, by database.
+
+    ``found`` is what was found out for it, by what, of which database, and for whom.
+    """
 
     known: bool = False
     actor: Actor = None
     arbitrary: bool = False
     searchable: dict[str, frozenset[str]] = field(default_factory=dict)
-    hidden_parts: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    found: dict[tuple[object, str, str], Any] = field(default_factory=dict)
     error: str = ""
 
 
@@ -217,6 +222,26 @@ async def visible_indexes(datasette: Datasette, actor: Actor, database: str) -> 
 
     All are looked at whichever is wanted: how long that takes says nothing about a single one.
     """
+    return await _once(_visible_indexes, datasette, actor, database)
+
+
+async def _once(
+    find: Callable[[Datasette, Actor, str], Awaitable[Result]], datasette: Datasette, actor: Actor, database: str
+) -> Result:
+    """What *find* says, asked once for a request.
+
+    Several parts of a page want to know, Datasette asks for every table of it, and once more for anonymous visitors.
+    """
+    asking, key = _asking.get(), (find, database, _key_of(actor))
+    if asking is None:
+        return await find(datasette, actor, database)
+    if key not in asking.found:
+        asking.found[key] = await find(datasette, actor, database)
+    found: Result = asking.found[key]
+    return found
+
+
+async def _visible_indexes(datasette: Datasette, actor: Actor, database: str) -> list[KnownIndex]:
     settings = settings_for(datasette, database)
     try:
         known = await known_indexes(datasette, database)
@@ -289,13 +314,7 @@ def _signature(db: Database) -> tuple[object, ...] | None:
 
 async def hidden_parts(datasette: Datasette, actor: Actor, database: str) -> set[str]:
     """Return the index tables of a database that the actor may not see: they are made of tables they may not see."""
-    asking, key = _asking.get(), (database, _key_of(actor))
-    if asking is None:
-        return await _hidden_parts(datasette, actor, database)
-    # Datasette asks for every table of a page, and once more whether anonymous visitors see it.
-    if key not in asking.hidden_parts:
-        asking.hidden_parts[key] = await _hidden_parts(datasette, actor, database)
-    return asking.hidden_parts[key]
+    return await _once(_hidden_parts, datasette, actor, database)
 
 
 async def _hidden_parts(datasette: Datasette, actor: Actor, database: str) -> set[str]:
@@ -338,14 +357,10 @@ def is_internal(datasette: Datasette, database: str) -> bool:
     return database in ("_internal", "_memory") or bool(getattr(datasette.databases[database], "is_temp_disk", False))
 
 
-async def _no_rule() -> None:
-    return None
-
-
-def rules_for_parts(datasette: Datasette, actor: Actor) -> Awaitable[Any]:
+def rules_for_parts(datasette: Datasette, actor: Actor) -> Awaitable[Any] | None:
     """Return what denies, in 1.0, the tables that indexes of forbidden tables are made of."""
     # Whether those are forbidden is asked of the very hook that wants to know.
-    return _no_rule() if _deciding.get() else _rules_for_parts(datasette, actor)
+    return None if _deciding.get() else _rules_for_parts(datasette, actor)
 
 
 async def _rules_for_parts(datasette: Datasette, actor: Actor) -> Any:

@@ -112,16 +112,18 @@ class Sync(_Target):
     model: str | None = None
 
     def run(self, progress: ProgressCallback) -> dict[str, int]:
-        from colbert_sqlite.encoders.cache import cached_encoder, shared_encoder
+        from colbert_sqlite.encoders.cache import shared_encoder
         from colbert_sqlite.index import Index
 
         with Index.open(self.path, self.index) as index:
             n_pending, fingerprint = index.pending_changes, index.model_fingerprint
             if n_pending == 0:
                 return index.sync(progress=progress)
-            model: str | Encoder | None = _fitting(self.model, fingerprint)
+            model: str | Encoder | None
             if n_pending is not None and n_pending <= FEW_ROWS:
-                model = cached_encoder(model) if model else shared_encoder(fingerprint, lambda: index.encoder)
+                model = shared_encoder(fingerprint, lambda: index.encoder, configured=self.model)
+            else:
+                model = _fitting(self.model, fingerprint)
         with Index.open(self.path, self.index, model=model) as index:
             return index.sync(progress=progress)
 

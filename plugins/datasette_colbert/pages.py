@@ -136,17 +136,15 @@ async def search(datasette: Datasette, request: Request) -> Response:
 
 async def similar(datasette: Datasette, request: Request) -> Response:
     """``/{database}/-/colbert/{index}/similar/{pks}``: the rows most like one."""
-    from datasette import NotFound, Response
+    from datasette import Response
 
     place = await _place(datasette, request)
-    pk = await pk_in_path(datasette, place.database, place.known.table, request.url_vars["pks"])
+    pk, row = await row_in_path(datasette, place.database, place.known.table, request.url_vars["pks"])
     settings = settings_for(datasette, place.database, place.known.table)
     found, failure = None, None
     try:
         found = await service_of(datasette).similar(place.database, place.known.name, pk, settings.page_size)
     except SourceError as error:
-        if not await _row(datasette, place, pk):
-            raise NotFound("Record not found: " + request.url_vars["pks"]) from None
         logger.info("similar rows: %s", error)
         failure = Failure("this row is not in the index: it is empty, or was not there at the last sync", 404)
     except Exception as error:
@@ -166,7 +164,6 @@ async def similar(datasette: Datasette, request: Request) -> Response:
             },
         )
     facts = found.facts if found else None
-    row = await _row(datasette, place, pk) or {}
     label = await label_column(datasette, place, facts)
     page = SimilarPage(
         index=shown_index(datasette, place.database, place.known, facts),
@@ -477,10 +474,10 @@ async def manage_url(datasette: Datasette, request: Request, database: str) -> s
     return f"{datasette.urls.database(database)}/-/colbert-manage"
 
 
-async def pk_in_path(datasette: Datasette, database: str, table: str, path: str) -> Any:
-    """Return the primary key that a row's path says, as the values that the columns hold.
+async def row_in_path(datasette: Datasette, database: str, table: str, path: str) -> tuple[Any, dict[str, Any]]:
+    """Return the primary key that a row's path says, as the values that the columns hold, and the row.
 
-    :raises datasette.NotFound: if it can't be one
+    :raises datasette.NotFound: if there is no such row
     """
     from datasette import NotFound
     from datasette.utils import urlsafe_components
@@ -491,17 +488,16 @@ async def pk_in_path(datasette: Datasette, database: str, table: str, path: str)
     columns = await datasette.databases[database].primary_keys(table)
     if not columns or len(columns) != len(values):
         raise NotFound(f"Record not found: {path}")
-    quoted = [quote_identifier(column) for column in columns]
-    where = " and ".join(f"{column} = :p{i}" for i, column in enumerate(quoted))
+    where = " and ".join(f"{quote_identifier(column)} = :p{i}" for i, column in enumerate(columns))
     # A path is text: the affinity of the columns makes numbers of what are numbers.
     rows = await datasette.databases[database].execute(
-        f"select {', '.join(quoted)} from {quote_identifier(table)} where {where}",
-        {f"p{i}": value for i, value in enumerate(values)},
+        f"select * from {quote_identifier(table)} where {where}", {f"p{i}": value for i, value in enumerate(values)}
     )
     if not rows.rows:
         raise NotFound(f"Record not found: {path}")
-    found = tuple(rows.rows[0])
-    return found if len(found) > 1 else found[0]
+    row = dict(rows.rows[0])
+    key = tuple(row[column] for column in columns)
+    return key if len(key) > 1 else key[0], row
 
 
 def database_of(datasette: Datasette, request: Request) -> str:
@@ -571,20 +567,6 @@ def _lookups() -> tuple[tuple[str, str, bool], ...]:
     from datasette.filters import Filters
 
     return tuple(Filters([]).lookups())
-
-
-async def _row(datasette: Datasette, place: Place, pk: Any) -> dict[str, Any] | None:
-    from colbert_sqlite.catalogue import quote_identifier
-
-    db = datasette.databases[place.database]
-    columns = [quote_identifier(column) for column in await db.primary_keys(place.known.table)]
-    where = " and ".join(f"{column} = :p{i}" for i, column in enumerate(columns))
-    values = pk if isinstance(pk, tuple) else (pk,)
-    rows = await db.execute(
-        f"select * from {quote_identifier(place.known.table)} where {where}",
-        {f"p{i}": value for i, value in enumerate(values)},
-    )
-    return dict(rows.rows[0]) if rows.rows else None
 
 
 async def label_column(datasette: Datasette, place: Place, facts: Facts | None) -> str | None:

@@ -252,12 +252,10 @@ class Service:
 
     def _encoder(self, database: str, index: Index) -> Encoder:
         """The model of an index: the configured one if it is that, else as the index names it."""
-        from colbert_sqlite.encoders.cache import cached_encoder, remembering, shared_encoder
+        from colbert_sqlite.encoders.cache import remembering, shared_encoder
 
         configured = settings_for(self._datasette, database, index.settings.table).model
-        if configured and (encoder := cached_encoder(configured)).fingerprint == index.model_fingerprint:
-            return remembering(encoder)
-        return remembering(shared_encoder(index.model_fingerprint, lambda: index.encoder))
+        return remembering(shared_encoder(index.model_fingerprint, lambda: index.encoder, configured=configured))
 
     def _opened(self, database: str, name: str, use: Callable[[Index], Result]) -> Result:
         """What *use* makes of an index of this thread's own."""

@@ -26,7 +26,7 @@ from datasette_colbert.pages import (
     index_url,
     label_column,
     manage_url,
-    pk_in_path,
+    row_in_path,
     row_path,
     shown_hit,
     shown_score,
@@ -319,7 +319,7 @@ async def top_of_row(datasette: Datasette, request: Request, database: str, tabl
     place, pks = Place(database, indexes[0]), request.url_vars["pks"]
     hits: Sequence[Any] = ()
     try:
-        pk = await pk_in_path(datasette, database, table, pks)
+        pk, _ = await row_in_path(datasette, database, table, pks)
         found = await asyncio.wait_for(
             service_of(datasette).similar(database, place.known.name, pk, n_rows), SIMILAR_SECONDS
         )
