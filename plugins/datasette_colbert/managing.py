@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs
 from weakref import WeakKeyDictionary
 
 from colbert_sqlite.errors import ColbertError, IndexExists
@@ -24,7 +24,7 @@ from datasette_colbert.access import is_internal, known_indexes
 from datasette_colbert.candidates import Candidate, Table, candidate, tables
 from datasette_colbert.compat import MANAGE, error_response, json_response, may_manage, rows_response, visible
 from datasette_colbert.jobs import AutoSync, Create, Drop, Job, Jobs, Rebuild, Sync, Work, unfinished
-from datasette_colbert.pages import NO_INDEX, database_of, index_url
+from datasette_colbert.pages import NO_INDEX, database_of, index_url, managing_url, wants_json
 from datasette_colbert.settings import settings_for
 from datasette_colbert.status import Status, statuses
 
@@ -65,12 +65,11 @@ class Asked(NamedTuple):
 
     @property
     def wants_json(self) -> bool:
-        return bool(self.request.path.endswith(".json"))
+        return wants_json(self.request)
 
     def url(self, page: str, **args: str) -> str:
         """The URL of one of these pages."""
-        query = f"?{urlencode(args)}" if args else ""
-        return f"{self.datasette.urls.database(self.database)}/-/colbert-{page}{query}"
+        return managing_url(self.datasette, self.database, page, **args)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ from datasette_colbert.compat import (
 )
 from datasette_colbert.filters import Conditions, are_blobs, conditions, keys_condition
 from datasette_colbert.service import RETRY_AFTER_SECONDS, Busy, Facts, Found, Question, TookTooLong, service_of
-from datasette_colbert.settings import MODES, PluginSettings, settings_for
+from datasette_colbert.settings import PluginSettings, checked_mode, settings_for
 from datasette_colbert.views import Choice, SearchPage, ShownFilter, ShownHit, ShownIndex, SimilarPage
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ async def index_list(datasette: Datasette, request: Request) -> Response:
             shown.append(shown_index(datasette, database, index, None))
         else:
             shown.append(shown_index(datasette, database, index, facts))
-    if _wants_json(request):
+    if wants_json(request):
         rows = [
             {"name": one.name, "table": one.table, "columns": [*one.columns], "rows": one.rows, "url": one.url}
             for one in shown
@@ -119,7 +119,7 @@ async def search(datasette: Datasette, request: Request) -> Response:
         return Response.redirect(path_with_added_args(request, redirect, path=path))
     search = _Search(datasette, request, place)
     await search.run()
-    if _wants_json(request):
+    if wants_json(request):
         # A hundred explanations are megabytes.
         return await asyncio.to_thread(search.json)
     if _wants_csv(request):
@@ -129,15 +129,11 @@ async def search(datasette: Datasette, request: Request) -> Response:
         "page": await search.page(),
         "path_with_replaced_args": path_with_replaced_args,
     }
-    html = await datasette.render_template("colbert_search.html", context, request=request)
-    failure = search.failure
-    return Response.html(html, status=failure.status if failure else 200, headers=failure.headers if failure else None)
+    return await _html(datasette, request, "colbert_search.html", context, search.failure)
 
 
 async def similar(datasette: Datasette, request: Request) -> Response:
     """``/{database}/-/colbert/{index}/similar/{pks}``: the rows most like one."""
-    from datasette import Response
-
     place = await _place(datasette, request)
     pk, row = await row_in_path(datasette, place.database, place.known.table, request.url_vars["pks"])
     settings = settings_for(datasette, place.database, place.known.table)
@@ -149,7 +145,7 @@ async def similar(datasette: Datasette, request: Request) -> Response:
         failure = Failure("this row is not in the index: it is empty, or was not there at the last sync", 404)
     except Exception as error:
         failure = explained_failure(error, place.database, place.known.name)
-    if _wants_json(request):
+    if wants_json(request):
         if found is None:
             assert failure is not None
             return error_response(datasette, failure.sentence, failure.status, failure.headers)
@@ -174,10 +170,8 @@ async def similar(datasette: Datasette, request: Request) -> Response:
         milliseconds=found.milliseconds if found else None,
         json_url=_json_url(index_url(datasette, place.database, place.known.name, "similar", row_path(pk)), request),
     )
-    html = await datasette.render_template(
-        "colbert_similar.html", {"database": place.database, "page": page}, request=request
-    )
-    return Response.html(html, status=failure.status if failure else 200, headers=failure.headers if failure else None)
+    context = {"database": place.database, "page": page}
+    return await _html(datasette, request, "colbert_similar.html", context, failure)
 
 
 class _Search:
@@ -234,9 +228,7 @@ class _Search:
         :raises ValueError: if one of them can't be
         """
         args = self._request.args
-        mode = args.get("_mode") or self._settings.mode
-        if mode not in MODES:
-            raise ValueError(f"_mode must be {', '.join(MODES[:-1])} or {MODES[-1]}, not {mode!r}")
+        mode = checked_mode("_mode", args.get("_mode") or self._settings.mode)
         most = self._settings.max_k
         asked_size = str(most) if args.get("_size") == "max" else args.get("_size")
         size = _whole(asked_size, "_size", self._settings.page_size, most)
@@ -257,7 +249,7 @@ class _Search:
     def _explains(self) -> bool:
         if _wants_csv(self._request):
             return False
-        return not _wants_json(self._request) or bool(self._request.args.get("_explain"))
+        return not wants_json(self._request) or bool(self._request.args.get("_explain"))
 
     @property
     def _slice(self) -> slice:
@@ -471,7 +463,13 @@ async def manage_url(datasette: Datasette, request: Request, database: str) -> s
     """Return the page where the actor may manage the indexes of a database; empty if they may not."""
     if is_internal(datasette, database) or not await may_manage(datasette, request.actor, database):
         return ""
-    return f"{datasette.urls.database(database)}/-/colbert-manage"
+    return managing_url(datasette, database, "manage")
+
+
+def managing_url(datasette: Datasette, database: str, page: str, **args: str) -> str:
+    """Return one of the pages where indexes are managed."""
+    query = f"?{urlencode(args)}" if args else ""
+    return f"{datasette.urls.database(database)}/-/colbert-{page}{query}"
 
 
 async def row_in_path(datasette: Datasette, database: str, table: str, path: str) -> tuple[Any, dict[str, Any]]:
@@ -533,16 +531,23 @@ async def _place(datasette: Datasette, request: Request) -> Place:
 
 
 async def _failed(datasette: Datasette, request: Request, failure: Failure) -> Response:
-    from datasette import Response
-
-    if _wants_json(request):
+    if wants_json(request):
         return error_response(datasette, failure.sentence, failure.status, failure.headers)
     context = {**error_body(datasette, failure.sentence, failure.status), "title": "Search"}
-    html = await datasette.render_template("error.html", context, request=request)
-    return Response.html(html, status=failure.status, headers=failure.headers)
+    return await _html(datasette, request, "error.html", context, failure)
 
 
-def _wants_json(request: Request) -> bool:
+async def _html(
+    datasette: Datasette, request: Request, template: str, context: dict[str, Any], failure: Failure | None
+) -> Response:
+    from datasette import Response
+
+    html = await datasette.render_template(template, context, request=request)
+    return Response.html(html, status=failure.status if failure else 200, headers=failure.headers if failure else None)
+
+
+def wants_json(request: Request) -> bool:
+    """Whether a page is asked for as JSON."""
     return str(request.path).endswith(".json")
 
 

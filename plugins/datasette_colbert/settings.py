@@ -6,7 +6,7 @@ written, which Datasette knows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,14 +81,11 @@ def check_settings(datasette: Datasette) -> None:
     """
     settings_for(datasette)
     for database, of_database in _mapping(_tree(datasette), "databases").items():
-        _refuse_process_settings(of_database, f"database {database}")
+        _refuse(of_database, OF_PROCESS, "the whole process", f"database {database}", "the top level")
         settings_for(datasette, database)
         for table, of_table in _mapping(of_database, "tables").items():
-            _refuse_process_settings(of_table, f"table {table}")
-            own = _mapping(_mapping(of_table, "plugins"), PLUGIN)
-            for name in OF_DATABASE:
-                if name in own:
-                    raise _wrong(f"{name} is a setting of a whole database, not of table {table}: move it there")
+            _refuse(of_table, OF_PROCESS, "the whole process", f"table {table}", "the top level")
+            _refuse(of_table, OF_DATABASE, "a whole database", f"table {table}", "the database")
             settings_for(datasette, database, table)
 
 
@@ -108,6 +105,16 @@ def parsed(config: Mapping[str, Any]) -> PluginSettings:
     return replace(settings, page_size=settings.max_k)
 
 
+def checked_mode(name: str, mode: Any) -> str:
+    """Return *mode*, the value of what is called *name*.
+
+    :raises ValueError: if there is no such mode
+    """
+    if mode not in MODES:
+        raise ValueError(f"{name} must be {', '.join(MODES[:-1])} or {MODES[-1]}, not {mode!r}")
+    return str(mode)
+
+
 def _value(name: str, value: Any) -> Any:
     if name == "indexes":
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
@@ -118,9 +125,10 @@ def _value(name: str, value: Any) -> Any:
             raise _wrong(f"model must be a name or a folder, not {value!r}")
         return value
     if name == "mode":
-        if value not in MODES:
-            raise _wrong(f"mode must be {', '.join(MODES[:-1])} or {MODES[-1]}, not {value!r}")
-        return value
+        try:
+            return checked_mode(name, value)
+        except ValueError as error:
+            raise _wrong(str(error)) from None
     if name == "sql_functions":
         if value == "actors":
             return value
@@ -138,11 +146,12 @@ def _value(name: str, value: Any) -> Any:
     return number
 
 
-def _refuse_process_settings(config: Mapping[str, Any], place: str) -> None:
+def _refuse(config: Mapping[str, Any], names: Sequence[str], whole: str, place: str, target: str) -> None:
+    """Make sure that a place has none of the settings *names*, which are those of something wider."""
     own = _mapping(_mapping(config, "plugins"), PLUGIN)
-    for name in OF_PROCESS:
+    for name in names:
         if name in own:
-            raise _wrong(f"{name} is a setting of the whole process, not of {place}: move it to the top level")
+            raise _wrong(f"{name} is a setting of {whole}, not of {place}: move it to {target}")
 
 
 def _mapping(config: Any, name: str) -> Mapping[str, Any]:

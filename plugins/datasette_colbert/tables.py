@@ -26,13 +26,14 @@ from datasette_colbert.pages import (
     index_url,
     label_column,
     manage_url,
+    managing_url,
     row_in_path,
     row_path,
     shown_hit,
     shown_score,
 )
 from datasette_colbert.service import Busy, Found, Question, TookTooLong, service_of
-from datasette_colbert.settings import MODES, settings_for
+from datasette_colbert.settings import checked_mode, settings_for
 
 if TYPE_CHECKING:
     from datasette import Request
@@ -170,9 +171,7 @@ def _chosen(request: Request, indexes: Sequence[KnownIndex]) -> KnownIndex:
 async def _search(datasette: Datasette, request: Request, place: Place, words: str) -> TableSearch:
     database, table = place.database, place.known.table
     settings = settings_for(datasette, database, table)
-    mode = request.args.get("_colbert_mode") or settings.mode
-    if mode not in MODES:
-        raise ValueError(f"_colbert_mode must be {', '.join(MODES[:-1])} or {MODES[-1]}, not {mode!r}")
+    mode = checked_mode("_colbert_mode", request.args.get("_colbert_mode") or settings.mode)
     filters = await conditions(datasette, request, database, table, TABLE_ARGUMENTS)
     k = _n_rows(datasette, request, database, table, settings.max_k)
     question = Question(
@@ -354,9 +353,8 @@ async def table_links(datasette: Datasette, request: Request, actor: Any, databa
         for index in indexes
     ]
     if not indexes and await _could_be_indexed(datasette, database, table):
-        managing = await manage_url(datasette, request, database)
-        if managing:
-            url = f"{datasette.urls.database(database)}/-/colbert-create?{urlencode({'table': table})}"
+        if await manage_url(datasette, request, database):
+            url = managing_url(datasette, database, "create", table=table)
             links.append(_link(url, "Create a ColBERT index", "Make the rows of this table searchable by meaning."))
     return links
 
