@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from datasette.app import Datasette
 from datasette.plugins import pm
 
 from colbert_sqlite import sql_functions
+from colbert_sqlite.encoders import Encoder
+from colbert_sqlite.index import Index
 
 IS_1_0 = hasattr(Datasette, "allowed")
 SIGNED_IN = {"id": "ann"}
@@ -45,6 +47,16 @@ def serving(
     if plugin is not None:
         whole["plugins"] = {"colbert-sqlite": dict(plugin)}
     return Datasette([str(path) for path in paths], **{"config" if IS_1_0 else "metadata": whole}, **kwargs)
+
+
+def write_secrets(path: Path, encoder: Encoder) -> Path:
+    """Put an indexed table of secrets into a file."""
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("CREATE TABLE secrets (id INTEGER PRIMARY KEY, title TEXT, body TEXT)")
+        conn.execute("INSERT INTO secrets VALUES (1, 'Hideout', 'the treasure is under the comet observatory')")
+        conn.commit()
+        Index.create(conn, "secrets", ["body"], heading="title", model=encoder)
+    return path
 
 
 def cookies(datasette: Datasette, actor: Mapping[str, Any] | None) -> dict[str, str]:

@@ -15,14 +15,13 @@ import sqlite_utils_colbert
 from sqlite_utils.plugins import pm as sqlite_utils_plugins
 
 from colbert_sqlite.encoders import Encoder
-from colbert_sqlite.index import Index
 
 pytest.importorskip("datasette")
 from datasette.app import Datasette
 from datasette_colbert import access
 
 from tests import datasette_helpers
-from tests.datasette_helpers import IS_1_0, ROOT, SIGNED_IN, get, only_for, rows, serving
+from tests.datasette_helpers import IS_1_0, ROOT, SIGNED_IN, get, only_for, rows, serving, write_secrets
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -40,13 +39,7 @@ def plugin() -> Iterator[None]:
 @pytest.fixture
 def path(indexed_blog: Path, tmp_path: Path, encoder: Encoder) -> Path:
     """Posts that everybody may see, and secrets, both indexed."""
-    path = Path(shutil.copy(indexed_blog, tmp_path))
-    with closing(sqlite3.connect(path)) as conn:
-        conn.execute("CREATE TABLE secrets (id INTEGER PRIMARY KEY, title TEXT, body TEXT)")
-        conn.execute("INSERT INTO secrets VALUES (1, 'Hideout', 'the treasure is under the comet observatory')")
-        conn.commit()
-        Index.create(conn, "secrets", ["body"], heading="title", model=encoder)
-    return path
+    return write_secrets(Path(shutil.copy(indexed_blog, tmp_path)), encoder)
 
 
 @pytest.fixture

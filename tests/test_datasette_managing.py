@@ -32,7 +32,7 @@ from datasette_colbert.jobs import Create, Job, Jobs
 from datasette_colbert.managing import jobs_of
 
 from tests import datasette_helpers
-from tests.datasette_helpers import IS_1_0, ROOT, cookies, get, serving
+from tests.datasette_helpers import IS_1_0, ROOT, cookies, get, serving, write_secrets
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -56,13 +56,9 @@ def plugin() -> Iterator[None]:
 @pytest.fixture
 def path(indexed_blog: Path, tmp_path: Path, encoder: Encoder) -> Path:
     """Posts, indexed, and secrets, indexed too; words, which have no primary key."""
-    path = Path(shutil.copy(indexed_blog, tmp_path))
+    path = write_secrets(Path(shutil.copy(indexed_blog, tmp_path)), encoder)
     with closing(sqlite3.connect(path)) as conn:
-        conn.execute("CREATE TABLE secrets (id INTEGER PRIMARY KEY, title TEXT, body TEXT)")
-        conn.execute("INSERT INTO secrets VALUES (1, 'Hideout', 'the treasure is under the observatory')")
         conn.execute("CREATE TABLE words (word TEXT)")
-        conn.commit()
-        Index.create(conn, "secrets", ["body"], model=encoder)
     return path
 
 
