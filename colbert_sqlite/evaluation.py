@@ -74,7 +74,7 @@ def evaluate(
     parsed = [_measure(name) for name in measures]
     judged = {qid: text for qid, text in queries.items() if qid in qrels}
     if not judged or not parsed:
-        raise ValueError("no query has judgements: the ids in the two files differ" if parsed else "name a measure")
+        raise ValueError("no query has judgments: the ids in the two files differ" if parsed else "name a measure")
     how: dict[str, Any] = {"where": where, "params": params, "mode": mode, "fusion": fusion, "weight": weight}
     run: dict[str, dict[str, float]] = {}
     ids = list(judged)
@@ -198,7 +198,7 @@ def read_queries(path: str | Path) -> dict[str, str]:
 
 
 def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
-    """The judgements of a file, grade by document id by query id.
+    """The judgments of a file, grade by document id by query id.
 
     Lines are query id, document id and grade, split by tabs, with or without a header, as BEIR has them; or query id,
     anything, document id and grade, split by white space, as TREC has them. A header begins with ``query-id``,
@@ -216,7 +216,7 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
         except ValueError:
             if number == 1 and cells[0].lower() in ID_HEADERS:
                 continue
-            raise ValueError(f"{path}, line {number}: no judgement, like query-id, tab, document-id, tab, 1") from None
+            raise ValueError(f"{path}, line {number}: no judgment, like query-id, tab, document-id, tab, 1") from None
         qrels.setdefault(qid, {})[doc] = grade
     return qrels
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder, Token
-from colbert_sqlite.engine.maxsim import alignments, normalised
+from colbert_sqlite.engine.maxsim import alignments, normalized
 from colbert_sqlite.engine.prominence import NEARLY_THE_SAME, OUTLIER_LEAST
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.highlighting import (
@@ -35,7 +35,7 @@ from colbert_sqlite.results import Passage
 
 HOTTEST = 4
 
-# Mixed with whatever colours the page has, so that text stays as legible as it was; the two hottest are underlined too.
+# Mixed with whatever colors the page has, so that text stays as legible as it was; the two hottest are underlined too.
 STYLE = """<style>
 .colbert-explanation mark { color: inherit; border-radius: 0.15em; padding: 0 0.1em; }
 .colbert-explanation .colbert-heat-1 { background: color-mix(in srgb, var(--colbert-mark, #f0a000) 15%, transparent); }
@@ -104,7 +104,7 @@ class Explanation:
     heading: str
     passage: Passage
     score: float
-    normalised_score: float
+    normalized_score: float
     matches: tuple[Match, ...]
     special: tuple[Match, ...]
     words: tuple[PassageWord, ...]
@@ -121,7 +121,7 @@ class Explanation:
         return {
             "query": self.query,
             "score": self.score,
-            "normalised_score": self.normalised_score,
+            "normalized_score": self.normalized_score,
             "special_score": self.special_score,
             "heading": self.heading,
             "passage": asdict(self.passage),
@@ -156,7 +156,7 @@ class Explanation:
         Everything is escaped. A mark has the class ``colbert-heat-1`` to ``-4`` and says in its title which query word
         it answers, whose position is in ``data-query-word``.
 
-        :param style: begin with a ``<style>``, which takes its colour from ``--colbert-mark`` if the page sets that
+        :param style: begin with a ``<style>``, which takes its color from ``--colbert-mark`` if the page sets that
         :param table: end with a table of the query's words
         """
         parts = [STYLE] if style else []
@@ -244,7 +244,7 @@ class Explainer:
             heading=heading,
             passage=passage,
             score=score,
-            normalised_score=normalised(score, len(self._embeddings)),
+            normalized_score=normalized(score, len(self._embeddings)),
             matches=tuple(matches),
             special=tuple(special),
             words=tuple(words),

@@ -366,7 +366,7 @@ class Index:
             ``hybrid``: by both. FTS5 finds rows with any word of the query
         :param fusion: how hybrid joins both rankings: ``rrf``, by reciprocal ranks, or ``weighted``, by scores
         :param weight: share of ColBERT in hybrid, from 0 to 1; default 0.7
-        :param threshold: leave out hits whose ``normalised_score`` is lower
+        :param threshold: leave out hits whose ``normalized_score`` is lower
         :param nprobe: centroids probed per query token; this and *ndocs* default to ``SearchSettings.for_k(k)``
         :param ndocs: passages whose codes are read; a quarter of them is scored exactly, in mode fts of as many rows
         :raises ValueError: if the query is empty, or *k*, a key or a setting is out of range

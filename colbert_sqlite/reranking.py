@@ -16,7 +16,7 @@ import numpy as np
 from colbert_sqlite.encoders import Encoder, cached_encoder
 from colbert_sqlite.encoders.cache import cached_splitter
 from colbert_sqlite.encoders.queries import check_queries, encode_queries, refuse_no_numbers
-from colbert_sqlite.engine.maxsim import maxsim_scores, normalised
+from colbert_sqlite.engine.maxsim import maxsim_scores, normalized
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, RawValue, extract
 
 # Encoded together: enough to fill batches of equal length, and at most 130 MB of embeddings.
@@ -28,14 +28,14 @@ class Reranked:
     """One of the texts that were reranked.
 
     ``position`` is where it stood before, from 0. ``score`` is the MaxSim of its best passage, higher is better, and
-    ``-inf`` for a text without words. ``normalised_score`` is that divided by the number of query tokens, from 0 to 1,
+    ``-inf`` for a text without words. ``normalized_score`` is that divided by the number of query tokens, from 0 to 1,
     for thresholds.
     """
 
     position: int
     score: float
     text: str
-    normalised_score: float
+    normalized_score: float
 
 
 def rerank(
@@ -93,7 +93,7 @@ def text_value(text: str) -> RawValue:
 
 
 def score_documents(encoder: Encoder, query: str, documents: Sequence[Sequence[RawValue]]) -> list[tuple[float, float]]:
-    """Return the score and the normalised score of each document, which is one or more values, like columns of a row.
+    """Return the score and the normalized score of each document, which is one or more values, like columns of a row.
 
     A document without text has the score ``-inf``. Errors as in :func:`rerank`.
     """
@@ -107,7 +107,7 @@ def score_documents(encoder: Encoder, query: str, documents: Sequence[Sequence[R
         found = maxsim_scores(embedded, np.concatenate(embeddings), offsets)
         for (position, _), score in zip(chunk, found.tolist(), strict=True):
             scores[position] = max(scores[position], score)
-    return [(score, normalised(score, len(embedded))) for score in scores]
+    return [(score, normalized(score, len(embedded))) for score in scores]
 
 
 def _passages(encoder: Encoder, documents: Sequence[Sequence[RawValue]]) -> Iterator[tuple[int, str]]:

@@ -27,7 +27,7 @@ class Hit:
     """One row that a search found.
 
     ``rank`` counts from 1. ``score`` is what the hits are ranked by, higher is better: the MaxSim of the row's best
-    passage, or in mode hybrid what both rankings together give the row. ``normalised_score`` is that MaxSim divided by
+    passage, or in mode hybrid what both rankings together give the row. ``normalized_score`` is that MaxSim divided by
     the number of query tokens, from 0 to 1, for thresholds. ``pk`` is the value of a single-column primary key, or the
     tuple of a compound one. ``row`` has every column of the source row as it is now. ``index`` is the name of the
     index, ``database`` the path of its file, empty for one in memory. ``stale`` says that the row was changed after it
@@ -36,7 +36,7 @@ class Hit:
 
     rank: int
     score: float
-    normalised_score: float
+    normalized_score: float
     pk: Any
     row: dict[str, Any]
     passage: Passage

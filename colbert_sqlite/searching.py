@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.engine.codec import ResidualCodec
 from colbert_sqlite.engine.fusion import reciprocal_rank_fusion, weighted_sum
-from colbert_sqlite.engine.maxsim import normalised
+from colbert_sqlite.engine.maxsim import normalized
 from colbert_sqlite.engine.salience import salient_centroids
 from colbert_sqlite.errors import IndexCorrupt, SourceError
 from colbert_sqlite.passages import extract
@@ -307,7 +307,7 @@ class Searcher:
             hit = Hit(
                 rank=rank,
                 score=found.score,
-                normalised_score=normalised(found.maxsim, n_query_tokens),
+                normalized_score=normalized(found.maxsim, n_query_tokens),
                 pk=pk_of(key),
                 row=row.values,
                 passage=row.passage,
@@ -336,7 +336,7 @@ class Searcher:
 
 def passes(row: Ranked, n_query_tokens: int, settings: SearchSettings) -> bool:
     """Return whether a row reaches the threshold, if there is one."""
-    return settings.threshold is None or normalised(row.maxsim, n_query_tokens) >= settings.threshold
+    return settings.threshold is None or normalized(row.maxsim, n_query_tokens) >= settings.threshold
 
 
 def fused(

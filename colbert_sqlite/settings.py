@@ -113,7 +113,7 @@ class SearchSettings:
     # .455, .789, .519, .495, .370; with 0.7 .453, .795, .509, .499, .489. Equal shares follow words too far.
     weight: float = field(default=0.7, metadata={"help": "share of ColBERT in hybrid, from 0 to 1"})
     threshold: float | None = field(
-        default=None, metadata={"help": "leave out rows whose normalised score, from 0 to 1, is lower"}
+        default=None, metadata={"help": "leave out rows whose normalized score, from 0 to 1, is lower"}
     )
 
     def __post_init__(self) -> None:

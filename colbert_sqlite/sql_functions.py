@@ -516,7 +516,7 @@ def _of_hit(hit: Hit) -> dict[str, Any]:
     return {
         "rank": hit.rank,
         "score": hit.score,
-        "normalised_score": hit.normalised_score,
+        "normalized_score": hit.normalized_score,
         "pk": _of_key(hit.pk),
         "passage": hit.passage.text,
         "stale": hit.stale,
@@ -527,7 +527,7 @@ def _of_reranked(rank: int, pk: Value, one: Reranked) -> dict[str, Any]:
     return {
         "rank": rank,
         "score": _finite(one.score),
-        "normalised_score": one.normalised_score,
+        "normalized_score": one.normalized_score,
         "pk": _of_key(pk),
     }
 

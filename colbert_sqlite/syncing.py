@@ -322,22 +322,22 @@ def _grow(store: Store, codec: ResidualCodec) -> None:
         return
     values = embeddings.astype(np.float32)
     n_new = len(values) // _OUTLIERS_PER_CENTROID
-    centres = kmeans.train(values, np.arange(len(values)), n_new, store.entry.settings.seed)
+    centers = kmeans.train(values, np.arange(len(values)), n_new, store.entry.settings.seed)
     codes, _ = codec.compress(embeddings)
     before = codec.mean_residuals(embeddings, codes)
-    nearest, similarities = kmeans.nearest(values, centres)
+    nearest, similarities = kmeans.nearest(values, centers)
     # Of unit vectors, the squared distance is 2 - 2 cos.
     errors_before = np.square(values - codec.vectors_of(codes)).sum(axis=1)
-    n_served = np.bincount(nearest, minlength=len(centres))
-    share = np.bincount(nearest, 2 - 2 * similarities, len(centres)) / np.maximum(
-        np.bincount(nearest, errors_before, len(centres)), 1e-12
+    n_served = np.bincount(nearest, minlength=len(centers))
+    share = np.bincount(nearest, 2 - 2 * similarities, len(centers)) / np.maximum(
+        np.bincount(nearest, errors_before, len(centers)), 1e-12
     )
     earned = np.flatnonzero((n_served >= _FEWEST_SERVED) & (share <= _LARGEST_ERROR))
     earned = earned[np.argsort(-n_served[earned], kind="stable")][:room]
     if not len(earned):
         return
-    added = to_directions(centres[earned])
-    cells = np.concatenate([codec.cells, codec.cells[codec.compress(centres[earned])[0]]])
+    added = to_directions(centers[earned])
+    cells = np.concatenate([codec.cells, codec.cells[codec.compress(centers[earned])[0]]])
     grown = dataclasses.replace(codec, centroids=np.concatenate([codec.directions, added]), cells=cells)
     codes, residuals = grown.compress(embeddings)
     better = codes >= stored.n_centroids

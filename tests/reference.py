@@ -11,7 +11,7 @@ def top_rows(scores, n_best):
 
 
 def pack(bucket_numbers, nbits):
-    """Bytes of 8 // nbits neighbouring values, the first in the lowest bits, padded with zeros."""
+    """Bytes of 8 // nbits neighboring values, the first in the lowest bits, padded with zeros."""
     n_values = 8 // nbits
     packed = []
     for token in bucket_numbers:
@@ -51,7 +51,7 @@ def best_scale(embedding, centroid, residual, parallel_weight):
     return float(tried[np.argmin(losses), 0])
 
 
-def normalised(values):
+def normalized(values):
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
 
 

@@ -201,7 +201,7 @@ def test_a_source_can_not_end_itself(db_path: Path, encoder: Any) -> None:
         (["-m", "nothing"], "Unknown model: nothing: llm models lists those there are, llm install adds more"),
         (["-m", "locked-for-tests"], "the model 'locked-for-tests' needs an API key: llm keys set locked, or another"),
         (["-m", "e4t", "-o", "words", "x"], "'echo-for-tests' refuses words: "),
-        (["-m", "e4t", "-o", "colour", "x"], "'echo-for-tests' refuses colour: "),
+        (["-m", "e4t", "-o", "color", "x"], "'echo-for-tests' refuses color: "),
     ],
 )
 def test_what_is_wrong_with_the_model_is_one_sentence(blog: tuple[str, str], words: list[str], message: str) -> None:

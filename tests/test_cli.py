@@ -160,13 +160,13 @@ def test_columns_to_output_can_be_named(indexed: str) -> None:
 
 
 def test_a_column_that_is_not_there_is_an_error(indexed: str) -> None:
-    line = error("search", indexed, "posts", "glue", "-c", "colour")
-    assert line == "Error: no column 'colour' in table 'posts'; it has id, title, body, created, picture"
+    line = error("search", indexed, "posts", "glue", "-c", "color")
+    assert line == "Error: no column 'color' in table 'posts'; it has id, title, body, created, picture"
 
 
 def test_a_column_that_is_not_there_is_an_error_when_nothing_matches_too(indexed: str) -> None:
-    line = error("search", indexed, "posts", "glue", "-c", "colour", "--where", "id > 100")
-    assert line == "Error: no column 'colour' in table 'posts'; it has id, title, body, created, picture"
+    line = error("search", indexed, "posts", "glue", "-c", "color", "--where", "id > 100")
+    assert line == "Error: no column 'color' in table 'posts'; it has id, title, body, created, picture"
 
 
 def test_columns_are_spelled_as_in_the_table_and_come_in_the_order_asked_for(indexed: str) -> None:

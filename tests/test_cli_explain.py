@@ -62,10 +62,10 @@ def test_passage_matches_and_score(blog: str) -> None:
     assert lines[4:6] == TABLE.strip().splitlines()
     assert [line.split()[:2] for line in lines[6:9]] == [["restore", "restore"], ["the", "the"], ["copy", "Copy"]]
     assert [line.count("█") > 15 for line in lines[6:9]] == [True] * 3
-    assert re.fullmatch(r"Score \d\.\d\d, 0\.\d\d of it from special tokens \(\[CLS\]\); normalised 0\.\d\d", lines[-1])
+    assert re.fullmatch(r"Score \d\.\d\d, 0\.\d\d of it from special tokens \(\[CLS\]\); normalized 0\.\d\d", lines[-1])
 
 
-def test_colours_are_for_terminals_and_those_who_ask(blog: str) -> None:
+def test_colors_are_for_terminals_and_those_who_ask(blog: str) -> None:
     words = (blog, "posts", "3", "restore")
     assert "\x1b[" not in run(*words).stdout
     assert "\x1b[" not in run(*words, "--no-color").stdout

@@ -205,8 +205,8 @@ def test_rows_that_wait_for_a_sync_are_told(run: Run, path: str) -> None:
 
 def test_a_threshold_shows_what_it_looks_at(run: Run, path: str) -> None:
     [row] = json.loads(run("search", path, "posts", "flour", "-k", "1", "--threshold", "0").stdout)
-    assert 0 < row["normalised_score"] <= 1
-    assert "normalised_score" not in run("search", path, "posts", "flour", "-k", "1").stdout
+    assert 0 < row["normalized_score"] <= 1
+    assert "normalized_score" not in run("search", path, "posts", "flour", "-k", "1").stdout
 
 
 def test_sql_with_parameters_says_how_to_give_them(run: Run, path: str) -> None:

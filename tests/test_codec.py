@@ -49,7 +49,7 @@ def test_compress_and_decompress_agree_with_the_slow_twin(nbits, dim):
     assert reconstructed.dtype == np.float32
     expected = reference.reconstruct(codes, buckets, codec.vectors, codec.bucket_weights, scales)
     np.testing.assert_allclose(reconstructed, expected, atol=1e-6)
-    np.testing.assert_allclose(codec.decompress(codes, residuals), reference.normalised(expected), atol=1e-6)
+    np.testing.assert_allclose(codec.decompress(codes, residuals), reference.normalized(expected), atol=1e-6)
 
 
 def test_scales_leave_the_least_error_that_counts():
@@ -279,4 +279,4 @@ def test_arrays_from_a_file_need_not_be_writable_or_aligned():
     residuals = np.frombuffer(b"\x1b\xff", np.uint8).reshape(2, 1)
     buckets = [[3, 2, 1, 0], [3, 3, 3, 3]]
     expected = reference.reconstruct(codes, buckets, codec.vectors, codec.bucket_weights, [1, 1])
-    np.testing.assert_allclose(codec.decompress(codes, residuals), reference.normalised(expected), atol=1e-6)
+    np.testing.assert_allclose(codec.decompress(codes, residuals), reference.normalized(expected), atol=1e-6)

@@ -418,7 +418,7 @@ def test_an_error_is_told_on_the_page(visit: Visit) -> None:
     assert page.input_value("#colbert-q") == "how to restore backups"
 
 
-def test_steps_of_heat_differ_without_their_colours(visit: Visit) -> None:
+def test_steps_of_heat_differ_without_their_colors(visit: Visit) -> None:
     page = visit(SEARCH, forced_colors="active")
     lines = page.locator(".colbert-legend mark").evaluate_all(
         "marks => marks.map(getComputedStyle).map(s => `${s.textDecorationStyle} ${s.textDecorationThickness}`)"
@@ -499,7 +499,7 @@ def test_pages_that_manage_are_for_everybody(visit: Visit, root: Any, job: str, 
 def test_what_is_added_to_pages_of_datasette_is_for_everybody(visit: Visit, path: str, added: list[str]) -> None:
     page = visit(path)
     assert [page.locator(selector).count() for selector in added] == [1] * len(added)
-    # The colours of a button are those of Datasette.
+    # The colors of a button are those of Datasette.
     assert serious(page, {"include": added, "exclude": ["[type=submit]"]}) == []
 
 

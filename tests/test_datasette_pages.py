@@ -94,7 +94,7 @@ async def test_json_has_the_hits_of_a_search(datasette: Datasette, path: Path) -
     assert rows[0] == {
         "rank": 1,
         "score": first.score,
-        "normalised_score": first.normalised_score,
+        "normalized_score": first.normalized_score,
         "pk": first.pk,
         "url": f"/blog/posts/{first.pk}",
         "passage": first.passage.text,
@@ -184,10 +184,10 @@ async def test_filters_of_table_pages_filter_before_the_rows_are_scored(
 
 @pytest.mark.asyncio
 async def test_a_filter_that_can_not_be_used_is_refused_with_a_sentence(datasette: Datasette) -> None:
-    for args in ({"_where": "no such thing"}, {"colour": "red"}):
+    for args in ({"_where": "no such thing"}, {"color": "red"}):
         response = await get(datasette, f"{PAGE}.json", q="comet", **args)
         assert response.status_code == 400
-        assert re.search("can't be used|has no column 'colour'", response.json()["error"])
+        assert re.search("can't be used|has no column 'color'", response.json()["error"])
 
 
 @pytest.mark.asyncio
@@ -401,7 +401,7 @@ async def test_csv_has_the_rows_of_the_page_best_first(datasette: Datasette) -> 
     answer = await get(datasette, f"{PAGE}.csv", q="comet ice", _size="3", _col="title")
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
     lines = [*csv.reader(answer.text.splitlines())]
-    assert lines[0] == ["rank", "score", "normalised_score", "stale", "passage", "title"]
+    assert lines[0] == ["rank", "score", "normalized_score", "stale", "passage", "title"]
     rows = await found(datasette, q="comet ice", _size="3")
     assert [line[-1] for line in lines[1:]] == [row["row"]["title"] for row in rows]
     assert (await get(datasette, f"{PAGE}.csv", q="comet", _mode="x")).status_code == 400
@@ -414,8 +414,8 @@ async def test_the_largest_page_has_every_row_that_can_be_found(datasette: Datas
 
 @pytest.mark.asyncio
 async def test_a_column_that_is_not_there_is_refused(datasette: Datasette) -> None:
-    response = await get(datasette, f"{PAGE}.json", q="comet", _col="colour")
-    assert (response.status_code, response.json()["error"]) == (400, "table posts has no column 'colour'")
+    response = await get(datasette, f"{PAGE}.json", q="comet", _col="color")
+    assert (response.status_code, response.json()["error"]) == (400, "table posts has no column 'color'")
 
 
 @pytest.mark.asyncio
@@ -434,6 +434,6 @@ async def test_filters_have_the_time_of_any_sql(path: Path) -> None:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("args", [{"_size": "0000000001000000"}, {"_facet": "colour"}, {"_page": "x"}])
+@pytest.mark.parametrize("args", [{"_size": "0000000001000000"}, {"_facet": "color"}, {"_page": "x"}])
 async def test_arguments_that_can_not_be_are_refused(datasette: Datasette, args: dict[str, str]) -> None:
     assert (await get(datasette, PAGE, q="comet", **args)).status_code == 400

@@ -33,7 +33,7 @@ def run(*words: str, exit_code: int = 0) -> Result:
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[str, ...]:
-    """The options for files of the queries and judgements above."""
+    """The options for files of the queries and judgments above."""
     queries, qrels = tmp_path / "queries.jsonl", tmp_path / "qrels.tsv"
     queries.write_text("".join(json.dumps({"_id": qid, "text": text}) + "\n" for qid, text in QUERIES.items()))
     lines = [f"{qid}\t{doc}\t{grade}\n" for qid, grades in QRELS.items() for doc, grade in grades.items()]
@@ -97,7 +97,7 @@ def test_progress_is_reported(small_index: Index) -> None:
     assert events == [(2, 2)]
 
 
-@pytest.mark.parametrize("name", ["nDCG@", "nothing", "RBP", "", "nDCG@10; import os", "P(colour=1)@5", "P@0", "R@1.5"])
+@pytest.mark.parametrize("name", ["nDCG@", "nothing", "RBP", "", "nDCG@10; import os", "P(color=1)@5", "P@0", "R@1.5"])
 def test_an_unknown_measure_is_refused(small_index: Index, name: str) -> None:
     with pytest.raises(ValueError, match="no measure"):
         evaluate(small_index, QUERIES, QRELS, [name])
@@ -116,7 +116,7 @@ def test_a_condition_leaves_rows_out(small_index: Index) -> None:
 
 
 def test_files_without_an_id_in_common_are_refused(small_index: Index) -> None:
-    with pytest.raises(ValueError, match="no query has judgements"):
+    with pytest.raises(ValueError, match="no query has judgments"):
         evaluate(small_index, {"x": "words"}, QRELS)
 
 
@@ -170,7 +170,7 @@ def test_queries_are_read_in_each_format(tmp_path: Path, text: str) -> None:
         "1\tQ0\ta\t2\r\n1\tQ0\tb\t0\r\n",
     ],
 )
-def test_judgements_are_read_in_each_format(tmp_path: Path, text: str) -> None:
+def test_judgments_are_read_in_each_format(tmp_path: Path, text: str) -> None:
     path = tmp_path / "qrels"
     path.write_bytes(text.encode())
     assert read_qrels(path) == {"1": {"a": 2, "b": 0}}
@@ -200,10 +200,10 @@ def test_other_queries_are_refused(tmp_path: Path, text: str) -> None:
         ("a\tb\tc\n1\ta\t1\n", 1),
     ],
 )
-def test_other_judgements_are_refused(tmp_path: Path, text: str, line: int) -> None:
+def test_other_judgments_are_refused(tmp_path: Path, text: str, line: int) -> None:
     path = tmp_path / "qrels"
     path.write_text(text)
-    with pytest.raises(ValueError, match=f"line {line}: no judgement"):
+    with pytest.raises(ValueError, match=f"line {line}: no judgment"):
         read_qrels(path)
 
 

@@ -66,7 +66,7 @@ def test_words_and_special_tokens_make_up_the_score(encoder: Encoder) -> None:
     assert [(match.text, match.start, match.end, match.met_text) for match in found.special] == [
         ("[CLS]", 0, 0, "[CLS]")
     ]
-    assert found.normalised_score == pytest.approx(score / 3, abs=1e-5)
+    assert found.normalized_score == pytest.approx(score / 3, abs=1e-5)
 
 
 def test_pieces_of_a_word_are_one(shared: Path) -> None:
@@ -139,7 +139,7 @@ def test_the_index_explains_the_score_of_its_hits(titled: Index) -> None:
         hit = titled.search(query, k=1)[0]
         found = titled.explain(query, hit.pk)
         assert found.score == pytest.approx(hit.score, abs=0.01)
-        assert found.normalised_score == pytest.approx(hit.normalised_score, abs=0.01)
+        assert found.normalized_score == pytest.approx(hit.normalized_score, abs=0.01)
         assert (found.query, found.heading, found.passage) == (query, hit.row["title"], hit.passage)
 
 
@@ -185,7 +185,7 @@ def test_a_row_that_changed_cannot_be_explained_before_it_is_synced(db_path: Pat
 def test_an_explanation_becomes_json(encoder: Encoder) -> None:
     found = explain(encoder, "restoring backups", BACKUPS, "Backups")
     read = json.loads(json.dumps(found.to_dict()))
-    assert list(read) == ("query score normalised_score special_score heading passage matches special words".split())
+    assert list(read) == ("query score normalized_score special_score heading passage matches special words".split())
     assert read["matches"][1]["met"] == read["words"][0]
     assert read["words"][0]["text"] == "Backups"
     assert [len(read["matches"]), len(read["special"]), len(read["words"])] == [2, 1, len(found.words)]

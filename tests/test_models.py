@@ -205,7 +205,7 @@ def test_a_stale_modules_file_does_not_hide_a_stanford_checkpoint(copy_of: Calla
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
 
 
-def test_an_older_pylate_model_without_its_type_is_recognised(copy_of: Callable[[str], Path]) -> None:
+def test_an_older_pylate_model_without_its_type_is_recognized(copy_of: Callable[[str], Path]) -> None:
     folder = copy_of("pylate_bert")
     expected = load_encoder(str(folder), device="cpu", dtype="float32").encode_queries(TEXTS)
     settings = json.loads((folder / "config_sentence_transformers.json").read_text())

@@ -219,14 +219,14 @@ def test_search_many_answers_each_query_by_the_mode(tmp_path: Path, encoder: Enc
     assert index.search("nothing of it", mode="fts") == []
 
 
-def test_a_threshold_leaves_out_lower_normalised_scores(tmp_path: Path, encoder: Encoder) -> None:
+def test_a_threshold_leaves_out_lower_normalized_scores(tmp_path: Path, encoder: Encoder) -> None:
     index = Index.create(database(tmp_path, tokenize="porter"), "posts", ["body"], model=encoder)
     for mode in ("colbert", "fts", "hybrid"):
         every = index.search("flour water", mode=mode)  # type: ignore[arg-type]
-        middle = sorted(hit.normalised_score for hit in every)[1]
+        middle = sorted(hit.normalized_score for hit in every)[1]
         kept = index.search("flour water", mode=mode, threshold=middle)  # type: ignore[arg-type]
-        assert {hit.pk for hit in kept} == {hit.pk for hit in every if hit.normalised_score >= middle}
-        assert all(0 <= hit.normalised_score <= 1 for hit in every)
+        assert {hit.pk for hit in kept} == {hit.pk for hit in every if hit.normalized_score >= middle}
+        assert all(0 <= hit.normalized_score <= 1 for hit in every)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_upper_case_is_left_to_the_tokenizer(tmp_path: Path, encoder: Encoder) -
 def test_a_threshold_in_hybrid_leaves_out_rows_before_the_first_k_are_taken(tmp_path: Path, encoder: Encoder) -> None:
     index = Index.create(database(tmp_path, tokenize="porter"), "posts", ["body"], model=encoder)
     options: dict[str, Any] = {"mode": "hybrid", "weight": 0.1}
-    every = [(hit.pk, hit.normalised_score >= 0.5) for hit in index.search("flour on a mountain", **options)]
+    every = [(hit.pk, hit.normalized_score >= 0.5) for hit in index.search("flour on a mountain", **options)]
     assert every == [(2, True), (4, False), (3, True), (1, False), (5, False)]
     assert keys(index, "flour on a mountain", threshold=0.5, k=2, **options) == [2, 3]
 
@@ -347,7 +347,7 @@ def test_hybrid_is_what_a_slow_reference_finds(
             score += (1 - weight) / (60 + [*by_fts].index(pk) + 1) if pk in by_fts else 0
         else:
             score = weight * stretched(maxsims, pk) + (1 - weight) * (stretched(by_fts, pk) if pk in by_fts else 0)
-        if threshold is None or hit.normalised_score >= threshold:
+        if threshold is None or hit.normalized_score >= threshold:
             expected[pk] = score
     hits = many.search(" ".join(words), k, mode="hybrid", fusion=fusion, weight=weight, threshold=threshold)
     assert len(hits) == min(k, len(expected))

@@ -72,7 +72,7 @@ def test_long_runs_of_blanks_are_no_trap() -> None:
         ("plain text", False),
     ],
 )
-def test_html_is_recognised(value: str, expected: bool) -> None:
+def test_html_is_recognized(value: str, expected: bool) -> None:
     assert looks_like_html(value) is expected
 
 

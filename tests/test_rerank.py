@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from colbert_sqlite import Index, Reranked, rerank, reranking
 from colbert_sqlite.encoders import Encoder, cached_encoder, load_encoder
-from colbert_sqlite.engine.maxsim import maxsim, normalised
+from colbert_sqlite.engine.maxsim import maxsim, normalized
 
 QUERY = "sourdough bread"
 TEXTS = ["A comet is ice and dust.", "", "Sourdough bread needs time.", "Bread."]
@@ -27,18 +27,18 @@ def test_the_best_text_comes_first_and_one_without_words_last(encoder: Encoder) 
     found = rerank(QUERY, TEXTS, model=encoder)
     assert positions(found) == [2, 3, 0, 1]
     assert [one.text for one in found] == [TEXTS[position] for position in positions(found)]
-    assert (found[-1].score, found[-1].normalised_score) == (-math.inf, 0.0)
+    assert (found[-1].score, found[-1].normalized_score) == (-math.inf, 0.0)
 
 
-def test_the_score_is_maxsim_and_normalised_it_is_per_query_token(encoder: Encoder) -> None:
+def test_the_score_is_maxsim_and_normalized_it_is_per_query_token(encoder: Encoder) -> None:
     [found] = rerank(QUERY, [TEXTS[2]], model=encoder)
     [query], [document] = encoder.encode_queries([QUERY]), encoder.encode_passages([TEXTS[2]])
     assert found.score == pytest.approx(maxsim(query, document), abs=1e-5)
-    assert found.normalised_score == pytest.approx(found.score / len(query), abs=1e-6)
+    assert found.normalized_score == pytest.approx(found.score / len(query), abs=1e-6)
 
 
-def test_normalised_scores_lie_between_0_and_1() -> None:
-    assert [normalised(score, 4) for score in (-math.inf, -1.0, 0.0, 2.0, 4.0, 4.001)] == [0.0, 0.0, 0.0, 0.5, 1.0, 1.0]
+def test_normalized_scores_lie_between_0_and_1() -> None:
+    assert [normalized(score, 4) for score in (-math.inf, -1.0, 0.0, 2.0, 4.0, 4.001)] == [0.0, 0.0, 0.0, 0.5, 1.0, 1.0]
 
 
 def test_k_texts_come_back_and_all_without_it(encoder: Encoder) -> None:

@@ -64,7 +64,7 @@ def test_scores_are_mean_similarities_and_equal_text_has_nearly_1(notes: sqlite_
     hits = index.similar(3)
     assert hits[0].pk == 6
     assert hits[0].score > 0.9
-    assert all(0 <= hit.score <= 1 and hit.normalised_score == hit.score for hit in hits)
+    assert all(0 <= hit.score <= 1 and hit.normalized_score == hit.score for hit in hits)
     assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
 
 

@@ -82,7 +82,7 @@ def test_search_gives_hits_as_json(conn: sqlite3.Connection, path: Path) -> None
         {
             "rank": hit.rank,
             "score": hit.score,
-            "normalised_score": hit.normalised_score,
+            "normalized_score": hit.normalized_score,
             "pk": hit.pk,
             "passage": hit.passage.text,
             "stale": False,
@@ -290,7 +290,7 @@ def test_rerank_puts_a_group_in_order(conn: sqlite3.Connection) -> None:
     expected = rerank("comet dust", list(TEXTS.values()), model="hashing")
     keys = list(TEXTS)
     assert found == [
-        {"rank": rank, "score": hit.score, "normalised_score": hit.normalised_score, "pk": keys[hit.position]}
+        {"rank": rank, "score": hit.score, "normalized_score": hit.normalized_score, "pk": keys[hit.position]}
         for rank, hit in enumerate(expected, start=1)
     ]
     assert pks(conn, "select colbert_rerank('comet dust', id, body, 1) from posts") == [2]

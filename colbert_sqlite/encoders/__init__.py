@@ -1,6 +1,6 @@
 """Text in, token embeddings out. The second of the two doors for heavy imports.
 
-In: query and passage texts. Out: float32 arrays of L2-normalised token embeddings. Leaves to others:
+In: query and passage texts. Out: float32 arrays of L2-normalized token embeddings. Leaves to others:
 cutting rows into passages, compressing, storing, searching.
 """
 
@@ -83,11 +83,11 @@ class Encoder(Protocol):
         ...
 
     def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """One array [n_tokens, dim] per query, rows L2-normalised, in the order of *texts*."""
+        """One array [n_tokens, dim] per query, rows L2-normalized, in the order of *texts*."""
         ...
 
     def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """One array [n_tokens, dim] per passage, rows L2-normalised, skiplist tokens left out."""
+        """One array [n_tokens, dim] per passage, rows L2-normalized, skiplist tokens left out."""
         ...
 
     def query_tokens(self, text: str) -> list[Token]:

@@ -134,7 +134,7 @@ def _stanford(folder: Path) -> Checkpoint:
 
 
 def _pylate(folder: Path, config: dict[str, Any], modules: list[dict[str, str]]) -> Checkpoint:
-    # What is neither Transformer nor Dense was dropped by PyLate, and normalising comes last in any case.
+    # What is neither Transformer nor Dense was dropped by PyLate, and normalizing comes last in any case.
     used = [folder / m["path"] for m in modules if _kind(m) in ("Transformer", "Dense")]
     if len(used) < 2:
         raise ModelError(f"{folder} is not a ColBERT model: it has no projection for single tokens")

@@ -1,4 +1,4 @@
-"""A model that torch runs, written as a folder that onnxruntime runs: transformer, projection and normalisation.
+"""A model that torch runs, written as a folder that onnxruntime runs: transformer, projection and normalization.
 
 In: an encoder that torch runs in float32. Out: a folder as onnx.py describes it, whole or not at all. Leaves to others:
 loading models, choosing the folder.
@@ -35,7 +35,7 @@ PROBES = ("", "a", "how do I back up postgres?", "Café, déjà vu — 日本語
 
 
 class _Complete(torch.nn.Module):
-    """Ids and attention mask to L2-normalised embeddings, in one network."""
+    """Ids and attention mask to L2-normalized embeddings, in one network."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def export(encoder: SentenceTransformersEncoder, folder: Path, *, int8: bool = F
         _describe(encoder, unfinished, int8=False)
         _compare(encoder, from_export(unfinished, name=encoder.name, batch_size=None))
         if int8:
-            _quantise(unfinished / MODEL)
+            _quantize(unfinished / MODEL)
         _move_weights(unfinished / MODEL)
         _describe(encoder, unfinished, int8=int8)
         from_export(unfinished, name=encoder.name, batch_size=None)
@@ -149,7 +149,7 @@ def _compare(encoder: SentenceTransformersEncoder, exported: OnnxEncoder) -> Non
             )
 
 
-def _quantise(path: Path) -> None:
+def _quantize(path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     whole = path.with_name("float32.onnx")

@@ -26,7 +26,7 @@ START = "[CLS]"
 
 
 class HashingEncoder:
-    """Embeddings from hashes of words and of their trigrams, mixed with a little of the neighbouring words.
+    """Embeddings from hashes of words and of their trigrams, mixed with a little of the neighboring words.
 
     The same text gives the same numbers on every machine. A text without words gives one embedding, that of the start.
 
@@ -50,11 +50,11 @@ class HashingEncoder:
         self.tokenizer.pre_tokenizer = BertPreTokenizer()
 
     def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """One array [n_tokens, dim] per query, rows L2-normalised, in the order of *texts*."""
+        """One array [n_tokens, dim] per query, rows L2-normalized, in the order of *texts*."""
         return [self._embed(words[: self.query_length - 1]) for words in self._words(texts)]
 
     def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """One array [n_tokens, dim] per passage, rows L2-normalised, punctuation left out."""
+        """One array [n_tokens, dim] per passage, rows L2-normalized, punctuation left out."""
         passages = []
         for words in self._words(texts):
             words = words[: self.document_length - 1]
@@ -88,7 +88,7 @@ class HashingEncoder:
         mixed = alone.copy()
         mixed[1:] += NEIGHBOUR_WEIGHT * alone[:-1]
         mixed[:-1] += NEIGHBOUR_WEIGHT * alone[1:]
-        return _normalise(mixed)
+        return _normalize(mixed)
 
 
 @lru_cache(maxsize=65536)
@@ -96,15 +96,15 @@ def _word_direction(word: str, dim: int) -> NDArray[np.float32]:
     padded = f"^{word}$"
     trigrams = [padded[i : i + 3] for i in range(len(padded) - 2)]
     parts = sum(_direction(trigram, dim) for trigram in trigrams) / len(trigrams) ** 0.5 if trigrams else 0
-    return _normalise(_direction(padded, dim) + TRIGRAM_WEIGHT * parts)
+    return _normalize(_direction(padded, dim) + TRIGRAM_WEIGHT * parts)
 
 
 def _direction(key: str, dim: int) -> NDArray[np.float32]:
     """A unit vector that depends on *key* alone: digest bytes, since a random generator may change between releases."""
     digest = hashlib.shake_256(key.encode("utf-8", "surrogatepass")).digest(2 * dim)
-    return _normalise(np.frombuffer(digest, "<i2").astype(np.float32))
+    return _normalize(np.frombuffer(digest, "<i2").astype(np.float32))
 
 
-def _normalise(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    normalised: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-    return normalised
+def _normalize(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    normalized: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    return normalized

@@ -1,10 +1,10 @@
 """Token embeddings from an ONNX file, without torch.
 
 In: texts, and a folder: one that export.py wrote, or a checkpoint that brings its transformer as ONNX. Out: float32
-arrays, L2-normalised. Leaves to others: which folder to load (models.py), what a checkpoint's files say (checkpoint.py,
+arrays, L2-normalized. Leaves to others: which folder to load (models.py), what a checkpoint's files say (checkpoint.py,
 sides.py), tokens (tokens.py).
 
-A folder that export.py wrote holds ``model.onnx`` (ids and attention mask in, normalised embeddings out), its weights
+A folder that export.py wrote holds ``model.onnx`` (ids and attention mask in, normalized embeddings out), its weights
 in ``model.onnx.data``, ``tokenizer.json``, and ``colbert_sqlite.json``, which says what else there is to know.
 """
 

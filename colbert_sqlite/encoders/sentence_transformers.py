@@ -1,6 +1,6 @@
 """Token embeddings from a network that sentence-transformers loads and torch runs.
 
-In: texts. Out: float32 arrays, L2-normalised. Leaves to others: which folder to load (models.py), what its files say
+In: texts. Out: float32 arrays, L2-normalized. Leaves to others: which folder to load (models.py), what its files say
 (checkpoint.py), tokens (tokens.py).
 """
 
@@ -81,8 +81,8 @@ class SentenceTransformersEncoder(NetworkEncoder):
         }
         with torch.inference_mode():
             embeddings = self.network(features)["token_embeddings"].float()
-            normalised: NDArray[np.float32] = torch.nn.functional.normalize(embeddings, dim=-1).cpu().numpy()
-        return normalised
+            normalized: NDArray[np.float32] = torch.nn.functional.normalize(embeddings, dim=-1).cpu().numpy()
+        return normalized
 
 
 def from_checkpoint(

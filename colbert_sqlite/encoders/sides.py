@@ -42,7 +42,7 @@ def side_of(checkpoint: Checkpoint, text: TextSettings, vocabulary: Vocabulary) 
     marker = None
     skip = frozenset[int]()
     if checkpoint.layout == "stanford":
-        # Stanford looks the marker up, and an unknown one becomes [UNK]; padding is recognised by its id.
+        # Stanford looks the marker up, and an unknown one becomes [UNK]; padding is recognized by its id.
         if text.marker:
             marker = tokenizer.token_to_id(text.marker)
             marker = vocabulary.unknown if marker is None else marker

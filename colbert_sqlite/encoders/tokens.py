@@ -158,11 +158,11 @@ class NetworkEncoder(ABC):
         self._batch_size = batch_size
 
     def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """One array [n_tokens, dim] per query, rows L2-normalised, in the order of *texts*."""
+        """One array [n_tokens, dim] per query, rows L2-normalized, in the order of *texts*."""
         return self._encode(texts, self.queries)
 
     def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """One array [n_tokens, dim] per passage, rows L2-normalised, skiplist tokens left out."""
+        """One array [n_tokens, dim] per passage, rows L2-normalized, skiplist tokens left out."""
         return self._encode(texts, self.passages)
 
     def query_tokens(self, text: str) -> list[Token]:
@@ -190,4 +190,4 @@ class NetworkEncoder(ABC):
 
     @abstractmethod
     def _run(self, ids: NDArray[np.int64], attention: NDArray[np.int64]) -> NDArray[np.float32]:
-        """L2-normalised embeddings [n_texts, n_tokens, dim] of ids and mask [n_texts, n_tokens], padding included."""
+        """L2-normalized embeddings [n_texts, n_tokens, dim] of ids and mask [n_texts, n_tokens], padding included."""

@@ -3,14 +3,14 @@
 In: embeddings, or codes and residuals read back. Out: the other of the two, and the few arrays a codec consists of.
 Leaves to others: encoding text, storing anything, and searching.
 
-A packed byte holds ``8 // nbits`` neighbouring values of a token, the first in its lowest bits, so that one look-up in
+A packed byte holds ``8 // nbits`` neighboring values of a token, the first in its lowest bits, so that one look-up in
 a table of 256 entries turns a byte into its weights. A last byte that is not full is padded with zero bits.
 
 Two things are added to ColBERTv2. Tokens lie at very different distances from their centroids, so a residual is
 divided by its own size before it is rounded, and one byte more, before the others, says what to multiply it by. And
 that scale is chosen so that the error lies across the embedding rather than along it, for a query token finds its match
 where the two point the same way (the anisotropic loss of Guo et al. 2020, arXiv 1908.10396). An embedding is then the
-plain sum of centroid and residual: it needs no normalising, and a query's product with the centroid is known before.
+plain sum of centroid and residual: it needs no normalizing, and a query's product with the centroid is known before.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ResidualCodec:
     :param bucket_weights: float32 [2**nbits]: the value that a bucket stands for
     :param avg_residual: mean absolute residual of held-out tokens, the baseline against which drift is measured
     :param scale_step: what a residual's first byte counts. None: residuals have no such byte, and embeddings are
-        normalised after centroid and residual are added, as in ColBERTv2 and the libraries that follow it
+        normalized after centroid and residual are added, as in ColBERTv2 and the libraries that follow it
     :param cells: uint16 [n_centroids]: the coarse cell of each; None: they are made when they are needed
     :raises ValueError: if nbits is none of those
     :raises ShapeError: if the arrays do not fit together
@@ -165,7 +165,7 @@ class ResidualCodec:
 
     @classmethod
     def train(cls, embeddings: NDArray[np.floating], *, nbits: int, n_centroids: int, seed: int = 42) -> ResidualCodec:
-        """A codec learnt from a sample of token embeddings; the same for the same arguments.
+        """A codec learned from a sample of token embeddings; the same for the same arguments.
 
         :param embeddings: float16 or float32 [n, dim], at least one row. A twentieth, at most 50,000, is held out of
             k-means to learn the buckets; a sample too small for that serves for both
@@ -262,7 +262,7 @@ class ResidualCodec:
         return means
 
     def decompress(self, codes: NDArray[np.integer], residuals: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Embeddings, L2-normalised: float32 [n, dim] from codes [n] and residuals uint8 [n, bytes_per_token].
+        """Embeddings, L2-normalized: float32 [n, dim] from codes [n] and residuals uint8 [n, bytes_per_token].
 
         :raises IndexCorrupt: if a code has no centroid, or the residuals do not have the shape they should
         """
@@ -272,7 +272,7 @@ class ResidualCodec:
         return unit
 
     def reconstruct(self, codes: NDArray[np.integer], residuals: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The sum of centroid and residual, not normalised: what searches score, unless ``scale_step`` is None.
+        """The sum of centroid and residual, not normalized: what searches score, unless ``scale_step`` is None.
 
         Arguments and errors as in :meth:`decompress`.
         """
@@ -317,7 +317,7 @@ def n_centroids_for(n_tokens: int, dim: int, nbits: int) -> int:
 
     The more, the better the passages that they choose (tests/benchmarks/centroids.py): as many as take a twentieth of
     the space of the residuals. PLAID has 8 to 16 times the square root, a power of two. Never more than a quarter of
-    the tokens, so that what residuals look like can still be learnt, nor than 131,072: each query scores them all, and
+    the tokens, so that what residuals look like can still be learned, nor than 131,072: each query scores them all, and
     a sample of a million tokens teaches no more.
 
     :raises ValueError: if there are no tokens

@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-# Sums may be reordered, which is what lets them be vectorised; NaN and infinity keep their meaning.
+# Sums may be reordered, which is what lets them be vectorized; NaN and infinity keep their meaning.
 REORDER = {"reassoc", "contract"}
 
 # Below every score in steps.
@@ -234,9 +234,9 @@ def pack_residuals(
     the weights of those buckets by.
 
     If ``scaled``, a residual is divided by its root mean square before its buckets are looked up, and its scale
-    minimises the squared error, the part of it along the embedding counted ``1 + parallel_weight`` times; else its
+    minimizes the squared error, the part of it along the embedding counted ``1 + parallel_weight`` times; else its
     scale is 1. A bucket is the number of cutoffs strictly below: counting them all is faster than a binary search,
-    because it vectorises. The first value of a byte has its lowest bits; pad bits are 0.
+    because it vectorizes. The first value of a byte has its lowest bits; pad bits are 0.
     """
     n_tokens, dim = embeddings.shape
     n_values = 8 // nbits

@@ -37,7 +37,7 @@ VISITORS_AT_ONCE = 256
 def train(
     embeddings: NDArray[np.floating], rows: NDArray[np.int64], n_centroids: int, seed: int
 ) -> NDArray[np.float32]:
-    """Centroids of some of the embeddings, neighbours mostly side by side.
+    """Centroids of some of the embeddings, neighbors mostly side by side.
 
     :param embeddings: float16 or float32 [n, dim]; rows are read as they are needed, so a memory map will do
     :param rows: int64 [n_rows] of the embeddings to learn from, at least one; at most 128 a centroid are used
@@ -82,8 +82,8 @@ def cells_of(centroids: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The coarse cell of each centroid, uint16 [n]: what is searched first for the nearest of many centroids."""
     if len(centroids) <= EXACT_UP_TO:
         return np.zeros(len(centroids), np.uint16)
-    centres = _lloyd(centroids, _n_cells(len(centroids)), np.random.default_rng(0))
-    return nearest(centroids, centres)[0].astype(np.uint16)
+    centers = _lloyd(centroids, _n_cells(len(centroids)), np.random.default_rng(0))
+    return nearest(centroids, centers)[0].astype(np.uint16)
 
 
 class NearestCentroid:
@@ -115,7 +115,7 @@ class NearestCentroid:
         return vectors
 
     @cached_property
-    def _centres(self) -> tuple[NDArray[np.float32], list[NDArray[np.int64]]]:
+    def _centers(self) -> tuple[NDArray[np.float32], list[NDArray[np.int64]]]:
         """Directions of the coarse cells, and the centroid ids in each."""
         members = _members(self._cells, int(self._cells.max()) + 1)
         members = [ids for ids in members if len(ids)]
@@ -128,10 +128,10 @@ class NearestCentroid:
         return np.concatenate([self._through_cells(embeddings[block]) for block in _blocks(len(embeddings))])
 
     def _through_cells(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint32]:
-        centres, members = self._centres
-        n_probed = min(N_PROBED_CELLS, len(centres))
-        probed = kernels.top_rows(centres @ embeddings.T, n_probed)
-        visits = _members(probed.ravel(), len(centres))
+        centers, members = self._centers
+        n_probed = min(N_PROBED_CELLS, len(centers))
+        probed = kernels.top_rows(centers @ embeddings.T, n_probed)
+        visits = _members(probed.ravel(), len(centers))
         found = np.zeros(len(embeddings), np.uint32)
         best = np.full(len(embeddings), -np.inf, np.float32)
         directions, scales = self._directions
@@ -147,19 +147,19 @@ class NearestCentroid:
 
 
 def _lloyd(points: NDArray[np.float32], n_clusters: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Unit-length cluster centres by Lloyd's rounds from random points: float32 [min(n_clusters, n_points), dim]."""
+    """Unit-length cluster centers by Lloyd's rounds from random points: float32 [min(n_clusters, n_points), dim]."""
     n_clusters = min(n_clusters, len(points))
-    centres = _unit(points[np.sort(rng.choice(len(points), n_clusters, replace=False))])
+    centers = _unit(points[np.sort(rng.choice(len(points), n_clusters, replace=False))])
     for _ in range(N_ROUNDS):
-        clusters, similarities = nearest(points, centres)
-        sums = np.zeros_like(centres)
+        clusters, similarities = nearest(points, centers)
+        sums = np.zeros_like(centers)
         counts = np.zeros(n_clusters, np.int64)
         kernels.add_to_clusters(points, clusters, sums, counts)
         empty = np.flatnonzero(counts == 0)
-        # An empty cluster starts again at one of the points that its centre describes worst.
+        # An empty cluster starts again at one of the points that its center describes worst.
         sums[empty] = points[np.argsort(similarities, kind="stable")[: len(empty)]]
-        centres = _unit(sums)
-    return centres
+        centers = _unit(sums)
+    return centers
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -15,8 +15,8 @@ from colbert_sqlite.errors import ShapeError
 def maxsim(query: NDArray[np.float32], document: NDArray[np.float32]) -> float:
     """Score of one document: each query token's best similarity in the document, summed.
 
-    :param query: float32 [n_query_tokens, dim], L2-normalised rows
-    :param document: float32 [n_tokens, dim], L2-normalised rows
+    :param query: float32 [n_query_tokens, dim], L2-normalized rows
+    :param document: float32 [n_tokens, dim], L2-normalized rows
     :return: cosines summed, higher is better; ``-inf`` for a document without tokens
     :raises ShapeError: if the two do not have the same ``dim``
 
@@ -47,7 +47,7 @@ def maxsim_scores(
     return scores
 
 
-def normalised(score: float, n_query_tokens: int) -> float:
+def normalized(score: float, n_query_tokens: int) -> float:
     """The score per query token, from 0 to 1: a threshold that holds for queries of any length.
 
     1 says that every query token stands in the document with the very same embedding. What is a good match depends on

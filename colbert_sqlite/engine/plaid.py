@@ -312,7 +312,7 @@ def rescore(
     positions = np.arange(len(lengths)) if positions is None else positions
     starts, lengths, first_codes = starts[positions], lengths[positions], offsets[positions]
     if codec.scale_step is None:
-        return _rescore_normalised(query, codes, first_codes, residuals, starts, lengths)
+        return _rescore_normalized(query, codes, first_codes, residuals, starts, lengths)
     ends = starts + lengths
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     codes, residuals = kernels.fixed(codes), kernels.fixed(residuals)
@@ -341,7 +341,7 @@ def rescore(
     return scores
 
 
-def _rescore_normalised(
+def _rescore_normalized(
     query: Query,
     codes: Codes,
     first_codes: NDArray[np.int64],
@@ -349,7 +349,7 @@ def _rescore_normalised(
     starts: NDArray[np.int64],
     lengths: NDArray[np.int64],
 ) -> NDArray[np.float32]:
-    """The same for codecs without scales, whose embeddings are normalised: not made for speed."""
+    """The same for codecs without scales, whose embeddings are normalized: not made for speed."""
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     within = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
     embeddings = query.codec.decompress(

@@ -19,10 +19,10 @@ def pool(embeddings: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     """About one embedding in *factor*: the first as it is, then the mean direction of each cluster of the others.
 
     Clusters come from Ward's linkage of cosine distances, as PyLate and sentence-transformers cluster. The first
-    embedding stays alone because it, [CLS], stands for the whole passage. Means are normalised, unlike those of the
+    embedding stays alone because it, [CLS], stands for the whole passage. Means are normalized, unlike those of the
     references except sentence-transformers: the codec stores directions and scores them as unit vectors.
 
-    :param embeddings: float32 [n_tokens, dim], L2-normalised rows
+    :param embeddings: float32 [n_tokens, dim], L2-normalized rows
     :param factor: at least 1, which pools nothing
     :return: float32 [1 + max(1, (n_tokens - 1) // factor), dim], or the embeddings themselves if they are no more;
         equal distances may leave fewer

@@ -14,7 +14,7 @@ passages   a span of one source row: its key (``pk_{column}``), ``ordinal`` with
            the token stream, ``content_hash`` of the row. A source row without text has one passage of doclen 0
 codes      a passage: the centroid of each of its tokens, ``codec.codes_dtype``
 residuals  ``codec.block_tokens`` consecutive tokens of the token stream: their packed residuals
-centroids  1,024 centroids: int8 directions, ``dim`` bytes each, normalised on reading, and their coarse
+centroids  1,024 centroids: int8 directions, ``dim`` bytes each, normalized on reading, and their coarse
            ``cells`` (``<u2``), through which the nearest centroid is found
 ivf        a part of an inverted list: ascending ids of passages that have a token in a centroid, as gaps
            (``blobs.py``). ``segment`` is the centroid times 2**40, plus the first of the ids

@@ -192,7 +192,7 @@ class CodecTables:
         return self._conn.execute(sql).fetchone()
 
     def read_centroids(self, codec: StoredCodec) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
-        """Return int8 centroid directions [n_centroids, dim], not yet normalised, and their cells uint16 [n_centroids].
+        """Return int8 centroid directions [n_centroids, dim], not yet normalized, and their cells uint16 [n_centroids].
 
         :raises IndexCorrupt: if they are damaged, or not as many as the codec says
         """

@@ -64,11 +64,11 @@ class TokenStream:
     def free(self, codec: StoredCodec, passage_id: int, start: int, doclen: int) -> None:
         """Remove the blocks that this passage reaches into, and no other.
 
-        :raises IndexCorrupt: if its place contradicts those of its neighbours
+        :raises IndexCorrupt: if its place contradicts those of its neighbors
         """
         if not doclen:
             return
-        # Ids and stream positions grow together, so the neighbours by id are the neighbours in the stream.
+        # Ids and stream positions grow together, so the neighbors by id are the neighbors in the stream.
         (before,) = self._conn.execute(
             f"SELECT residual_start + doclen FROM {self._passages} WHERE passage_id < ?"
             " AND doclen > 0 ORDER BY passage_id DESC LIMIT 1",
@@ -80,7 +80,7 @@ class TokenStream:
             (passage_id,),
         ).fetchone() or (codec.stream_tokens,)
         self._check_places(before, start, doclen, after)
-        # Its own at most, whatever the places of its neighbours: others were removed with those they belonged to.
+        # Its own at most, whatever the places of its neighbors: others were removed with those they belonged to.
         first_free = max(start // codec.block_tokens, -(-before // codec.block_tokens))
         end_free = min(-(-(start + doclen) // codec.block_tokens), after // codec.block_tokens)
         self._conn.execute(f"DELETE FROM {self._residuals} WHERE block >= ? AND block < ?", (first_free, end_free))

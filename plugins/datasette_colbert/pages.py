@@ -274,7 +274,7 @@ class _Search:
         rows = [_hit_json(datasette, self._request, place.database, self._facts, hit) for hit in self._hits]
         writer = csv.writer(out)
         columns = [*rows[0]["row"]] if rows else []
-        ours = ("rank", "score", "normalised_score", "stale", "passage")
+        ours = ("rank", "score", "normalized_score", "stale", "passage")
         # A column of the table that is called as one of ours keeps its name.
         writer.writerow([*(f"colbert_{name}" if name in columns else name for name in ours), *columns])
         for row in rows:
@@ -594,7 +594,7 @@ def shown_hit(datasette: Datasette, place: Place, found: Found, hit: Hit, label:
     return ShownHit(
         rank=hit.rank,
         score=shown_score(hit.score, found.mode),
-        normalised_score=hit.normalised_score,
+        normalized_score=hit.normalized_score,
         title=_title(hit.row, label, hit.pk),
         url=_row_url(datasette, place, hit.pk),
         date=_date(hit.row),
@@ -630,7 +630,7 @@ def _hit_json(datasette: Datasette, request: Request, database: str, facts: Fact
     return {
         "rank": hit.rank,
         "score": hit.score,
-        "normalised_score": hit.normalised_score,
+        "normalized_score": hit.normalized_score,
         "pk": list(hit.pk) if isinstance(hit.pk, tuple) else hit.pk,
         "url": str(datasette.urls.row(database, facts.table, row_path(hit.pk))),
         "passage": hit.passage.text,

@@ -54,7 +54,7 @@ class ShownHit:
 
     rank: int
     score: str
-    normalised_score: float
+    normalized_score: float
     title: str
     url: str
     date: str

@@ -1,6 +1,6 @@
 """The command that says how good an index is: eval.
 
-In: files of queries and judgements. Out: measures. Leaves to others: the work, which is
+In: files of queries and judgments. Out: measures. Leaves to others: the work, which is
 :mod:`colbert_sqlite.evaluation`.
 """
 
@@ -46,7 +46,7 @@ file_option = click.Path(exists=True, dir_okay=False)
     type=file_option,
     required=True,
     metavar="FILE",
-    help="Judgements: lines of query id, document id, grade, split by tabs (BEIR), or TREC's four columns",
+    help="Judgments: lines of query id, document id, grade, split by tabs (BEIR), or TREC's four columns",
 )
 @click.option(
     "--measure",
@@ -91,7 +91,7 @@ def eval_(
 ) -> None:
     """Measure how good the hits of an index are, with queries whose right answers are known
 
-    A query that the judgements do not name is passed over.
+    A query that the judgments do not name is passed over.
 
     Examples:
 

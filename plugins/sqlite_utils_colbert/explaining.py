@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from colbert_sqlite import Explanation
 
 WIDEST_BAR = 20
-# Legible on dark and on light: either the terminal's own colours, or both of a pair.
+# Legible on dark and on light: either the terminal's own colors, or both of a pair.
 STYLES: dict[int, dict[str, Any]] = {
     1: {"underline": True},
     2: {"underline": True, "bold": True},
@@ -50,9 +50,7 @@ STARS = {1: "*", 2: "*", 3: "**", 4: "**"}
 @click.option("--ordinal", type=int, help="Which passage of the row, from 0; default: its best one")
 @click.option("--json", "output", flag_value="json", help="Output JSON")
 @click.option("--html", "output", flag_value="html", help="Output HTML to put into a page")
-@click.option(
-    "--color/--no-color", default=None, help="Colours or none; default: on a terminal, unless NO_COLOR is set"
-)
+@click.option("--color/--no-color", default=None, help="Colors or none; default: on a terminal, unless NO_COLOR is set")
 @moved_model_option
 @model_options
 def explain(
@@ -89,7 +87,7 @@ def explain(
 
 
 def wants_color(color: bool | None) -> bool:
-    """Whether to use colours: as asked for, else on a terminal that has them, unless https://no-color.org is heeded."""
+    """Whether to use colors: as asked for, else on a terminal that has them, unless https://no-color.org is heeded."""
     if color is not None:
         return color
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -116,7 +114,7 @@ def show(explanation: Explanation, *, color: bool) -> None:
     named = Counter(match.text for match in explanation.special)
     names = " ".join(name if n == 1 else f"{n}×{name}" for name, n in named.items())
     share = f", {explanation.special_score:.2f} of it from special tokens ({names})" if names else ""
-    click.echo(f"\nScore {explanation.score:.2f}{share}; normalised {explanation.normalised_score:.2f}")
+    click.echo(f"\nScore {explanation.score:.2f}{share}; normalized {explanation.normalized_score:.2f}")
 
 
 def marked_text(explanation: Explanation, marked: Callable[[str, int], str], *, in_heading: bool) -> str:

@@ -99,7 +99,7 @@ def index(
         if verbose:
             print_stages(made, seconds=seconds)
         if not silent:
-            summarise(made, seconds=seconds)
+            summarize(made, seconds=seconds)
             if made.counts["passages"]:
                 search = [*ctx.command_path.split()[:-1], "search", db, made.name]
                 click.echo(f"Search it: {shlex.join(search)} 'your question' -t", err=True)
@@ -408,7 +408,7 @@ def rebuild(ctx: click.Context, /, db: str, index: str, verbose: bool, silent: b
         if verbose:
             print_stages(opened, seconds=seconds)
         if not silent:
-            summarise(opened, seconds=seconds)
+            summarize(opened, seconds=seconds)
 
 
 @click.group(cls=ColbertGroup, invoke_without_command=True)
@@ -531,7 +531,7 @@ def print_stages(index: Index, *, seconds: float) -> None:
         click.echo(f"{report.n_tokens:,} tokens encoded by {index.encoder.backend}, {rate}", err=True)
 
 
-def summarise(index: Index, *, seconds: float) -> None:
+def summarize(index: Index, *, seconds: float) -> None:
     """Say what is in an index that was just built."""
     facts = index.info()
     if not facts["rows"]:

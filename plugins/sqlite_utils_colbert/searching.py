@@ -131,7 +131,7 @@ def search(
         if verbose:
             seconds, encoder = time.perf_counter() - started, opened[0].encoder
             click.echo(f"Answered by {encoder.name}, {encoder.backend}, in {seconds:.2f} s", err=True)
-        print_hits(hits, shown, passages, output, fmt, with_normalised=threshold is not None)
+        print_hits(hits, shown, passages, output, fmt, with_normalized=threshold is not None)
 
 
 @click.command(cls=ColbertCommand)
@@ -222,7 +222,7 @@ def print_hits(
     output: str | None,
     fmt: str | None,
     *,
-    with_normalised: bool = False,
+    with_normalized: bool = False,
 ) -> None:
     """Print hits of these indexes in the format asked for."""
     if not hits:
@@ -238,7 +238,7 @@ def print_hits(
         if several and not columns:
             # In a table of several indexes a title stands under one name.
             theirs = {"title": next(iter(theirs.values()), None)}
-        told: Row = {"normalised_score": round(hit.normalised_score, 4) if with_normalised else None}
+        told: Row = {"normalized_score": round(hit.normalized_score, 4) if with_normalized else None}
         told |= {"stale": hit.stale if stale else None, "index": hit.index if several else None}
         told["database"] = path if files else None
         extra = {name: value for name, value in told.items() if value is not None}

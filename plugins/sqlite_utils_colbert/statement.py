@@ -37,7 +37,7 @@ def select_of_search(
     of_row = " and ".join(f"{table}.{key} = {hits}.value ->> {path}" for key, path in zip(keys, paths, strict=True))
     least = ""
     if settings.threshold is not None:
-        least = f"where {hits}.value ->> 'normalised_score' >= {settings.threshold}\n"
+        least = f"where {hits}.value ->> 'normalized_score' >= {settings.threshold}\n"
     return (
         f"select {shown}, {hits}.value ->> 'score' as score\n"
         f"from json_each(colbert_search({', '.join(arguments)})) as {hits}\n"

@@ -1,4 +1,4 @@
-"""How many centroids, learnt from how many tokens: what each choice costs and brings, over sizes of index.
+"""How many centroids, learned from how many tokens: what each choice costs and brings, over sizes of index.
 
     python -m tests.benchmarks.centroids FOLDER [--passages 100 1000 14000] [--factors 0.25 0.5 1 2 4] [--samples 8 32]
 

@@ -74,7 +74,7 @@ def principal_components(
 
 
 def hidden_states(backbone: Transformer, texts: list[str], skip: torch.Tensor) -> NDArray[np.float64]:
-    """float64 [n_tokens, 384], not normalised: long vectors are those that the mean of a text hangs on."""
+    """float64 [n_tokens, 384], not normalized: long vectors are those that the mean of a text hangs on."""
     features = backbone.preprocess(texts)
     with torch.inference_mode():
         states = backbone(features)["token_embeddings"]

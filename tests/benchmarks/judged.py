@@ -1,6 +1,6 @@
 """Judged test collections as indexed databases, made once and kept: what the other measurements of this folder share.
 
-In: a collection in BEIR layout. Out: an index of it with an FTS5 table beside, its queries and judgements. Leaves to
+In: a collection in BEIR layout. Out: an index of it with an FTS5 table beside, its queries and judgments. Leaves to
 others: measuring.
 """
 

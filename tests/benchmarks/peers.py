@@ -392,7 +392,7 @@ def place_labels(figure: Any, panel: Any, ends: list[tuple[float, float, str, st
     height, width = 13, 130
     figure.canvas.draw()
     placed: list[tuple[float, float]] = []
-    for x, y, label, colour in sorted(ends, key=lambda end: -end[1]):
+    for x, y, label, color in sorted(ends, key=lambda end: -end[1]):
         across, up = panel.transData.transform((x, y)) * 72 / figure.dpi
         wanted = up
         while clashes := [other for where, other in placed if abs(where - across) < width and abs(other - up) < height]:
@@ -403,7 +403,7 @@ def place_labels(figure: Any, panel: Any, ends: list[tuple[float, float, str, st
             (x, y),
             (7, up - wanted),
             textcoords="offset points",
-            color=colour,
+            color=color,
             va="center",
             fontsize=9,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
