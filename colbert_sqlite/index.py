@@ -409,7 +409,7 @@ class Index:
 
         They are encoded in one batch, and what several of them need is read once. Arguments and errors as there.
         """
-        settings = SearchSettings.chosen(
+        settings = SearchSettings.for_k(
             k, mode=mode, fusion=fusion, weight=weight, threshold=threshold, nprobe=nprobe, ndocs=ndocs
         )
         pks = _list_of_keys(pks)
@@ -434,7 +434,7 @@ class Index:
         """Return what :meth:`search_many` returns, of queries that are encoded already; the model is not loaded.
 
         :param embeddings: float32 [n_query_tokens, dim] of each query, as the model of this index gives them
-        :param settings: ``SearchSettings.chosen(k)``, or others
+        :param settings: ``SearchSettings.for_k(k)``, or others
         :raises ShapeError: if an embedding has no tokens, or another ``dim`` than the index
         """
         if not queries:
@@ -816,7 +816,7 @@ def _settings_of_similar(
     k: int, nprobe: int | None, ndocs: int | None, threshold: float | None = None
 ) -> SearchSettings:
     # So many tokens need no wide search: of the rows of three manuals, as many of the nearest five were of their page.
-    return SearchSettings.chosen(
+    return SearchSettings.for_k(
         k,
         nprobe=8 if nprobe is None else nprobe,
         ndocs=max(512, 64 * k) if ndocs is None else ndocs,

@@ -53,7 +53,7 @@ def search_all(
 
     :raises ValueError: if an index is given twice
     """
-    settings = SearchSettings.chosen(
+    settings = SearchSettings.for_k(
         k, mode=mode, fusion=fusion, weight=weight, threshold=threshold, nprobe=nprobe, ndocs=ndocs
     )
     check_queries([query])

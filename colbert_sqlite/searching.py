@@ -23,7 +23,7 @@ from colbert_sqlite.engine.salience import salient_centroids
 from colbert_sqlite.errors import IndexCorrupt, SourceError
 from colbert_sqlite.passages import extract
 from colbert_sqlite.results import Hit, Passage
-from colbert_sqlite.settings import MOST_NDOCS, MOST_NPROBE, SearchSettings
+from colbert_sqlite.settings import MAX_NDOCS, MAX_NPROBE, SearchSettings
 from colbert_sqlite.storage.fts import FullText
 from colbert_sqlite.storage.snapshot import Snapshot
 from colbert_sqlite.storage.source import Key, Source, pk_of
@@ -119,8 +119,8 @@ class Searcher:
     ) -> list[list[Ranked]]:
         """Return the *k* rows of the highest MaxSim for each query. Arguments and errors as in :meth:`search`."""
         wider = SearchSettings(
-            nprobe=min(_WIDER * settings.nprobe, MOST_NPROBE),
-            ndocs=min(_WIDER * max(settings.ndocs, _WIDER * k), MOST_NDOCS),
+            nprobe=min(_WIDER * settings.nprobe, MAX_NPROBE),
+            ndocs=min(_WIDER * max(settings.ndocs, _WIDER * k), MAX_NDOCS),
         )
         longest = max(map(len, embeddings))
         at_once = max(1, min(_QUERIES_AT_ONCE, _SCORES_IN_MEMORY // (self.codec.n_centroids * longest)))

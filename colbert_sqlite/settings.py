@@ -1,4 +1,4 @@
-"""Every tunable, declared once.
+"""Every option, declared once.
 
 In: keyword arguments of the public API, JSON stored with an index. Out: frozen, checked objects that
 travel as arguments. Leaves to others: reading or writing them, acting on them.
@@ -8,21 +8,90 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+
+from colbert_sqlite.values import SqlValue, plain_key, plain_value, whole_number
 
 Html = Literal["auto", "yes", "no"]
 Mode = Literal["colbert", "fts", "hybrid"]
 Fusion = Literal["rrf", "weighted"]
 
+Backend = Literal["auto", "torch", "onnx"]
+
 NBITS = (1, 2, 4, 8)
 # Beyond any index, and far from what overflows.
-MOST_NPROBE = 1 << 20
-MOST_NDOCS = 1 << 31
-MOST_K = 1 << 20
+MAX_NPROBE = 1 << 20
+MAX_NDOCS = 1 << 31
+MAX_K = 1 << 20
 # Far more than any model reads of a query.
-MOST_QUERY_CHARACTERS = 100_000
+MAX_QUERY_CHARACTERS = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """How a model is loaded and run.
+
+    :param device: as torch calls it: ``cpu``, ``cuda:1``, ``mps``; default: the fastest there is
+    :param dtype: what the model computes in: ``auto``, ``float32``, ``bfloat16`` or ``float16``
+    :param batch_size: texts in one batch; default: as many as fit
+    :param trust_remote_code: whether the model may run Python code of its own
+    :param backend: ``torch``, ``onnx``, or ``auto``, the faster one
+    :raises ValueError: if a value is out of range
+    """
+
+    device: str | None = None
+    dtype: str = "auto"
+    batch_size: int | None = None
+    trust_remote_code: bool = False
+    backend: Backend = "auto"
+
+    def __post_init__(self) -> None:
+        if self.backend not in get_args(Backend):
+            raise ValueError(f"backend must be {_one_of(get_args(Backend))}, not {self.backend!r}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+        if self.backend == "onnx" and (self.device not in (None, "cpu") or self.dtype not in ("auto", "float32")):
+            raise ValueError("the onnx backend computes in float32 on the processor: leave device and dtype out")
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether only torch can do what is asked for."""
+        elsewhere = self.device not in (None, "cpu") or self.dtype != "auto"
+        return self.backend == "torch" or (self.backend == "auto" and elsewhere)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which rows a search may find: by default all.
+
+    :param where: SQL condition on the source table
+    :param params: its named parameters
+    :param pks: primary keys; only these rows are scored
+    :raises ValueError: if there are params without a condition, or *pks* is one text
+    """
+
+    where: str | None = None
+    params: Mapping[str, SqlValue] = field(default_factory=dict)
+    pks: tuple[tuple[SqlValue, ...], ...] | None = None
+
+    @classmethod
+    def of(
+        cls, where: str | None = None, params: Mapping[str, Any] | None = None, pks: Iterable[Any] | None = None
+    ) -> Filter:
+        """Return the filter that a caller describes; numpy values stand for what they mean."""
+        if params is not None and not isinstance(params, Mapping):
+            raise ValueError(f"params maps names to values, and {params!r} does not")
+        if params and where is None:
+            raise ValueError(f"params are the values of a condition, and there is no where: {', '.join(params)}")
+        if isinstance(pks, (str, bytes)):
+            raise ValueError(f"pks is a list of primary keys: [{pks!r}]")
+        return cls(
+            where=where,
+            params={name: plain_value(value) for name, value in (params or {}).items()},
+            pks=None if pks is None else tuple(map(plain_key, pks)),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +119,14 @@ class IndexSettings:
     )
     triggers: bool = field(default=True, metadata={"help": "let triggers on the table note which rows change"})
     seed: int = 42
+    encoder: str = ""
+    """Class of an encoder that the caller brought along; empty for a model that :func:`load_encoder` finds by name."""
 
     def __post_init__(self) -> None:
         if not self.columns:
             raise ValueError("name at least one column to index")
         # Whatever the annotations say: they come from a file too.
-        texts: list[object] = [self.table, self.model, *self.columns]
+        texts: list[object] = [self.table, self.model, self.encoder, *self.columns]
         texts += [text for text in (self.where, self.heading) if text is not None]
         if not all(isinstance(text, str) and "\0" not in text for text in texts):
             raise ValueError(f"table, columns, model, where and heading must be text without NUL: {texts}")
@@ -93,11 +164,12 @@ class IndexSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSettings:
-    """How wide one search looks. The defaults of :meth:`for_k` were measured; the README has the table.
+    """How many rows one search finds, and how wide it looks. The defaults of :meth:`for_k` were measured.
 
     :raises ValueError: if a value is out of range
     """
 
+    k: int = field(default=10, metadata={"help": "rows to find"})
     nprobe: int = field(metadata={"help": "centroids probed per query token"})
     ndocs: int = field(metadata={"help": "passages whose codes are read; a quarter of them is scored exactly"})
     mode: Mode = field(
@@ -126,33 +198,23 @@ class SearchSettings:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
-        for name, least, most in (("nprobe", 1, MOST_NPROBE), ("ndocs", 4, MOST_NDOCS)):
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
-                raise ValueError(f"{name} must be a whole number from {least} to {most:,}, not {value!r}")
+        for name, least, most in (("k", 1, MAX_K), ("nprobe", 1, MAX_NPROBE), ("ndocs", 4, MAX_NDOCS)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least, most))
 
     @classmethod
-    def chosen(cls, k: int, **given: Any) -> SearchSettings:
-        """Return the defaults for *k*, but for what is *given* and not None.
-
-        :raises ValueError: if *k* or a value is out of range
-        """
-        if type(k) is not int or not 1 <= k <= MOST_K:
-            raise ValueError(f"k must be a whole number from 1 to {MOST_K:,}, not {k!r}")
-        return dataclasses.replace(cls.for_k(k), **{name: value for name, value in given.items() if value is not None})
-
-    @classmethod
-    def for_k(cls, k: int) -> SearchSettings:
-        """Defaults for the ``k`` best hits.
+    def for_k(cls, k: int, **changes: Any) -> SearchSettings:
+        """Return the defaults for the *k* best hits, with those *changes* that are not None.
 
         Wider than PLAID's Table 2 (1 and 256 for k = 10). Measured on 14,000 passages and 200 queries of 32 tokens,
         nbits 4, recall@10: 16 and 1024 0.78, 32 and 2048 0.87, 32 and 4096 0.90, 32 and 8192 0.92, 64 and 16384 0.93,
         which is all that 4 bits keep; recall@100 of the last two 0.94 and 0.95. Time goes with ndocs; more probes cost
         little.
+
+        :raises ValueError: if *k* or a value is out of range
         """
-        if k <= 10:
-            return cls(nprobe=32, ndocs=2048)
-        return cls(nprobe=32, ndocs=max(16 * k, 8192))
+        k = whole_number("k", k, 1, MAX_K)
+        chosen = {name: value for name, value in changes.items() if value is not None}
+        return cls(**{"k": k, "nprobe": 32, "ndocs": 2048 if k <= 10 else max(16 * k, 8192), **chosen})
 
 
 def _one_of(words: Sequence[str]) -> str:

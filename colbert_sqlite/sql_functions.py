@@ -410,7 +410,7 @@ def _hits(index: Index, asked: _Asked) -> list[Hit]:
     from colbert_sqlite.encoders.queries import check_queries, encode_queries
     from colbert_sqlite.settings import SearchSettings
 
-    settings = SearchSettings.chosen(asked.k, mode=asked.mode)
+    settings = SearchSettings.for_k(asked.k, mode=asked.mode)
     pks = None if asked.pks is None else _keys(asked.pks)
     check_queries([asked.query])
     encoder = remembering(shared_encoder(index.model_fingerprint, lambda: index.encoder))

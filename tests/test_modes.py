@@ -242,7 +242,7 @@ def test_a_threshold_leaves_out_lower_normalized_scores(tmp_path: Path, encoder:
 )
 def test_settings_out_of_range_are_refused(given: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
-        SearchSettings.chosen(10, **given)
+        SearchSettings.for_k(10, **given)
 
 
 def test_rows_that_are_not_indexed_take_no_place_of_others(tmp_path: Path, encoder: Encoder) -> None:

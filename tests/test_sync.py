@@ -23,7 +23,7 @@ from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.errors import IndexCorrupt, ModelNotFound
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexing import OUTLIER_RESIDUAL, Progress, codec_from
-from colbert_sqlite.settings import MOST_K, MOST_QUERY_CHARACTERS
+from colbert_sqlite.settings import MAX_K, MAX_QUERY_CHARACTERS
 from colbert_sqlite.storage.snapshot import Snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -661,13 +661,13 @@ def test_optimize_leaves_no_gap_and_changes_no_hit(tmp_path: Path, watched: Watc
 
 def test_the_longest_query_and_the_largest_k(path: Path, conn: sqlite3.Connection, watched: WatchedEncoder) -> None:
     index = indexed(path, watched)
-    longest = ("word3 " * MOST_QUERY_CHARACTERS)[:MOST_QUERY_CHARACTERS]
+    longest = ("word3 " * MAX_QUERY_CHARACTERS)[:MAX_QUERY_CHARACTERS]
     assert index.search(longest, k=1)[0].pk == 3
     with pytest.raises(ValueError, match="the query has 100,001 characters: at most 100,000 are taken"):
         index.search(f"{longest}x")
-    assert len(index.search("word3", k=MOST_K)) == 10
+    assert len(index.search("word3", k=MAX_K)) == 10
     with pytest.raises(ValueError, match="k must be a whole number from 1 to 1,048,576"):
-        index.search("word3", k=MOST_K + 1)
+        index.search("word3", k=MAX_K + 1)
 
 
 def test_rows_of_other_kinds_of_values_are_compared_as_they_were_indexed(

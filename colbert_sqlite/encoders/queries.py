@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.errors import ModelError
-from colbert_sqlite.settings import MOST_QUERY_CHARACTERS
+from colbert_sqlite.settings import MAX_QUERY_CHARACTERS
 
 
 def check_queries(queries: Sequence[str]) -> None:
@@ -55,8 +55,8 @@ def refuse_no_numbers(encoder: Encoder, embeddings: Sequence[NDArray[np.float32]
 def _check_query(query: object) -> None:
     if not isinstance(query, str):
         raise ValueError(f"a query is one text, not {query!r}")
-    if len(query) > MOST_QUERY_CHARACTERS:
-        raise ValueError(f"the query has {len(query):,} characters: at most {MOST_QUERY_CHARACTERS:,} are taken")
+    if len(query) > MAX_QUERY_CHARACTERS:
+        raise ValueError(f"the query has {len(query):,} characters: at most {MAX_QUERY_CHARACTERS:,} are taken")
     if not query.strip():
         raise ValueError("the query is empty")
     try:

@@ -322,7 +322,7 @@ def _ranked(
     from colbert_sqlite.settings import SearchSettings
 
     def best(k: int, settings_for_k: int) -> list[Ranked]:
-        settings = SearchSettings.chosen(settings_for_k, mode=question.mode)
+        settings = SearchSettings.for_k(settings_for_k, mode=question.mode)
         return searcher.search([question.query], [embeddings], k, settings, allowed)[0]
 
     k, first = question.k, question.first or question.k

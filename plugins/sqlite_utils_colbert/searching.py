@@ -119,7 +119,7 @@ def search(
             unsaid = [name for name, value in {**limits, **printed}.items() if value is not None]
             if unsaid:
                 raise click.UsageError(f"--sql prints a SELECT, which can't say --{unsaid[0]}: leave out one of them.")
-            settings = SearchSettings.chosen(k, mode=mode, threshold=threshold)
+            settings = SearchSettings.for_k(k, mode=mode, threshold=threshold)
             click.echo(select_of_search(opened[0], query, k, settings, where, asked_columns(opened[0], columns)))
             if params:
                 values = shlex.join(word for name, value in params for word in ("-p", name, value))

@@ -1,0 +1,91 @@
+"""The model of one index: loaded once, for all threads, and checked against the index.
+
+In: what the registry says of the model, what the caller says of it. Out: an encoder. Leaves to others: finding and
+running models (encoders/).
+"""
+
+from __future__ import annotations
+
+from threading import RLock, Thread
+
+from colbert_sqlite.encoders import Encoder, backend_for, load_encoder
+from colbert_sqlite.engine import plaid
+from colbert_sqlite.errors import ModelMismatch
+from colbert_sqlite.settings import ModelOptions
+from colbert_sqlite.storage.registry import Entry
+
+
+class Model:
+    """The model of an index.
+
+    :param entry: the index; only a model with its fingerprint is taken
+    :param chosen: an encoder, or where the model is now, if not under the name the index was built with
+    """
+
+    def __init__(self, entry: Entry, chosen: str | Encoder | None, options: ModelOptions) -> None:
+        self._entry = entry
+        self._chosen = chosen
+        self._options = options
+        self._encoder: Encoder | None = None
+        self._lock = RLock()
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._encoder is not None
+
+    def load(self, *, many: bool = False) -> Encoder:
+        """Return the encoder, loaded on first use.
+
+        :param many: many passages are to be encoded: load what encodes fastest rather than what starts fastest
+        :raises ModelMismatch: if it is not the model the index was built with
+        :raises ModelNotFound: if it is not on this machine and can't be fetched
+        """
+        with self._lock:
+            if self._encoder is None:
+                kernels = Thread(target=plaid.load_kernels, args=[self._entry.settings.nbits])
+                kernels.start()
+                try:
+                    encoder = self._find(many)
+                finally:
+                    # A process forked meanwhile would inherit numba's lock.
+                    kernels.join()
+                self._check(encoder)
+                self._encoder = encoder
+            return self._encoder
+
+    def describe(self) -> str:
+        """Return what runs the model, or would: ``onnxruntime 1.31.1 float32 (cpu)``. Nothing is loaded."""
+        if self._chosen is not None and not isinstance(self._chosen, str):
+            return self._chosen.backend
+        return backend_for(
+            self._chosen or self._entry.model,
+            fingerprint=self._entry.model_fingerprint,
+            device=self._options.device,
+            dtype=self._options.dtype,
+            backend=self._options.backend,
+        )
+
+    def _find(self, many: bool) -> Encoder:
+        if self._chosen is not None and not isinstance(self._chosen, str):
+            return self._chosen
+        options = self._options
+        return load_encoder(
+            self._chosen or self._entry.model,
+            device=options.device,
+            dtype=options.dtype,
+            batch_size=options.batch_size,
+            trust_remote_code=options.trust_remote_code,
+            backend=options.backend,
+            # Where the caller names a model, that model is looked at.
+            fingerprint=None if self._chosen else self._entry.model_fingerprint,
+            indexing=many,
+        )
+
+    def _check(self, encoder: Encoder) -> None:
+        entry = self._entry
+        if (encoder.fingerprint, encoder.dim) != (entry.model_fingerprint, entry.dim):
+            raise ModelMismatch(
+                f"index {entry.name!r} was built with {entry.model!r} (dim {entry.dim}, fingerprint "
+                f"{entry.model_fingerprint[:12]}), not {encoder.name!r} (dim {encoder.dim}, fingerprint "
+                f"{encoder.fingerprint[:12]}): pass the model it was built with, or build it again with --replace"
+            )

@@ -1,0 +1,44 @@
+"""Values as SQLite takes them, from whatever a caller has: numpy's scalars and arrays too.
+
+In: a number, a key, a parameter. Out: the same in Python's own types. Leaves to others: what the value is for.
+
+sqlite3 takes a numpy integer for a BLOB of its bytes, and finds nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import operator
+from typing import Any, TypeAlias
+
+SqlValue: TypeAlias = str | int | float | bytes | None
+
+
+def plain_value(value: Any) -> Any:
+    """Return a value that SQLite stores as what it means; what is no numpy value is returned as it is."""
+    if type(value).__module__ == "numpy":
+        value = value.item() if getattr(value, "ndim", 0) == 0 else value.tolist()
+        if isinstance(value, (datetime.date, datetime.datetime)):
+            # What sqlite3 itself writes for a date.
+            return value.isoformat(" ") if isinstance(value, datetime.datetime) else value.isoformat()
+    return value
+
+
+def plain_key(pk: Any) -> tuple[Any, ...]:
+    """Return a primary key as a tuple of its columns: *pk* is one value, or a tuple, list or array of several."""
+    pk = plain_value(pk)
+    return tuple(map(plain_value, pk)) if isinstance(pk, (tuple, list)) else (pk,)
+
+
+def whole_number(name: str, value: Any, least: int, most: int) -> int:
+    """Return *value* as an int.
+
+    :raises ValueError: if it is no whole number from *least* to *most*
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not least <= number <= most:
+        raise ValueError(f"{name} must be a whole number from {least} to {most:,}, not {value!r}")
+    return number
