@@ -6,10 +6,11 @@ In: nothing. Out: the public names, each loaded when it is first used, so that i
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from colbert_sqlite.catalogue import list_indexes
     from colbert_sqlite.encoders import load_encoder
     from colbert_sqlite.errors import (
         BuildInterrupted,
@@ -27,14 +28,15 @@ if TYPE_CHECKING:
         SourceError,
     )
     from colbert_sqlite.explain import Explanation, Match, PassageWord
-    from colbert_sqlite.highlighting import highlight, snippet
+    from colbert_sqlite.highlight import highlight, snippet
     from colbert_sqlite.index import Index
+    from colbert_sqlite.indexes import list_indexes
     from colbert_sqlite.indexing import Progress
     from colbert_sqlite.multi import search_all
-    from colbert_sqlite.reranking import Reranked, rerank
+    from colbert_sqlite.rerank import Reranked, rerank
     from colbert_sqlite.results import Hit, Passage
     from colbert_sqlite.settings import IndexSettings, SearchSettings
-    from colbert_sqlite.sql_functions import register
+    from colbert_sqlite.sql import register
     from colbert_sqlite.upgrading import upgrade
 
 __version__ = "0.1a0"
@@ -74,35 +76,48 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Explanation": "explain:Explanation",
-    "Hit": "results:Hit",
-    "Index": "index:Index",
-    "IndexSettings": "settings:IndexSettings",
-    "Match": "explain:Match",
-    "Passage": "results:Passage",
-    "PassageWord": "explain:PassageWord",
-    "Progress": "indexing:Progress",
-    "Reranked": "reranking:Reranked",
-    "SearchSettings": "settings:SearchSettings",
-    "highlight": "highlighting:highlight",
-    "list_indexes": "catalogue:list_indexes",
-    "load_encoder": "encoders:load_encoder",
-    "register": "sql_functions:register",
-    "rerank": "reranking:rerank",
-    "search_all": "multi:search_all",
-    "snippet": "highlighting:snippet",
-    "upgrade": "upgrading:upgrade",
+    "Explanation": "explain",
+    "Hit": "results",
+    "Index": "index",
+    "IndexSettings": "settings",
+    "Match": "explain",
+    "Passage": "results",
+    "PassageWord": "explain",
+    "Progress": "indexing",
+    "Reranked": "rerank",
+    "SearchSettings": "settings",
+    "highlight": "highlight",
+    "list_indexes": "indexes",
+    "load_encoder": "encoders",
+    "register": "sql",
+    "rerank": "rerank",
+    "search_all": "multi",
+    "snippet": "highlight",
+    "upgrade": "upgrading",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _HOMES.get(name, f"errors:{name}").partition(":")
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps a function such as ``rerank`` when the file of the same name is imported.
+
+    The import system sets every submodule as an attribute of its package.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, ModuleType) and name in _HOMES):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

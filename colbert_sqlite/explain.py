@@ -20,7 +20,7 @@ from colbert_sqlite.encoders import Encoder, Token
 from colbert_sqlite.engine.maxsim import alignments, normalized
 from colbert_sqlite.engine.prominence import NEARLY_THE_SAME, OUTLIER_LEAST
 from colbert_sqlite.errors import SourceError
-from colbert_sqlite.highlighting import (
+from colbert_sqlite.highlight import (
     Likeness,
     Span,
     Words,

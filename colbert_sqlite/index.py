@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.catalogue import drop, summary
 from colbert_sqlite.encoders import Encoder, backend_for, load_encoder
 from colbert_sqlite.encoders.queries import check_queries, encode_queries
 from colbert_sqlite.engine import plaid
@@ -30,10 +29,11 @@ from colbert_sqlite.errors import (
     SourceError,
 )
 from colbert_sqlite.explain import Explainer, Explanation
+from colbert_sqlite.indexes import drop, summary
 from colbert_sqlite.indexing import Progress, ProgressCallback, build, codec_from, no_progress, writing
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS
 from colbert_sqlite.results import Hit
-from colbert_sqlite.searching import Searcher
+from colbert_sqlite.search import Searcher
 from colbert_sqlite.settings import Fusion, Html, IndexSettings, Mode, SearchSettings
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.check import check

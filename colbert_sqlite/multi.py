@@ -20,7 +20,7 @@ from colbert_sqlite.encoders.queries import check_queries, encode_queries
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.index import Index
 from colbert_sqlite.results import Hit
-from colbert_sqlite.searching import FUSED, Ranked, fused
+from colbert_sqlite.search import FUSED, Ranked, fused
 from colbert_sqlite.settings import Fusion, Mode, SearchSettings
 from colbert_sqlite.storage.connection import file_of
 from colbert_sqlite.storage.source import Key

@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 
 from colbert_sqlite import indexing, syncing
-from colbert_sqlite.catalogue import drop, list_indexes
 from colbert_sqlite.encoders import load_encoder
 from colbert_sqlite.engine.maxsim import maxsim
 from colbert_sqlite.errors import IndexCorrupt, IndexNotFound, SchemaVersionError
 from colbert_sqlite.index import Index
+from colbert_sqlite.indexes import drop, list_indexes
 from colbert_sqlite.indexing import Progress
 from colbert_sqlite.storage import stream
 from colbert_sqlite.upgrading import upgrade

@@ -13,7 +13,6 @@ from datasette import handle_exception
 from datasette.app import Datasette
 from datasette.plugins import pm
 
-from colbert_sqlite import sql_functions
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.index import Index
 
@@ -34,7 +33,7 @@ def plugin() -> Iterator[None]:
         handle_exception.rich = rich
         if name:
             pm.unregister(datasette_colbert)
-        sql_functions._files.clear()
+        sql._files.clear()
         # Datasette switches them on for the whole process, where they would come up in the tests of others.
         sqlite3.enable_callback_tracebacks(False)
 

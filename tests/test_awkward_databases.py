@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from colbert_sqlite.catalogue import list_indexes
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.index import Index
+from colbert_sqlite.indexes import list_indexes
 
 
 @pytest.fixture

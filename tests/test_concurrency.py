@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from colbert_sqlite.catalogue import drop, list_indexes
 from colbert_sqlite.errors import IndexBusy, IndexNotFound, SourceError
 from colbert_sqlite.index import Index
+from colbert_sqlite.indexes import drop, list_indexes
 from colbert_sqlite.indexing import Progress
 from colbert_sqlite.storage.scratch import scratch_path
 from colbert_sqlite.storage.writer import only_writer

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from datasette_colbert.jobs import KEPT, PATIENT_ROUNDS, AutoSync, Create, Drop, Job, Jobs, Rebuild, Sync, unfinished
 
-from colbert_sqlite.catalogue import list_indexes
 from colbert_sqlite.errors import IndexNotFound
 from colbert_sqlite.index import Index
+from colbert_sqlite.indexes import list_indexes
 from colbert_sqlite.indexing import Progress, ProgressCallback
 from colbert_sqlite.settings import IndexSettings
 

@@ -16,7 +16,7 @@ from sqlite_utils_colbert.cli import colbert
 
 from colbert_sqlite import Index, MissingDependency, SourceError
 from colbert_sqlite.encoders import Encoder
-from colbert_sqlite.evaluation import evaluate, missing_documents, read_qrels, read_queries
+from colbert_sqlite.evaluate import evaluate, missing_documents, read_qrels, read_queries
 from colbert_sqlite.settings import Fusion
 
 pytest.importorskip("ir_measures")

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from colbert_sqlite.catalogue import list_indexes
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.index import Index
+from colbert_sqlite.indexes import list_indexes
 from colbert_sqlite.indexing import Progress
 from tests import crashes
 from tests.crashes import JOURNALS, OPERATIONS, judge, left_beside

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from colbert_sqlite.catalogue import drop, list_indexes
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.errors import BuildInterrupted
 from colbert_sqlite.index import Index
+from colbert_sqlite.indexes import drop, list_indexes
 from colbert_sqlite.indexing import Progress
 
 ROOT = Path(__file__).resolve().parent.parent

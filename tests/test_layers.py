@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOW = """errors values settings timing memory passages encoders engine storage model catalogue indexing syncing results
-highlighting explain reranking searching index upgrading multi sql_functions""".split()
+FLOW = """errors values settings timing memory passages encoders engine storage model indexes indexing syncing results
+highlight explain rerank search index upgrading multi sql""".split()
 APART = {"encoders", "engine", "storage"}
-NEIGHBOURS = {"evaluation", "integrations", "training"}
+NEIGHBORS = {"evaluate", "integrations", "training"}
 HOSTS = {"click", "tqdm", "tabulate", "datasette", "llm", "sqlite_utils_colbert", "datasette_colbert", "llm_colbert"}
 HEAVY = {"torch", "transformers", "sentence_transformers", "numba", "numkong", "scipy", "onnxruntime"}
 
@@ -23,7 +23,7 @@ HEAVY = {"torch", "transformers", "sentence_transformers", "numba", "numkong", "
 def core_modules() -> list[str]:
     core = ROOT / "colbert_sqlite"
     paths = sorted(path.relative_to(ROOT) for path in core.rglob("*.py") if path != core / "__init__.py")
-    return [path.as_posix() for path in paths if room_of(path) not in NEIGHBOURS]
+    return [path.as_posix() for path in paths if room_of(path) not in NEIGHBORS]
 
 
 def room_of(path: str | Path) -> str:

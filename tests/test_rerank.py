@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_sqlite import Index, Reranked, rerank, reranking
+from colbert_sqlite import Index, Reranked, rerank
 from colbert_sqlite.encoders import Encoder, cached_encoder, load_encoder
 from colbert_sqlite.engine.maxsim import maxsim, normalized
 
@@ -79,7 +80,7 @@ def test_chunks_change_nothing(encoder: Encoder, monkeypatch: pytest.MonkeyPatch
     texts = [f"{word} {'bread and rain ' * n}" for n, word in enumerate("sourdough ice dust comet night copy".split())]
     texts.append("one two three four " * 400)
     whole = rerank(QUERY, texts, model=encoder)
-    monkeypatch.setattr(reranking, "PASSAGES_AT_ONCE", 2)
+    monkeypatch.setattr(importlib.import_module("colbert_sqlite.rerank"), "PASSAGES_AT_ONCE", 2)
     cut = rerank(QUERY, texts, model=encoder)
     assert positions(cut) == positions(whole)
     assert [one.score for one in cut] == pytest.approx([one.score for one in whole], abs=1e-5)

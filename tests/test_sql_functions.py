@@ -22,13 +22,13 @@ import sqlite_utils_colbert
 from click.testing import CliRunner
 from sqlite_utils.cli import cli
 
-from colbert_sqlite import sql_functions
+from colbert_sqlite import sql as sql_functions
 from colbert_sqlite.encoders import Encoder, cached_encoder, load_encoder
 from colbert_sqlite.encoders.cache import shared_encoder
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.index import Index
-from colbert_sqlite.reranking import rerank
-from colbert_sqlite.sql_functions import prepare, register
+from colbert_sqlite.rerank import rerank
+from colbert_sqlite.sql import prepare, register
 from tests.conftest import POSTS
 
 # Importing Datasette makes SQLite's callbacks print their tracebacks, in the whole process.
@@ -653,7 +653,8 @@ def test_who_has_a_model_does_not_wait_for_one_that_loads() -> None:
 
 FORKING = """
 import atexit, gc, os, sqlite3, sys
-from colbert_sqlite import register, sql_functions
+from colbert_sqlite import register
+from colbert_sqlite import sql as sql_functions
 
 path, sql = sys.argv[1], "select colbert_search('posts', 'comet', 1)"
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from colbert_sqlite import Index, list_indexes, upgrade
-from colbert_sqlite.catalogue import drop
 from colbert_sqlite.errors import IndexCorrupt, IndexNotFound, SchemaVersionError
+from colbert_sqlite.indexes import drop
 
 DATA = Path(__file__).parent / "data"
 

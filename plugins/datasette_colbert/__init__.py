@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pluggy import HookimplMarker
 
-from colbert_sqlite import sql_functions
+from colbert_sqlite import sql
 from datasette_colbert import access, compat, managing, pages, tables
 from datasette_colbert.service import close_service, service_of
 from datasette_colbert.settings import PLUGIN, check_settings, settings_for
@@ -74,12 +74,12 @@ def actor_from_request(datasette: Datasette, request: Request) -> Generator[None
 @hookimpl
 def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datasette) -> None:
     if database not in datasette.databases or settings_for(datasette, database).sql_functions is False:
-        sql_functions.keep_as_is(conn)
+        sql.keep_as_is(conn)
         return
     settings = settings_for(datasette, database)
     # Where SQL can join databases, it can search them.
     others = datasette.databases.items() if database == "_memory" and datasette.crossdb else ()
-    sql_functions.prepare(
+    sql.prepare(
         conn,
         database=_uri(datasette, datasette.databases[database]),
         attached={name: uri for name, other in others if (uri := _uri(datasette, other))},

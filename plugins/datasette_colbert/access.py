@@ -89,7 +89,7 @@ class FunctionsOff(ColbertError):
 
 
 class Guard:
-    """What lets the SQL functions of one database's connections run; see ``sql_functions.Guard``."""
+    """What lets the SQL functions of one database's connections run; see ``sql.Guard``."""
 
     def __init__(self, datasette: Datasette, database: str) -> None:
         self._datasette = datasette
@@ -292,7 +292,7 @@ async def read_registries(datasette: Datasette) -> None:
 
 
 def _read_indexes(conn: sqlite3.Connection) -> tuple[KnownIndex, ...]:
-    from colbert_sqlite.catalogue import registered_sources
+    from colbert_sqlite.indexes import registered_sources
 
     return tuple(KnownIndex(*source) for source in registered_sources(conn))
 
@@ -318,7 +318,7 @@ async def hidden_parts(datasette: Datasette, actor: Actor, database: str) -> set
 
 
 async def _hidden_parts(datasette: Datasette, actor: Actor, database: str) -> set[str]:
-    from colbert_sqlite.catalogue import REGISTRY, index_tables
+    from colbert_sqlite.indexes import REGISTRY, index_tables
 
     try:
         known = await known_indexes(datasette, database)
@@ -395,7 +395,7 @@ def hidden_tables(datasette: Datasette, database: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=64)
 def _hidden(indexes: tuple[str, ...]) -> dict[str, dict[str, bool]]:
-    from colbert_sqlite.catalogue import REGISTRY, index_tables
+    from colbert_sqlite.indexes import REGISTRY, index_tables
 
     return {
         table: {"hidden": True} for table in (REGISTRY, *(t for name in indexes for t in sorted(index_tables(name))))

@@ -84,7 +84,7 @@ def candidate(conn: sqlite3.Connection, table: str) -> Candidate:
 
     :raises SourceError: if it can't be indexed
     """
-    from colbert_sqlite.catalogue import quote_identifier
+    from colbert_sqlite.indexes import quote_identifier
     from colbert_sqlite.storage.source import Source
 
     source = Source.inspect(conn, table, ())
@@ -96,7 +96,7 @@ def candidate(conn: sqlite3.Connection, table: str) -> Candidate:
 
 
 def _column(conn: sqlite3.Connection, table: str, name: str, type_: str) -> Column:
-    from colbert_sqlite.catalogue import quote_identifier
+    from colbert_sqlite.indexes import quote_identifier
 
     column = quote_identifier(name)
     characters, sentences, example = conn.execute(

@@ -99,7 +99,7 @@ def are_blobs(pks: Iterable[Any]) -> bool:
 
 def keys_condition(key_columns: Sequence[str], pks: Iterable[Any], param: str) -> tuple[str, dict[str, str]]:
     """Return a condition that holds for the rows with these primary keys, and its one parameter."""
-    from colbert_sqlite.catalogue import quote_identifier
+    from colbert_sqlite.indexes import quote_identifier
 
     columns = [quote_identifier(column) for column in key_columns]
     if len(columns) == 1:

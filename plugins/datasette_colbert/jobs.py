@@ -158,7 +158,7 @@ class Drop(_Target):
     kind: ClassVar[str] = "drop"
 
     def run(self, progress: ProgressCallback) -> dict[str, int]:
-        from colbert_sqlite.catalogue import drop
+        from colbert_sqlite.indexes import drop
 
         drop(self.path, self.index)
         return {}
@@ -425,7 +425,7 @@ class AutoSync:
 
     def look(self) -> list[Job]:
         """Return a job for each index that is to be synced now."""
-        from colbert_sqlite.catalogue import registered_names
+        from colbert_sqlite.indexes import registered_names
         from colbert_sqlite.storage.connection import connect, refuse_writes
 
         self._round += 1

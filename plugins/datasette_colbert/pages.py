@@ -351,7 +351,7 @@ class _Search:
         """Where there is no query yet: what some rows are called, to begin with."""
         from datasette.database import QueryInterrupted
 
-        from colbert_sqlite.catalogue import quote_identifier
+        from colbert_sqlite.indexes import quote_identifier
 
         if self._query or label is None:
             return ()
@@ -386,7 +386,7 @@ class _Search:
         facts, pks = self._found.facts, [row.pk for row in self._found.ranked]
         if are_blobs(pks) or not datasette.setting("allow_facet"):
             return [], ()
-        from colbert_sqlite.catalogue import quote_identifier
+        from colbert_sqlite.indexes import quote_identifier
 
         where, params = keys_condition(facts.key_columns, pks, "colbert_keys")
         sql = f"select * from {quote_identifier(facts.table)} where {where}"
@@ -480,7 +480,7 @@ async def row_in_path(datasette: Datasette, database: str, table: str, path: str
     from datasette import NotFound
     from datasette.utils import urlsafe_components
 
-    from colbert_sqlite.catalogue import quote_identifier
+    from colbert_sqlite.indexes import quote_identifier
 
     values = urlsafe_components(path)
     columns = await datasette.databases[database].primary_keys(table)

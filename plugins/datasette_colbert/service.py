@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from colbert_sqlite.explain import Explanation
     from colbert_sqlite.index import Index
     from colbert_sqlite.results import Hit
-    from colbert_sqlite.searching import Ranked, Searcher
+    from colbert_sqlite.search import Ranked, Searcher
 
 logger = logging.getLogger("colbert_sqlite")
 
@@ -295,9 +295,9 @@ class Service:
             conn.set_progress_handler(None, INSTRUCTIONS)
 
     def _warm(self, database: str) -> None:
-        from colbert_sqlite.catalogue import registered_names
         from colbert_sqlite.encoders import DEFAULT_MODEL
         from colbert_sqlite.encoders.cache import cached_encoder
+        from colbert_sqlite.indexes import registered_names
 
         settings = settings_for(self._datasette, database)
         for name in registered_names(self._connection(database)[0]):

@@ -44,7 +44,7 @@ class Status:
 
 def statuses(conn: sqlite3.Connection) -> list[Status]:
     """Return the status of every index of a known table, by name."""
-    from colbert_sqlite.catalogue import list_indexes, registered_sources
+    from colbert_sqlite.indexes import list_indexes, registered_sources
     from colbert_sqlite.storage.connection import reading
 
     # Read from one state: the index may be dropped meanwhile.

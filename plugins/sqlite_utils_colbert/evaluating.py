@@ -1,7 +1,7 @@
 """The command that says how good an index is: eval.
 
 In: files of queries and judgments. Out: measures. Leaves to others: the work, which is
-:mod:`colbert_sqlite.evaluation`.
+:mod:`colbert_sqlite.evaluate`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def eval_(
           --mode colbert --mode fts --mode hybrid --measure nDCG@10 --id-column slug
     """
     from colbert_sqlite import Index
-    from colbert_sqlite.evaluation import (
+    from colbert_sqlite.evaluate import (
         MEASURES,
         evaluate,
         missing_documents,

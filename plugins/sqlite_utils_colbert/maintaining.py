@@ -149,7 +149,7 @@ def sync(
         sqlite-utils colbert sync blog.db posts --watch
     """
     from colbert_sqlite import Index
-    from colbert_sqlite.catalogue import registered_names
+    from colbert_sqlite.indexes import registered_names
     from colbert_sqlite.storage.connection import connect
 
     if watch and as_json:
@@ -268,7 +268,7 @@ def upgrade(ctx: click.Context, /, db: str, indexes: tuple[str, ...], silent: bo
         sqlite-utils colbert upgrade blog.db
     """
     from colbert_sqlite import upgrade as upgrade_index
-    from colbert_sqlite.catalogue import registered_names
+    from colbert_sqlite.indexes import registered_names
 
     names = indexes or registered_names(db)
     if options["model"] and len(indexes) != 1:
@@ -368,7 +368,7 @@ def drop(db: str, index: str, ignore: bool) -> None:
     \b
         sqlite-utils colbert drop blog.db posts
     """
-    from colbert_sqlite.catalogue import drop as drop_index
+    from colbert_sqlite.indexes import drop as drop_index
 
     try:
         drop_index(db, index)

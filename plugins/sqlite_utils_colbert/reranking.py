@@ -1,7 +1,7 @@
 """The command that puts rows in order without an index: rerank.
 
 In: the rows of a SELECT, or JSON on stdin. Out: the same rows, best first. Leaves to others: the work, which is
-:mod:`colbert_sqlite.reranking`.
+:mod:`colbert_sqlite.rerank`.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def in_order(
     """*rows* by score, with rank and score in front, and the encoder that gave the scores."""
     from colbert_sqlite.encoders import cached_encoder
     from colbert_sqlite.encoders.queries import check_queries
-    from colbert_sqlite.reranking import score_documents
+    from colbert_sqlite.rerank import score_documents
 
     check_queries([query])
     names = columns_to_rank_by(rows, columns)
@@ -151,7 +151,7 @@ def columns_to_rank_by(rows: list[Row], asked: tuple[str, ...]) -> list[str]:
 
 def raw_value(value: Any) -> RawValue:
     from colbert_sqlite.passages import RawValue
-    from colbert_sqlite.reranking import text_value
+    from colbert_sqlite.rerank import text_value
 
     if value is None:
         return RawValue("null", None)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.engine.maxsim import maxsim_scores
-from colbert_sqlite.evaluation import read_qrels, read_queries
+from colbert_sqlite.evaluate import read_qrels, read_queries
 from colbert_sqlite.index import Index
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, RawValue, extract
 

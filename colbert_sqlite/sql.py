@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from colbert_sqlite.encoders import Encoder
     from colbert_sqlite.index import Index
-    from colbert_sqlite.reranking import Reranked
+    from colbert_sqlite.rerank import Reranked
     from colbert_sqlite.results import Hit
 
 logger = logging.getLogger("colbert_sqlite")
@@ -202,7 +202,7 @@ class _Functions:
         words, passage = _text_of(query, "query"), _text_of(text, "text")
         if not words.strip():
             return None
-        from colbert_sqlite.reranking import rerank
+        from colbert_sqlite.rerank import rerank
 
         [only] = rerank(words, [passage], model=self.encoder(_text_of(model, "model")))
         return _finite(only.score)
@@ -212,7 +212,7 @@ class _Functions:
         marks = _text_of(before, "before"), _text_of(after, "after")
         if not words.strip():
             return whole
-        from colbert_sqlite.highlighting import highlight
+        from colbert_sqlite.highlight import highlight
 
         return highlight(words, whole, before=marks[0], after=marks[1], model=self.encoder())
 
@@ -221,7 +221,7 @@ class _Functions:
     ) -> str:
         words, whole, n = _text_of(query, "query"), _text_of(text, "text"), _whole(n_words, "n_words")
         marks = _text_of(before, "before"), _text_of(after, "after")
-        from colbert_sqlite.highlighting import check_n_words, snippet
+        from colbert_sqlite.highlight import check_n_words, snippet
 
         check_n_words(n)
         if not words.strip():
@@ -327,7 +327,7 @@ class _Rerank:
         query, k = _text_of(self._query, "query"), _whole(self._k[0], "k") if self._k else None
         if not query.strip() or not self._texts:
             return "[]"
-        from colbert_sqlite.reranking import rerank
+        from colbert_sqlite.rerank import rerank
 
         found = rerank(query, self._texts, k, model=self._functions.encoder())
         return _json([_of_reranked(rank, self._pks[one.position], one) for rank, one in enumerate(found, start=1)])
