@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from colbert_sqlite.encoders import load_encoder
+    from colbert_sqlite.encoders import Encoder, KnownModel, Token, export_model, known_models, load_encoder
     from colbert_sqlite.errors import (
         BuildInterrupted,
         ColbertError,
@@ -26,48 +26,72 @@ if TYPE_CHECKING:
         SchemaVersionError,
         ShapeError,
         SourceError,
+        WrongThread,
     )
+    from colbert_sqlite.evaluate import Evaluation, evaluate, read_qrels, read_queries
     from colbert_sqlite.explain import Explanation, Match, PassageWord
     from colbert_sqlite.highlight import highlight, snippet
     from colbert_sqlite.index import Index
-    from colbert_sqlite.indexes import list_indexes
+    from colbert_sqlite.indexes import attached_file, list_indexes
     from colbert_sqlite.indexing import Progress
     from colbert_sqlite.multi import search_all
+    from colbert_sqlite.query import Query
     from colbert_sqlite.rerank import Reranked, rerank
-    from colbert_sqlite.results import Hit, Passage
-    from colbert_sqlite.settings import IndexSettings, SearchSettings
+    from colbert_sqlite.results import Hit, IndexInfo, IndexSummary, Passage, Similar
+    from colbert_sqlite.settings import Filter, Fusion, IndexSettings, Mode, ModelOptions, SearchSettings
     from colbert_sqlite.sql import register
+    from colbert_sqlite.timing import BuildReport
     from colbert_sqlite.upgrading import upgrade
 
 __version__ = "0.1a0"
 
 __all__ = [
     "BuildInterrupted",
+    "BuildReport",
     "ColbertError",
+    "Encoder",
+    "Evaluation",
     "Explanation",
+    "Filter",
+    "Fusion",
     "Hit",
     "Index",
     "IndexBusy",
     "IndexCorrupt",
     "IndexExists",
+    "IndexInfo",
     "IndexNotFound",
     "IndexSettings",
+    "IndexSummary",
+    "KnownModel",
     "Match",
     "MissingDependency",
+    "Mode",
     "ModelError",
     "ModelMismatch",
     "ModelNotFound",
+    "ModelOptions",
     "Passage",
     "PassageWord",
     "Progress",
+    "Query",
     "Reranked",
     "SchemaVersionError",
     "SearchSettings",
     "ShapeError",
+    "Similar",
     "SourceError",
+    "Token",
+    "WrongThread",
+    "attached_file",
+    "evaluate",
+    "export_model",
     "highlight",
+    "known_models",
     "list_indexes",
     "load_encoder",
+    "read_qrels",
+    "read_queries",
     "register",
     "rerank",
     "search_all",
@@ -76,19 +100,38 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BuildReport": "timing",
+    "Encoder": "encoders",
+    "Evaluation": "evaluate",
     "Explanation": "explain",
+    "Filter": "settings",
+    "Fusion": "settings",
     "Hit": "results",
     "Index": "index",
+    "IndexInfo": "results",
     "IndexSettings": "settings",
+    "IndexSummary": "results",
+    "KnownModel": "encoders",
     "Match": "explain",
+    "Mode": "settings",
+    "ModelOptions": "settings",
     "Passage": "results",
     "PassageWord": "explain",
     "Progress": "indexing",
+    "Query": "query",
     "Reranked": "rerank",
     "SearchSettings": "settings",
+    "Similar": "results",
+    "Token": "encoders",
+    "attached_file": "indexes",
+    "evaluate": "evaluate",
+    "export_model": "encoders",
     "highlight": "highlight",
+    "known_models": "encoders",
     "list_indexes": "indexes",
     "load_encoder": "encoders",
+    "read_qrels": "evaluate",
+    "read_queries": "evaluate",
     "register": "sql",
     "rerank": "rerank",
     "search_all": "multi",

@@ -11,6 +11,7 @@
         ├── SourceError          the table, view or column to index is missing or cannot be indexed
         ├── BuildInterrupted     another process took over building this index
         ├── IndexBusy            another process is writing this index, and a transaction can't wait for it
+        ├── WrongThread          the index was opened on a connection that belongs to another thread
         ├── ModelNotFound        no such model on this machine, and no hub to ask
         ├── ModelMismatch        the index was built with another model
         ├── ModelError           the model's files are damaged, unsafe or not a ColBERT model
@@ -52,6 +53,10 @@ class BuildInterrupted(ColbertError):
 
 class IndexBusy(ColbertError):
     """Another process is writing this index, and a transaction of the caller's can't wait for it."""
+
+
+class WrongThread(ColbertError):
+    """The index was opened on a connection that belongs to another thread."""
 
 
 class ModelNotFound(ColbertError):

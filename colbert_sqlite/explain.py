@@ -1,8 +1,7 @@
 """Why a passage has the score it has: which word of the query met which word of the passage.
 
 In: a query, a passage, the embeddings that are stored of it. Out: an :class:`Explanation`: numbers, characters, HTML.
-Leaves to others: finding passages, reading what is stored, what a word is (encoders/words.py) and which ones stand out
-(engine/prominence.py).
+Leaves to others: finding passages, reading what is stored, how words answer words (``words.py``).
 """
 
 from __future__ import annotations
@@ -17,21 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder, Token
-from colbert_sqlite.engine.maxsim import alignments, normalized
+from colbert_sqlite.engine.maxsim import alignments
 from colbert_sqlite.engine.prominence import NEARLY_THE_SAME, OUTLIER_LEAST
 from colbert_sqlite.errors import SourceError
-from colbert_sqlite.highlight import (
-    Likeness,
-    Span,
-    Words,
-    check_n_words,
-    cut_and_mark,
-    likeness_of,
-    mark,
-    marked_spans,
-    words_of,
-)
+from colbert_sqlite.highlight import check_n_words, cut_and_mark, mark, marked_spans
+from colbert_sqlite.query import Query
 from colbert_sqlite.results import Passage
+from colbert_sqlite.values import json_value
+from colbert_sqlite.view import EncodedPassage
+from colbert_sqlite.words import Likeness, Span, Words, likeness_of, words_of, words_of_query
 
 HOTTEST = 4
 
@@ -118,7 +111,7 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the explanation as nested dicts and lists, without the two matrices."""
-        return {
+        explanation: dict[str, Any] = {
             "query": self.query,
             "score": self.score,
             "normalized_score": self.normalized_score,
@@ -129,6 +122,7 @@ class Explanation:
             "special": [asdict(match) for match in self.special],
             "words": [asdict(word) for word in self.words],
         }
+        return {name: json_value(value) for name, value in explanation.items()}
 
     def highlighted(self, before: str = "<b>", after: str = "</b>") -> str:
         """Return the passage's text with the words that answer the query marked; nothing is escaped."""
@@ -205,25 +199,22 @@ class Explanation:
 
 
 class Explainer:
-    """Explains passages to one query.
+    """Explains passages to one query, whose words are looked at once."""
 
-    :param embeddings: float32 [n_query_tokens, dim] of the query
-    """
-
-    def __init__(self, encoder: Encoder, query: str, embeddings: NDArray[np.float32]) -> None:
+    def __init__(self, encoder: Encoder, query: Query) -> None:
         self._encoder = encoder
         self._query = query
-        self._embeddings = embeddings
-        self._tokens = encoder.query_tokens(query)
-        self._words = words_of(query, [(0, self._tokens, embeddings)], encoder.dim)
+        self._tokens = encoder.query_tokens(query.text)
+        self._words = words_of_query(encoder, query)
 
-    def explain(self, heading: str, passage: Passage, embeddings: NDArray[np.float32] | None) -> Explanation:
+    def explain(self, encoded: EncodedPassage) -> Explanation:
         """Return which word of the query met which word of a passage.
 
-        :param heading: what was encoded above the passage's text; empty if there is none
-        :param embeddings: float32 [n_tokens, dim] that are stored of it; None: it is encoded again, uncompressed
+        A passage without stored embeddings is encoded again, uncompressed.
+
         :raises SourceError: if the embeddings are of another text
         """
+        heading, passage, embeddings = encoded
         text = f"{heading}\n{passage.text}" if heading else passage.text
         tokens = self._encoder.passage_tokens(text)
         if embeddings is None:
@@ -233,18 +224,18 @@ class Explainer:
         document = words_of(text, [(0, tokens, embeddings)], self._encoder.dim)
         likeness = likeness_of(self._words, document)
         words = _passage_words(text, len(heading), document, likeness)
-        best, similarities = alignments(self._embeddings, embeddings)
+        best, similarities = alignments(self._query.embeddings, embeddings)
         word_at = {number: at for at, number in enumerate(dict.fromkeys(t.word for t in tokens if t.word is not None))}
         targets = [token.name if token.word is None else word_at[token.word] for token in tokens]
         met = [(targets[at], similarity) for at, similarity in zip(best.tolist(), similarities.tolist(), strict=True)]
-        matches, special = _matches(self._query, self._tokens, met, words, likeness)
+        matches, special = _matches(self._query.text, self._tokens, met, words, likeness)
         score = math.fsum(similarities.tolist())
         return Explanation(
-            query=self._query,
+            query=self._query.text,
             heading=heading,
             passage=passage,
             score=score,
-            normalized_score=normalized(score, len(self._embeddings)),
+            normalized_score=self._query.normalized(score),
             matches=tuple(matches),
             special=tuple(special),
             words=tuple(words),

@@ -1,27 +1,25 @@
 """The words of a text that answer a query, marked in the text, and the part of it where most of them are.
 
-In: a query, any text, a model. Out: the text, or a part of it, with marks around words. Leaves to others: what a word
-is (encoders/words.py), which ones stand out (engine/prominence.py), cutting long texts (passages.py).
+In: a query, any text, a model. Out: the text, or a part of it, with marks around words. Leaves to others: which words
+answer (``words.py``), cutting long texts (``passages.py``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.encoders import Encoder, Token, cached_encoder
-from colbert_sqlite.encoders.cache import cached_splitter
-from colbert_sqlite.encoders.queries import check_queries, encode_queries
+from colbert_sqlite.encoders import Encoder, cached_encoder
 from colbert_sqlite.encoders.words import is_punctuation
-from colbert_sqlite.engine.prominence import prominence, word_similarities
-from colbert_sqlite.passages import Extracted
+from colbert_sqlite.query import encode_query
+from colbert_sqlite.values import whole_number
+from colbert_sqlite.words import Likeness, Span, Words, likeness_of, words_of_query, words_of_text
 
-Span = tuple[int, int]
-
+# Beyond any text.
+MAX_WORDS = 1 << 31
 # Of the score of the best window.
 ABOUT_EQUAL = 0.05
 
@@ -29,25 +27,6 @@ _SENTENCE_END = re.compile(r"[.!?…]\W*\s|\n|[。！？]")
 # What stands right before and right after a word, such as a bracket and a full stop.
 _OPENING = re.compile(r"(?:(?<=\s)\S+)?\Z")
 _CLOSING = re.compile(r"\A(?:\S+(?=\s))?")
-
-
-class Words(NamedTuple):
-    """The words of a text: their characters, their forms (None for punctuation), and the embeddings of their tokens.
-
-    ``embeddings`` is float32 [n_tokens, dim]; word i owns ``embeddings[starts[i]:starts[i + 1]]``.
-    """
-
-    spans: list[Span]
-    forms: list[str | None]
-    embeddings: NDArray[np.float32]
-    starts: NDArray[np.intp]
-
-
-class Likeness(NamedTuple):
-    """float32 [n_query_words, n_words] each: similarities, and how clearly a word answers, 0 where it does not."""
-
-    similarities: NDArray[np.float32]
-    prominence: NDArray[np.float32]
 
 
 def highlight(
@@ -62,7 +41,7 @@ def highlight(
     :raises ValueError: if the query is empty
     :raises ModelNotFound: if the model is not on this machine and can't be fetched
     """
-    words, likeness = compared(query, text, cached_encoder(model))
+    words, likeness = _compare(query, text, model)
     return mark(text, marked_spans(words.spans, likeness.prominence), before, after)
 
 
@@ -84,60 +63,15 @@ def snippet(
     :raises ModelNotFound: if the model is not on this machine and can't be fetched
     """
     check_n_words(n_words)
-    words, likeness = compared(query, text, cached_encoder(model))
+    words, likeness = _compare(query, text, model)
     return cut_and_mark(text, words.spans, likeness, before, after, ellipsis, n_words)
 
 
-def compared(query: str, text: str, encoder: Encoder) -> tuple[Words, Likeness]:
-    """Return the words of a text of any length, and how they answer a query. Errors as in :func:`highlight`."""
-    check_queries([query])
-    # Neither moves a character: tokenizers drop NUL, and refuse halves of surrogate pairs.
-    clean = text.replace("\0", " ").encode(errors="replace").decode()
-    passages = cached_splitter(encoder).split(Extracted("", clean))
-    embeddings = encoder.encode_passages([passage.text for passage in passages])
-    document = words_of(
-        clean,
-        (
-            (passage.start, encoder.passage_tokens(passage.text), rows)
-            for passage, rows in zip(passages, embeddings, strict=True)
-        ),
-        encoder.dim,
-    )
-    of_query = words_of(query, [(0, encoder.query_tokens(query), encode_queries(encoder, [query])[0])], encoder.dim)
-    return document, likeness_of(of_query, document)
-
-
-def words_of(text: str, parts: Iterable[tuple[int, Sequence[Token], NDArray[np.float32]]], dim: int) -> Words:
-    """Return the words of a text.
-
-    :param parts: where each passage of it starts, its tokens and their embeddings, one after another
-    """
-    spans: list[Span] = []
-    starts: list[int] = []
-    kept: list[NDArray[np.float32]] = [np.empty((0, dim), np.float32)]
-    n_kept = 0
-    for offset, tokens, rows in parts:
-        last: int | None = None
-        of_words = [at for at, token in enumerate(tokens) if token.word is not None]
-        for at in of_words:
-            token = tokens[at]
-            if token.word == last:
-                spans[-1] = spans[-1][0], max(spans[-1][1], offset + token.end)
-            else:
-                spans.append((offset + token.start, offset + token.end))
-                starts.append(n_kept)
-            last = token.word
-            n_kept += 1
-        kept.append(rows[of_words])
-    forms = [None if is_punctuation(text[start:end]) else text[start:end].casefold() for start, end in spans]
-    return Words(spans, forms, np.concatenate(kept), np.array(starts, np.intp))
-
-
-def likeness_of(query: Words, document: Words) -> Likeness:
-    """Return how each word of a document answers each word of a query."""
-    similarities = word_similarities(query.embeddings, query.starts, document.embeddings, document.starts)
-    among_query = word_similarities(query.embeddings, query.starts, query.embeddings, query.starts)
-    return Likeness(similarities, prominence(similarities, among_query, query.forms, document.forms))
+def _compare(query: str, text: str, model: str | Encoder | None) -> tuple[Words, Likeness]:
+    encoder = cached_encoder(model)
+    query_words = words_of_query(encoder, encode_query(encoder, query))
+    words = words_of_text(encoder, text)
+    return words, likeness_of(query_words, words)
 
 
 def marked_spans(spans: Sequence[Span], prominent: NDArray[np.float32]) -> list[Span]:
@@ -189,8 +123,7 @@ def check_n_words(n_words: int) -> None:
 
     :raises ValueError: if it has none
     """
-    if type(n_words) is not int or n_words < 1:
-        raise ValueError(f"n_words must be a whole number of at least 1, not {n_words!r}")
+    whole_number("n_words", n_words, 1, MAX_WORDS)
 
 
 def _best_window(text: str, spans: Sequence[Span], likeness: Likeness, n_words: int) -> int:

@@ -6,74 +6,57 @@ statement; this module wires encoders, engine and storage together.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Thread
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from colbert_sqlite.encoders import Encoder, backend_for, load_encoder
-from colbert_sqlite.encoders.queries import check_queries, encode_queries
-from colbert_sqlite.engine import plaid
-from colbert_sqlite.engine.codec import ResidualCodec
-from colbert_sqlite.errors import (
-    IndexCorrupt,
-    MissingDependency,
-    ModelError,
-    ModelMismatch,
-    ModelNotFound,
-    SourceError,
-)
+from colbert_sqlite import indexes
+from colbert_sqlite.codec import CodecCache
+from colbert_sqlite.create import load_for, plan
+from colbert_sqlite.encoders import Encoder
+from colbert_sqlite.encoders.queries import check_queries
+from colbert_sqlite.errors import MissingDependency, ModelError, ModelMismatch, ModelNotFound
 from colbert_sqlite.explain import Explainer, Explanation
-from colbert_sqlite.indexes import drop, summary
-from colbert_sqlite.indexing import Progress, ProgressCallback, build, codec_from, no_progress, writing
-from colbert_sqlite.passages import DEFAULT_MAX_TOKENS
-from colbert_sqlite.results import Hit
-from colbert_sqlite.search import Searcher
-from colbert_sqlite.settings import Fusion, Html, IndexSettings, Mode, SearchSettings
-from colbert_sqlite.storage import triggers
+from colbert_sqlite.indexing import ProgressCallback, build, no_progress, writing
+from colbert_sqlite.info import bytes_reclaimable, index_info, pending_changes, why_rebuild
+from colbert_sqlite.model import Model
+from colbert_sqlite.query import Query, encode_queries, encode_query
+from colbert_sqlite.results import Hit, IndexInfo, Similar
+from colbert_sqlite.search import hits, passage_to_explain, search
+from colbert_sqlite.settings import Backend, Filter, Fusion, Html, IndexSettings, Mode, ModelOptions, SearchSettings
+from colbert_sqlite.similar import rows_like_each, similar, similar_settings
 from colbert_sqlite.storage.check import check
-from colbert_sqlite.storage.connection import Database, atomic, connect, file_of, plain_rows, reading
-from colbert_sqlite.storage.fts import FullText
-from colbert_sqlite.storage.registry import refuse_to_replace
+from colbert_sqlite.storage.connection import Database, atomic, file_of, plain_rows, reading
+from colbert_sqlite.storage.registry import Entry
 from colbert_sqlite.storage.related import try_related, write_related
-from colbert_sqlite.storage.snapshot import Checked, Snapshot
-from colbert_sqlite.storage.source import Key, Source, pk_of
+from colbert_sqlite.storage.source import Source, pk_of
 from colbert_sqlite.storage.store import Store
-from colbert_sqlite.storage.stored_codec import StoredCodec
-from colbert_sqlite.syncing import compact, is_outgrown, repair, sync
+from colbert_sqlite.storage.threads import Connections, connections_to
+from colbert_sqlite.syncing import compact, repair, sync
 from colbert_sqlite.timing import BuildReport
-
-# When a rebuild pays: recent rows lie so much farther from the centroids, and there are so many of them.
-_DRIFT = 0.2
-_DRIFTED_SHARE = 0.05
+from colbert_sqlite.values import plain_value
+from colbert_sqlite.view import View, inspect_source
 
 
 class Index:
     """A ColBERT index of one table, inside the database of that table.
 
     Made by :meth:`create` or :meth:`open`. Searching never writes. Use it as a context manager, or call :meth:`close`,
-    when it was opened from a path. Like its connection, it belongs to the thread that made it.
+    when it was opened from a path. Opened from a path it may be used by any number of threads at once: each has a
+    connection of its own. Opened on a connection it belongs to the thread that opened it.
     """
 
-    def __init__(
-        self, store: Store, *, owns_connection: bool, load: Callable[[bool], Encoder], backend: Callable[[], str]
-    ) -> None:
-        self._store = store
-        self._owns_connection = owns_connection
-        self._load = load
-        self._backend = backend
-        self._loaded: Encoder | None = None
-        self._checked = Checked()
-        self.database = file_of(store.conn)
-        """Path of the file that the index is in; empty for a database in memory."""
-        self._codec: tuple[tuple[object, ...], ResidualCodec] | None = None
+    def __init__(self, connections: Connections, entry: Entry, model: Model) -> None:
+        self._connections = connections
+        self._entry = entry
+        self._model = model
+        self._codecs = CodecCache()
+        with connections.use() as session:
+            self.database = file_of(session.conn)
+            """Path of the file that the index is in; empty for a database in memory."""
         self.build_report: BuildReport | None = None
-        """Time and memory of each stage of the build that made this object, or of its rebuild; None after open."""
+        """Time and memory of each stage of the build that made this object, or of its last write; None after open."""
 
     @classmethod
     def create(
@@ -95,7 +78,7 @@ class Index:
         dtype: str = "auto",
         batch_size: int | None = None,
         trust_remote_code: bool = False,
-        backend: str = "auto",
+        backend: Backend = "auto",
         triggers: bool = True,
         progress: ProgressCallback | None = None,
         replace: bool = False,
@@ -117,7 +100,7 @@ class Index:
         :param triggers: let triggers on the table note which rows change; without them :meth:`sync` compares every row
         :param device: ``cpu``, ``cuda``, ``mps``; default: the best there is
         :param dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, what the model computes in
-        :param backend: ``torch``, ``onnx``, or ``auto``, the faster there is
+        :param backend: ``torch``, ``onnx``, or ``auto``, the faster one
         :param progress: called with a :class:`Progress` after every chunk of rows
         :raises ValueError: if an argument is out of range
         :raises IndexExists: if there is an index of that name and *replace* is not set
@@ -127,73 +110,41 @@ class Index:
         :raises MissingDependency: if a package that the model, or pooling, needs is not installed
         :raises BuildInterrupted: if another process takes over the build
         """
-        report = BuildReport()
-        conn, owned = connect(db)
-        try:
-            if isinstance(columns, str):
-                raise ValueError(f"columns is a list of names: [{columns!r}]")
-            # All this before the model: a wrong argument should not cost the seconds of loading it.
-            with plain_rows(conn):
-                source = Source.inspect(conn, table, columns, heading=heading, where=where, params=params)
-                name = _checked_name(source.table if name is None else name)
-                refuse_to_replace(conn, name, replace)
-            settings = IndexSettings(
-                table=source.table,
-                columns=source.columns,
-                model="",
-                nbits=nbits,
-                where=where,
-                params=dict(params or {}),
-                heading=source.heading,
-                html=html,
-                max_tokens=max_tokens,
-                pool_factor=pool_factor,
-                triggers=triggers,
-            )
-            if isinstance(model, str) or model is None:
-                with report.step("load"):
-                    encoder = load_encoder(
-                        model,
-                        device=device,
-                        dtype=dtype,
-                        batch_size=batch_size,
-                        trust_remote_code=trust_remote_code,
-                        backend=backend,
-                        indexing=True,
-                    )
-            else:
-                encoder = model
-            settings = dataclasses.replace(
-                settings, model=encoder.name, max_tokens=_passage_tokens(max_tokens, encoder)
-            )
-            with writing(conn, name, progress):
-                store = build(conn, name, source, settings, encoder, progress or no_progress, report, replace=replace)
-                index = cls(store, owns_connection=owned, load=lambda _: encoder, backend=lambda: encoder.backend)
-                index._catch_up(source, progress, report)
-        except BaseException:
-            if owned:
-                conn.close()
-            raise
-        index.build_report = report
-        return index
-
-    def _catch_up(self, source: Source, progress: ProgressCallback | None, report: BuildReport) -> None:
-        """Bring up the rows that changed while the index was built, if triggers noted them."""
-        if self.settings.triggers:
-            self._sync(source, progress, report)
-
-    def _sync(
-        self, source: Source, progress: ProgressCallback | None, report: BuildReport, *, full: bool = False
-    ) -> dict[str, int]:
-        return sync(
-            self._store,
-            source,
-            lambda many: self._encoder(indexing=many),
-            lambda store: self._read_codec(store)[1],
-            progress or no_progress,
-            report,
-            full=full,
+        options = ModelOptions(
+            device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code, backend=backend
         )
+        if isinstance(columns, str):
+            raise ValueError(f"columns is a list of names: [{columns!r}]")
+        settings = IndexSettings(
+            table=table,
+            columns=tuple(columns),
+            model="",
+            nbits=nbits,
+            where=where,
+            params={key: plain_value(value) for key, value in (params or {}).items()},
+            heading=heading,
+            html=html,
+            max_tokens=max_tokens,
+            pool_factor=pool_factor,
+            triggers=triggers,
+        )
+        report = BuildReport()
+        connections = connections_to(db, name or table)
+        try:
+            with connections.use() as session:
+                # Before the model: a wrong argument should not cost the seconds of loading it.
+                name, source, settings = plan(session.conn, name, settings, replace=replace)
+                encoder, settings = load_for(settings, model, options, report)
+                with writing(session.conn, name, progress):
+                    store = build(
+                        session.conn, name, source, settings, encoder, progress or no_progress, report, replace=replace
+                    )
+                    index = cls(connections, store.entry, Model(store.entry, encoder, options))
+                    index._catch_up(store, source, progress, report)
+        except BaseException:
+            connections.close()
+            raise
+        return index
 
     @classmethod
     def open(
@@ -206,49 +157,23 @@ class Index:
         dtype: str = "auto",
         batch_size: int | None = None,
         trust_remote_code: bool = False,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> Index:
         """Return the index called *name*. The model is loaded when the first query needs it.
 
         :param model: where the model is now, if not under the name the index was built with
         :raises IndexNotFound: if there is no such index
+        :raises WrongThread: if *db* is a connection that belongs to another thread
         """
-        conn, owned = connect(db)
+        options = ModelOptions(
+            device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code, backend=backend
+        )
+        connections = connections_to(db, name)
         try:
-            with plain_rows(conn):
-                store = Store.open(conn, name)
+            return open_index(connections, name, model, options)
         except BaseException:
-            if owned:
-                conn.close()
+            connections.close()
             raise
-
-        def load(indexing: bool) -> Encoder:
-            if model is not None and not isinstance(model, str):
-                return model
-            return load_encoder(
-                model or store.entry.model,
-                device=device,
-                dtype=dtype,
-                batch_size=batch_size,
-                trust_remote_code=trust_remote_code,
-                backend=backend,
-                # Where the user names a model, that model is looked at.
-                fingerprint=None if model else store.entry.model_fingerprint,
-                indexing=indexing,
-            )
-
-        def describe() -> str:
-            if model is not None and not isinstance(model, str):
-                return model.backend
-            return backend_for(
-                model or store.entry.model,
-                fingerprint=store.entry.model_fingerprint,
-                device=device,
-                dtype=dtype,
-                backend=backend,
-            )
-
-        return cls(store, owns_connection=owned, load=load, backend=describe)
 
     def __enter__(self) -> Index:
         return self
@@ -259,89 +184,61 @@ class Index:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Index {self.name!r} of table {self._store.entry.source_table!r}>"
+        return f"<Index {self.name!r} of table {self.settings.table!r}>"
 
     def close(self) -> None:
-        """Close the connection, if it is ours."""
-        if self._owns_connection:
-            self._store.conn.close()
+        """Close the connections that were opened here."""
+        self._connections.close()
 
     @property
     def name(self) -> str:
-        return self._store.entry.name
+        return self._entry.name
 
     @property
     def settings(self) -> IndexSettings:
-        return self._store.entry.settings
+        return self._entry.settings
 
     @property
     def model_fingerprint(self) -> str:
         """Hex digest of what decides the embeddings; indexes with the same one can share an encoder."""
-        return self._store.entry.model_fingerprint
+        return self._entry.model_fingerprint
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        return self._entry.key_columns
 
     @property
     def is_loaded(self) -> bool:
         """Whether the model has been loaded."""
-        return self._loaded is not None
+        return self._model.is_loaded
 
-    @property
-    def key_columns(self) -> tuple[str, ...]:
-        """The primary key of the source table."""
-        return self._store.entry.key_columns
-
-    def has_blob_keys(self) -> bool:
-        """Return whether rows have BLOBs in their primary keys."""
-        with self._reading():
-            return self._source().has_blob_keys(self._store.conn)
-
-    def has_fts(self) -> bool:
-        """Return whether the table has an FTS5 index of its own, which the modes fts and hybrid need."""
-        with self._reading():
-            try:
-                FullText.of(self._store.conn, self._source())
-            except SourceError:
-                return False
-            return True
-
-    def spelled(self, columns: Sequence[str]) -> list[str]:
-        """Return names of columns of the source table as its schema spells them.
-
-        :raises SourceError: if there is no such column
-        """
-        with plain_rows(self._store.conn):
-            return list(Source.inspect(self._store.conn, self.settings.table, columns).columns)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Rows, rows without text, passages and tokens in the index."""
-        with self._reading():
-            return self._store.counts()
-
-    @property
-    def encoder(self) -> Encoder:
-        """The model, loaded on first use.
+    def load_encoder(self) -> Encoder:
+        """Return the model, loaded on first use.
 
         :raises ModelMismatch: if it is not the one the index was built with
+        :raises ModelNotFound: if it is not on this machine and can't be fetched
         """
-        return self._encoder(indexing=False)
+        return self._model.load()
 
-    def _encoder(self, *, indexing: bool) -> Encoder:
-        if self._loaded is None:
-            kernels = Thread(target=plaid.load_kernels, args=[self._store.entry.settings.nbits])
-            kernels.start()
-            try:
-                encoder, entry = self._load(indexing), self._store.entry
-            finally:
-                # A process forked meanwhile would inherit numba's lock.
-                kernels.join()
-            if (encoder.fingerprint, encoder.dim) != (entry.model_fingerprint, entry.dim):
-                raise ModelMismatch(
-                    f"index {entry.name!r} was built with {entry.model!r} (dim {entry.dim}, fingerprint "
-                    f"{entry.model_fingerprint[:12]}), not {encoder.name!r} (dim {encoder.dim}, fingerprint "
-                    f"{encoder.fingerprint[:12]}): pass the model it was built with, or build it again with --replace"
-                )
-            self._loaded = encoder
-        return self._loaded
+    @contextmanager
+    def read(self) -> Iterator[View]:
+        """One generation of the index, for several reads, whatever others commit meanwhile.
+
+        :raises IndexNotFound: if the index was dropped meanwhile
+        :raises ModelMismatch: if it was replaced by one of another model
+        """
+        with self._connections.use() as session, plain_rows(session.conn), reading(session.conn):
+            store = Store.open(session.conn, self.name)
+            if store.entry.model_fingerprint != self.model_fingerprint:
+                raise ModelMismatch(f"index {self.name!r} was replaced by one of another model: open it again")
+            self._entry = store.entry
+            yield View(store, self._codecs, session.checked, self.database)
+
+    @contextmanager
+    def _write(self, progress: ProgressCallback | None) -> Iterator[Store]:
+        """The tables of the index, which nobody else writes meanwhile."""
+        with self._connections.use() as session, writing(session.conn, self.name, progress):
+            yield Store(session.conn, self._entry)
 
     def search(
         self,
@@ -376,19 +273,10 @@ class Index:
         :raises ModelNotFound: if the model is not on this machine and can't be fetched
         :raises ModelMismatch: if it is not the one the index was built with
         """
-        return self.search_many(
-            [query],
-            k,
-            where=where,
-            params=params,
-            pks=pks,
-            mode=mode,
-            fusion=fusion,
-            weight=weight,
-            threshold=threshold,
-            nprobe=nprobe,
-            ndocs=ndocs,
-        )[0]
+        settings = SearchSettings.for_k(
+            k, mode=mode, fusion=fusion, weight=weight, threshold=threshold, nprobe=nprobe, ndocs=ndocs
+        )
+        return self._search([query], settings, Filter.of(where, params, pks))[0]
 
     def search_many(
         self,
@@ -412,47 +300,26 @@ class Index:
         settings = SearchSettings.for_k(
             k, mode=mode, fusion=fusion, weight=weight, threshold=threshold, nprobe=nprobe, ndocs=ndocs
         )
-        pks = _list_of_keys(pks)
-        check_queries(queries)
-        if not queries:
-            return []
-        return self.search_encoded(
-            queries, encode_queries(self.encoder, queries), k, settings, where=where, params=params, pks=pks
-        )
+        return self._search(queries, settings, Filter.of(where, params, pks))
+
+    def _search(self, texts: Sequence[str], settings: SearchSettings, filter: Filter) -> list[list[Hit]]:
+        check_queries(texts)
+        return self.search_encoded(encode_queries(self.load_encoder(), texts), settings, filter) if texts else []
 
     def search_encoded(
-        self,
-        queries: Sequence[str],
-        embeddings: Sequence[NDArray[np.float32]],
-        k: int,
-        settings: SearchSettings,
-        *,
-        where: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        pks: Iterable[Any] | None = None,
+        self, queries: Sequence[Query], settings: SearchSettings | None = None, filter: Filter | None = None
     ) -> list[list[Hit]]:
         """Return what :meth:`search_many` returns, of queries that are encoded already; the model is not loaded.
 
-        :param embeddings: float32 [n_query_tokens, dim] of each query, as the model of this index gives them
-        :param settings: ``SearchSettings.for_k(k)``, or others
-        :raises ShapeError: if an embedding has no tokens, or another ``dim`` than the index
+        :param queries: as the model of this index encodes them
+        :param settings: default: those for the ten best rows
+        :raises ShapeError: if a query has no tokens, or another ``dim`` than the index
         """
         if not queries:
             return []
-        with self.searcher(where, params, pks) as (searcher, allowed):
-            ranked = searcher.search(queries, embeddings, k, settings, allowed)
-            return [searcher.hits(rows, len(query)) for rows, query in zip(ranked, embeddings, strict=True)]
-
-    @contextmanager
-    def searcher(
-        self,
-        where: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        pks: Iterable[Any] | None = None,
-    ) -> Iterator[tuple[Searcher, NDArray[np.int64] | None]]:
-        """One state of the index, ready to be searched, and the passages that a filter allows; None for all."""
-        with self._reading():
-            yield self._searcher(), self._allowed(where, params, _list_of_keys(pks))
+        with self.read() as view:
+            ranked = search(view, queries, settings or SearchSettings.for_k(10), view.passage_ids(filter or Filter()))
+            return [hits(view, rows, query) for rows, query in zip(ranked, queries, strict=True)]
 
     def similar(
         self,
@@ -476,10 +343,11 @@ class Index:
 
         :raises SourceError: if the row is not in the index or has no text
         """
-        settings = _settings_of_similar(k, nprobe, ndocs, threshold)
-        with self.searcher(where, params, pks) as (searcher, allowed):
-            [ranked] = searcher.similar([self._key(pk)], k, settings, allowed)
-            return searcher.hits(ranked, 1)
+        settings = similar_settings(k, nprobe=nprobe, ndocs=ndocs, threshold=threshold)
+        filter = Filter.of(where, params, pks)
+        with self.read() as view:
+            [(query, rows)] = similar(view, [view.key(pk)], settings, view.passage_ids(filter))
+            return hits(view, rows, query)
 
     def similar_all(
         self,
@@ -491,33 +359,33 @@ class Index:
         nprobe: int | None = None,
         ndocs: int | None = None,
         progress: ProgressCallback | None = None,
-    ) -> list[tuple[Any, list[tuple[Any, float]]]]:
-        """Return every row's key, and the keys and scores of the *k* rows most like it, from one state of the index.
+    ) -> list[Similar]:
+        """Return the *k* rows most like each row, row after row, all from one state of the index.
 
         :param into: name of a table to write them to: the row's key, ``rank``, the similar row's key and ``score``;
             what an earlier call wrote there is replaced
-        :param where: only rows that meet it have similar ones, and are some
+        :param where: only rows that meet it have similar ones, and are similar to others
         :raises SourceError: if *into* is a table that something else made
 
         Otherwise as :meth:`similar`.
         """
-        settings, found = _settings_of_similar(k, nprobe, ndocs), []
-        conn, tell = self._store.conn, progress or no_progress
-        if into is not None:
-            with plain_rows(conn):
-                try_related(conn, self._source(), into)
-        with self.searcher(where, params) as (searcher, allowed):
-            every = ((key, searcher.source.key_now(conn, key)) for key in self._store.indexed_keys(allowed))
-            spelled = {key: now for key, now in every if now is not None}
-            keys = [*spelled]
-            tell(Progress("similar", 0, len(keys)))
-            for key, ranked in zip(keys, searcher.similar(keys, k, settings, allowed), strict=True):
-                found.append((spelled[key], [(spelled[row.place.key], row.score) for row in ranked]))
-                tell(Progress("similar", len(found), len(keys)))
-        if into is not None:
-            with plain_rows(conn):
-                write_related(conn, searcher.source, into, found)
-        return [(pk_of(key), [(pk_of(other), score) for other, score in ranked]) for key, ranked in found]
+        settings, filter = similar_settings(k, nprobe=nprobe, ndocs=ndocs), Filter.of(where, params)
+        with self._connections.use() as session:
+            with self.read() as view:
+                source = view.source
+            if into is not None:
+                with plain_rows(session.conn):
+                    try_related(session.conn, source, into)
+            with self.read() as view:
+                related = rows_like_each(view, settings, filter, progress or no_progress)
+            if into is not None:
+                with plain_rows(session.conn):
+                    write_related(session.conn, source, into, related)
+        return [
+            Similar(pk_of(key), rank, pk_of(other), score)
+            for key, others in related
+            for rank, (other, score) in enumerate(others, start=1)
+        ]
 
     def explain(self, query: str, pk: Any, *, ordinal: int | None = None) -> Explanation:
         """Return which query token met which token of a row's passage, as a search scores them.
@@ -528,70 +396,35 @@ class Index:
         :raises ModelNotFound: if the model is not on this machine and can't be fetched
         """
         check_queries([query])
-        encoder = self.encoder
-        embeddings = encode_queries(encoder, [query])[0]
-        with self.searcher() as (searcher, _):
-            found = searcher.passage_of(self._key(pk), embeddings, ordinal)
-        return Explainer(encoder, query, embeddings).explain(*found)
+        encoder = self.load_encoder()
+        encoded = encode_query(encoder, query)
+        with self.read() as view:
+            passage = passage_to_explain(view, view.key(pk), encoded, plain_value(ordinal))
+        return Explainer(encoder, encoded).explain(passage)
 
-    def info(self) -> dict[str, Any]:
-        """Return settings, counts and sizes in bytes, as plain values.
+    def info(self) -> IndexInfo:
+        """Return settings, counts and sizes in bytes.
 
         :raises IndexNotFound: if the index was dropped meanwhile
         :raises IndexCorrupt: if its codec contradicts itself
         """
-        with self._reading():
-            entry, codec = self._store.entry, self._codec_row()
-            bytes_by_part = self._store.bytes_by_part()
-            facts = summary(self._store)
-            tokens = facts["tokens"]
-            drift = _drift(codec)
-            total = sum(bytes_by_part.values())
-            return {
-                **facts,
-                "heading": entry.settings.heading,
-                "where": entry.settings.where,
-                "params": entry.settings.params,
-                "html": entry.settings.html,
-                "max_tokens": entry.settings.max_tokens,
-                "pool_factor": entry.settings.pool_factor,
-                "key_columns": list(entry.key_columns),
-                "model_fingerprint": entry.model_fingerprint,
-                "backend": self._backend(),
-                "triggers": entry.settings.triggers,
-                "pending_changes": self._pending(),
-                "n_centroids": codec.n_centroids,
-                "n_centroids_added": codec.n_centroids - codec.n_trained,
-                "drift": drift,
-                "rebuild_pays": _why_rebuild(codec, tokens, drift),
-                "generation": entry.generation,
-                "schema_version": entry.schema_version,
-                "created": entry.created,
-                "updated": entry.updated,
-                "bytes_by_part": bytes_by_part,
-                "bytes_reclaimable": self._reclaimable(codec),
-                "bytes_per_token": round(total / tokens, 2) if tokens else None,
-            }
+        with self.read() as view:
+            return index_info(view, self._model)
+
+    def counts(self) -> dict[str, int]:
+        """Return how much is indexed: rows, rows without text, passages and tokens."""
+        with self.read() as view:
+            return view.store.counts()
+
+    def pending_changes(self) -> int | None:
+        """Return how many changed rows the next sync looks at; None where it has to compare all rows."""
+        with self.read() as view:
+            return pending_changes(view)
 
     def why_rebuild(self) -> str | None:
         """Return why a :meth:`rebuild` would pay; None if it would not."""
-        with self._reading():
-            codec = self._codec_row()
-            return _why_rebuild(codec, self._store.counts()["tokens"], _drift(codec))
-
-    @property
-    def pending_changes(self) -> int | None:
-        """How many changed rows the next sync looks at; None where it has to compare all rows."""
-        with self._reading():
-            return self._pending()
-
-    def _pending(self) -> int | None:
-        """How many rows the queue names; None where the next sync has to compare them all."""
-        store = self._store
-        watched = store.entry.queue_complete and store.has_queue()
-        if watched and triggers.installed(store.conn, self.name) == store.expected_triggers(self._source()):
-            return store.queue_length()
-        return None
+        with self.read() as view:
+            return why_rebuild(view.codec.stored, view.store.counts()["tokens"])
 
     def verify(self) -> list[str]:
         """Return a sentence per problem found; none when the index is sound and in step with its table.
@@ -603,10 +436,10 @@ class Index:
         :raises IndexCorrupt: if its registry entry is damaged
         :raises SourceError: if the table is gone or its key was changed
         """
-        with self._reading():
-            problems = check(self._store, self._source()).problems
+        with self.read() as view:
+            problems = check(view.store, view.source).problems
         try:
-            self._encoder(indexing=False)
+            self.load_encoder()
         except (ModelNotFound, ModelMismatch, ModelError, MissingDependency) as error:
             problems.append(str(error))
         return problems
@@ -628,13 +461,35 @@ class Index:
         :raises ModelNotFound: if rows are to be encoded and the model is not on this machine
         :raises ModelMismatch: if it is not the one the index was built with
         """
-        report = BuildReport()
-        with writing(self._store.conn, self.name, progress):
-            with self._reading():
-                source = self._source()
-            counts = self._sync(source, progress, report, full=full)
+        with self._write(progress) as store:
+            return self._sync(store, self._source(), progress, BuildReport(), full=full)
+
+    def _sync(
+        self,
+        store: Store,
+        source: Source,
+        progress: ProgressCallback | None,
+        report: BuildReport,
+        *,
+        full: bool = False,
+    ) -> dict[str, int]:
+        counts = sync(
+            store,
+            source,
+            lambda many: self._model.load(many=many),
+            lambda store: self._codecs.load(store).residual,
+            progress or no_progress,
+            report,
+            full=full,
+        )
         self.build_report = report
         return counts
+
+    def _catch_up(self, store: Store, source: Source, progress: ProgressCallback | None, report: BuildReport) -> None:
+        """Encode the rows that changed while the index was built, if triggers noted them."""
+        self.build_report = report
+        if self.settings.triggers:
+            self._sync(store, source, progress, report)
 
     def repair(self, *, progress: ProgressCallback | None = None) -> dict[str, int]:
         """Remove what :meth:`verify` finds damaged and encode the rows it belonged to again; then :meth:`sync` fully.
@@ -643,20 +498,16 @@ class Index:
 
         :raises IndexCorrupt: if codec or registry entry are damaged: only building it again helps then
         """
-        report = BuildReport()
-        with writing(self._store.conn, self.name, progress):
-            with self._reading():
-                source = self._source()
-                found = check(self._store, source)
-            if found.passages or found.rows or found.orphans:
+        with self._write(progress) as store:
+            with self.read() as view:
+                source, findings = view.source, check(view.store, view.source)
+            if findings.passages or findings.rows or findings.orphans:
                 # What is removed could not be encoded again without it.
-                self._encoder(indexing=False)
-            if found.damaged:
-                with atomic(self._store.conn):
-                    repair(self._store.check_ready(), found)
-            counts = self._sync(source, progress, report, full=True)
-        self.build_report = report
-        return counts
+                self.load_encoder()
+            if findings.damaged:
+                with atomic(store.conn):
+                    repair(store.check_ready(), findings)
+            return self._sync(store, source, progress, BuildReport(), full=True)
 
     def optimize(self, *, progress: ProgressCallback | None = None) -> int:
         """Close the gaps that deleted rows left, without encoding anything; return the bytes made free.
@@ -666,22 +517,14 @@ class Index:
         :raises IndexNotFound: if the index was dropped meanwhile
         :raises IndexCorrupt: if residuals are damaged
         """
-        with writing(self._store.conn, self.name, progress):
-            with self._reading():
-                before = self._reclaimable(self._codec_row())
-            compact(self._store)
-            with self._reading():
-                return before - self._reclaimable(self._codec_row())
+        with self._write(progress) as store:
+            with self.read() as view:
+                before = bytes_reclaimable(view)
+            compact(store)
+            with self.read() as view:
+                return before - bytes_reclaimable(view)
 
-    def _reclaimable(self, codec: StoredCodec) -> int:
-        """Bytes of residuals of passages that are gone."""
-        return self._store.stream.dead_tokens(codec) * codec.bytes_per_token
-
-    def rebuild(
-        self,
-        *,
-        progress: ProgressCallback | None = None,
-    ) -> dict[str, int]:
+    def rebuild(self, *, progress: ProgressCallback | None = None) -> dict[str, int]:
         """Train new centroids and encode every row again, with the same settings; return the counts.
 
         Readers keep the old index until the new one is complete.
@@ -692,155 +535,32 @@ class Index:
         """
         report = BuildReport()
         with report.step("load"):
-            encoder = self._encoder(indexing=True)
-        with writing(self._store.conn, self.name, progress):
-            with self._reading():
-                entry = self._store.entry
-                source = self._inspect()
-            self._store = build(
-                self._store.conn,
-                entry.name,
-                source,
-                entry.settings,
-                encoder,
-                progress or no_progress,
-                report,
-                replace=True,
+            encoder = self._model.load(many=True)
+        with self._write(progress) as store:
+            with self.read() as view:
+                # The key of the table may have changed: then it is built with the new one.
+                entry, source = view.store.entry, inspect_source(view.store)
+            store = build(
+                store.conn, entry.name, source, entry.settings, encoder, progress or no_progress, report, replace=True
             )
-            self._catch_up(source, progress, report)
-        self.build_report = report
-        return self.counts
+            self._entry = store.entry
+            self._catch_up(store, source, progress, report)
+        return self.counts()
 
     def drop(self) -> None:
         """Remove the index, and what an interrupted rebuild of it left. The source table is not touched."""
-        drop(self._store.conn, self.name)
+        with self._connections.use() as session:
+            indexes.drop(session.conn, self.name)
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """One consistent view of the index as it is now, for several SELECTs."""
-        conn = self._store.conn
-        with plain_rows(conn), reading(conn):
-            fingerprint = self._store.entry.model_fingerprint
-            self._store = Store.open(conn, self.name)
-            if self._store.entry.model_fingerprint != fingerprint:
-                raise ModelMismatch(f"index {self.name!r} was replaced by one of another model: open it again")
-            yield
-
-    def _inspect(self, where: str | None = None, params: Mapping[str, Any] | None = None) -> Source:
-        """The source table, narrowed by the index's own condition or by another."""
-        settings = self.settings
-        try:
-            return Source.inspect(
-                self._store.conn,
-                settings.table,
-                settings.columns,
-                heading=settings.heading,
-                where=settings.where if where is None else where,
-                params=settings.params if where is None else params,
-            )
-        except SourceError as error:
-            if where is not None:
-                raise
-            raise SourceError(f"{error}: index {self.name!r} was made of that; drop it, or make it anew") from None
-
-    def _source(self, where: str | None = None, params: Mapping[str, Any] | None = None) -> Source:
-        """The same, for reading: its rows must still be told apart as they were."""
-        source, entry = self._inspect(where, params), self._store.entry
-        if (source.keys, source.key_types) != (entry.key_columns, entry.key_types):
-            raise SourceError(
-                f"the primary key of table {source.table!r} was {', '.join(entry.key_columns)} when index "
-                f"{self.name!r} was built, and is {', '.join(source.keys)} now: rebuild the index"
-            )
-        return source
-
-    def _codec_row(self, store: Store | None = None) -> StoredCodec:
-        stored = (store or self._store).read_codec()
-        if stored is None:
-            raise IndexCorrupt(f"index {self.name!r} has no codec: build it again with --replace")
-        return stored
-
-    def _read_codec(self, store: Store | None = None) -> tuple[StoredCodec, ResidualCodec]:
-        """The codec as it is now; its centroids are read again only after there are others."""
-        store = store or self._store
-        stored = self._codec_row(store)
-        # A growth that was rolled back may be followed by one of as many centroids.
-        version = store.entry.build_id, stored.n_centroids, store.codec.last_checksum()
-        if self._codec is None or self._codec[0] != version:
-            self._codec = version, codec_from(store, stored)
-        return stored, self._codec[1]
-
-    def _allowed(
-        self, where: str | None, params: Mapping[str, Any] | None, pks: Iterable[Any] | None
-    ) -> NDArray[np.int64] | None:
-        allowed = None
-        if params and where is None:
-            raise ValueError(f"params are the values of a condition, and there is no where: {', '.join(params)}")
-        if where is not None:
-            allowed = self._store.passage_ids_where(self._source(where, params))
-        if pks is not None:
-            of_keys = self._store.passage_ids_of(self._key(pk) for pk in pks)
-            allowed = of_keys if allowed is None else np.intersect1d(allowed, of_keys, assume_unique=True)
-        return allowed
-
-    def _key(self, pk: Any) -> Key:
-        key = tuple(pk) if isinstance(pk, (tuple, list)) else (pk,)
-        columns = self._store.entry.key_columns
-        if len(key) != len(columns):
-            raise ValueError(
-                f"a key of {self.settings.table!r} has {len(columns)} values ({', '.join(columns)}): {pk!r}"
-            )
-        return key
-
-    def _searcher(self) -> Searcher:
-        stored, codec = self._read_codec()
-        snapshot = Snapshot(self._store, stored, self._checked)
-        return Searcher(self._store, self._source(), codec, snapshot, self.database)
+    def _source(self) -> Source:
+        with self.read() as view:
+            return view.source
 
 
-def _drift(codec: StoredCodec) -> float | None:
-    """How much farther from their centroids the tokens of rows synced lately are than the first ones were."""
-    if not codec.recent_tokens or not codec.avg_residual:
-        return None
-    return round(codec.recent_residual / codec.recent_tokens / codec.avg_residual - 1, 3)
-
-
-def _why_rebuild(codec: StoredCodec, n_tokens: int, drift: float | None) -> str | None:
-    if n_tokens and drift is not None and drift >= _DRIFT and codec.recent_tokens >= _DRIFTED_SHARE * n_tokens:
-        return f"rows added lately fit the codec {drift:.0%} worse than the first ones"
-    if is_outgrown(codec, n_tokens):
-        return f"{n_tokens:,} tokens have outgrown a codec that was trained for {codec.trained_tokens:,}"
-    return None
-
-
-def _settings_of_similar(
-    k: int, nprobe: int | None, ndocs: int | None, threshold: float | None = None
-) -> SearchSettings:
-    # So many tokens need no wide search: of the rows of three manuals, as many of the nearest five were of their page.
-    return SearchSettings.for_k(
-        k,
-        nprobe=8 if nprobe is None else nprobe,
-        ndocs=max(512, 64 * k) if ndocs is None else ndocs,
-        threshold=threshold,
-    )
-
-
-def _list_of_keys(pks: Iterable[Any] | None) -> Iterable[Any] | None:
-    if isinstance(pks, (str, bytes)):
-        raise ValueError(f"pks is a list of primary keys: [{pks!r}]")
-    return pks
-
-
-def _checked_name(name: str) -> str:
-    if not name.strip() or "\0" in name:
-        raise ValueError(f"an index needs a name, and {name!r} is none")
-    return name
-
-
-def _passage_tokens(max_tokens: int | None, encoder: Encoder) -> int:
-    if max_tokens is None:
-        return min(DEFAULT_MAX_TOKENS, encoder.document_length)
-    if max_tokens > encoder.document_length:
-        raise ValueError(
-            f"max_tokens is {max_tokens}, but model {encoder.name!r} takes passages of {encoder.document_length} tokens"
-        )
-    return max_tokens
+def open_index(
+    connections: Connections, name: str, model: str | Encoder | None = None, options: ModelOptions | None = None
+) -> Index:
+    """Return the index called *name* of a database. Arguments and errors as in :meth:`Index.open`."""
+    with connections.use() as session, plain_rows(session.conn):
+        entry = Store.open(session.conn, name).entry
+    return Index(connections, entry, Model(entry, model, options or ModelOptions()))

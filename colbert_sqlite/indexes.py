@@ -1,53 +1,69 @@
-"""The indexes of a database, without opening any.
+"""The indexes of a database: which there are, what they are made of, and how one goes.
 
-In: a database. Out: which indexes it has, and what each is made of. Leaves to others: reading them.
+In: a database. Out: names, counts, tables. Leaves to others: what is in an index (``index.py``).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import sqlite3
+from typing import NamedTuple
 
-from colbert_sqlite.errors import ColbertError
-from colbert_sqlite.storage.connection import Database, atomic, connected, reading
+from colbert_sqlite.errors import ColbertError, SourceError
+from colbert_sqlite.results import IndexSummary
+from colbert_sqlite.storage.connection import Database, atomic, connected, file_of, reading
 from colbert_sqlite.storage.registry import drop_index, read_entry, registered
-from colbert_sqlite.storage.schema import PARTS, REGISTRY, quote_identifier, table_name
+from colbert_sqlite.storage.schema import PARTS, table_name
 from colbert_sqlite.storage.scratch import remove_scratch, scratch_path
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.writer import remove_lock
 
-__all__ = [
-    "REGISTRY",
-    "drop",
-    "index_tables",
-    "list_indexes",
-    "quote_identifier",
-    "registered_names",
-    "registered_sources",
-    "summary",
-]
+
+class RegisteredIndex(NamedTuple):
+    """What the registry says of an index, or of a build, whatever its format: "ready" or "building", of which table."""
+
+    name: str
+    state: str
+    table: str
 
 
-def list_indexes(db: Database) -> list[dict[str, Any]]:
-    """Return name, state, table, columns, heading, model, dim, nbits and counts of every index, unfinished too.
-
-    An index that this release can't read has only name, state "unreadable", and the problem.
-    """
+def list_indexes(db: Database) -> list[IndexSummary]:
+    """Return a summary of every index, and of every build that is not finished."""
     with connected(db) as conn, reading(conn):
-        found = []
-        for known in registered(conn):
+        summaries = []
+        for registered_index in registered(conn):
             try:
-                entry = read_entry(conn, known.name, known.state)
+                entry = read_entry(conn, registered_index.name, registered_index.state)
                 assert entry is not None
-                found.append(summary(Store(conn, entry)))
+                summaries.append(summarize(Store(conn, entry)))
             except ColbertError as error:
-                found.append({"name": known.name, "state": "unreadable", "problem": str(error)})
-        return found
+                summaries.append(IndexSummary(name=registered_index.name, state="unreadable", problem=str(error)))
+        return summaries
 
 
-def registered_sources(db: Database) -> tuple[tuple[str, str, str], ...]:
-    """Return name, state and source table of every index and every build in progress, of whatever version."""
+def summarize(store: Store) -> IndexSummary:
+    """Return what is said of an index in a list of them."""
+    entry, counts = store.entry, store.counts()
+    return IndexSummary(
+        name=entry.name,
+        state="ready" if entry.state == "ready" else "building",
+        table=entry.source_table,
+        columns=entry.settings.columns,
+        heading=entry.settings.heading,
+        model=entry.model,
+        dim=entry.dim,
+        nbits=entry.settings.nbits,
+        rows=counts["rows"],
+        rows_without_text=counts["rows_without_text"],
+        passages=counts["passages"],
+        tokens=counts["tokens"],
+        bytes=sum(store.bytes_by_part().values()),
+    )
+
+
+def registered_indexes(db: Database) -> tuple[RegisteredIndex, ...]:
+    """Return every index and every build that is not finished, of whatever format."""
     with connected(db) as conn:
-        return tuple((known.name, known.state, known.source_table) for known in registered(conn))
+        return tuple(RegisteredIndex(one.name, one.state, one.source_table) for one in registered(conn))
 
 
 def index_tables(name: str) -> frozenset[str]:
@@ -55,41 +71,29 @@ def index_tables(name: str) -> frozenset[str]:
     return frozenset(table_name(name, part, building=building) for part in PARTS for building in (False, True))
 
 
-def registered_names(db: Database) -> tuple[str, ...]:
-    """Return the names of all indexes in use, of whatever version."""
-    with connected(db) as conn:
-        return tuple(known.name for known in registered(conn) if known.state == "ready")
-
-
 def drop(db: Database, name: str) -> None:
-    """Remove an index, finished or not, of whatever version.
+    """Remove an index, finished or not, of whatever format.
 
     :raises IndexNotFound: if there is none of that name
     """
     with connected(db) as conn:
-        known = [entry for entry in registered(conn) if entry.name.lower() == name.lower()]
-        if not known:
+        states = [entry for entry in registered(conn) if entry.name.lower() == name.lower()]
+        if not states:
             Store.open(conn, name)
         with atomic(conn):
-            for entry in known:
+            for entry in states:
                 drop_index(conn, entry.name, entry.state)
         if (path := scratch_path(conn, name)) is not None:
             remove_scratch(path)
         remove_lock(conn, name)
 
 
-def summary(store: Store) -> dict[str, Any]:
-    """Return what is said of an index in a list of them."""
-    entry = store.entry
-    return {
-        "name": entry.name,
-        "state": entry.state,
-        "table": entry.source_table,
-        "columns": [*entry.settings.columns],
-        "heading": entry.settings.heading,
-        "model": entry.model,
-        "dim": entry.dim,
-        "nbits": entry.settings.nbits,
-        **store.counts(),
-        "bytes": sum(store.bytes_by_part().values()),
-    }
+def attached_file(conn: sqlite3.Connection, schema: str) -> str:
+    """Return the path of the database file attached to *conn* as *schema*: open an index in it by that path.
+
+    :raises SourceError: if nothing is attached under that name, or what is attached is in memory
+    """
+    path = file_of(conn, schema)
+    if not path:
+        raise SourceError(f"the database {schema!r} is in memory: open its index through the connection that made it")
+    return path

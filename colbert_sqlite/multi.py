@@ -1,6 +1,6 @@
 """Several indexes searched as one: of one database or of several, of one model or of several.
 
-In: open indexes, a query. Out: one ranking of their hits. Leaves to others: each search (index.py).
+In: open indexes, a query. Out: one ranking of their hits. Leaves to others: the search of each (``index.py``).
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ from contextlib import ExitStack
 from itertools import islice, zip_longest
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from colbert_sqlite.encoders import Encoder
-from colbert_sqlite.encoders.queries import check_queries, encode_queries
-from colbert_sqlite.errors import SourceError
+from colbert_sqlite.encoders.queries import check_queries
 from colbert_sqlite.index import Index
+from colbert_sqlite.query import Query, encode_query
 from colbert_sqlite.results import Hit
-from colbert_sqlite.search import FUSED, Ranked, fused
-from colbert_sqlite.settings import Fusion, Mode, SearchSettings
-from colbert_sqlite.storage.connection import file_of
+from colbert_sqlite.search import FUSED_ROWS, RankedRow, fuse, hits, rankings_of_both
+from colbert_sqlite.settings import Filter, Fusion, Mode, SearchSettings
 from colbert_sqlite.storage.source import Key
+
+RowOfIndex = tuple[int, Key]
+"""Position of an index among those searched, and a key in it."""
 
 
 def search_all(
@@ -51,92 +49,65 @@ def search_all(
 
     Other arguments, and errors, as in :meth:`Index.search`.
 
-    :raises ValueError: if an index is given twice
+    :raises ValueError: if an index appears twice
     """
     settings = SearchSettings.for_k(
         k, mode=mode, fusion=fusion, weight=weight, threshold=threshold, nprobe=nprobe, ndocs=ndocs
     )
+    filter = Filter.of(where, params)
     check_queries([query])
     rankings = []
     for group in _by_model(indexes):
-        embeddings = encode_queries(_encoder_of(group), [query])
+        encoded = encode_query(next((index for index in group if index.is_loaded), group[0]).load_encoder(), query)
         if settings.mode == "hybrid":
-            rankings.append(_hybrid(group, query, embeddings, k, settings, where, params))
+            rankings.append(_search_hybrid(group, encoded, settings, filter))
             continue
-        found = [
-            hit
-            for index in group
-            for hit in index.search_encoded([query], embeddings, k, settings, where=where, params=params)[0]
-        ]
+        of_group = [hit for index in group for hit in index.search_encoded([encoded], settings, filter)[0]]
         # Sorting keeps the order of indexes, and of each one's hits, among equals.
-        rankings.append(sorted(found, key=lambda hit: -hit.score))
-    # No row is in two of these rankings, so fusing them by reciprocal ranks is taking turns.
+        rankings.append(sorted(of_group, key=lambda hit: -hit.score))
+    # No row is in two of these rankings, so reciprocal rank fusion is taking turns.
     turns = (hit for turn in zip_longest(*rankings) for hit in turn if hit is not None)
-    return [dataclasses.replace(hit, rank=rank) for rank, hit in enumerate(islice(turns, k), start=1)]
+    return [dataclasses.replace(hit, rank=rank) for rank, hit in enumerate(islice(turns, settings.k), start=1)]
 
 
-def attached(conn: sqlite3.Connection, schema: str) -> str:
-    """Return the path of the database file attached to *conn* as *schema*: open an index in it by that path.
-
-    :raises SourceError: if nothing is attached under that name, or what is attached is in memory
-    """
-    path = file_of(conn, schema)
-    if not path:
-        raise SourceError(f"the database {schema!r} is in memory: open its index through the connection that made it")
-    return path
-
-
-def _hybrid(
-    group: Sequence[Index],
-    query: str,
-    embeddings: Sequence[NDArray[np.float32]],
-    k: int,
-    settings: SearchSettings,
-    where: str | None,
-    params: Mapping[str, Any] | None,
-) -> list[Hit]:
+def _search_hybrid(group: Sequence[Index], query: Query, settings: SearchSettings, filter: Filter) -> list[Hit]:
     """The hits of indexes of one model, as one index of all their rows would find them.
 
-    Places in one of them say little: the best row of an index where nothing fits would be as good as any.
+    A rank in one of them says little: the best row of an index where nothing fits would be as good as any.
     """
-    [embedding] = embeddings
-    by_colbert: dict[tuple[int, Key], Ranked] = {}
-    by_fts: dict[tuple[int, Key], Ranked] = {}
+    by_colbert: dict[RowOfIndex, RankedRow] = {}
+    by_fts: dict[RowOfIndex, RankedRow] = {}
     with ExitStack() as stack:
-        searchers = []
-        for place, index in enumerate(group):
-            searcher, allowed = stack.enter_context(index.searcher(where, params))
-            searchers.append(searcher)
-            [both] = searcher.both([query], embeddings, k, settings, allowed)
-            for all_rows, rows in zip((by_colbert, by_fts), both, strict=True):
-                all_rows.update({(place, key): row for key, row in rows.items()})
-        depth = max(k, FUSED)
-        found = fused(_best(by_colbert, depth), _best(by_fts, depth), len(embedding), k, settings)
-        return [searchers[place].hits([row], len(embedding))[0] for (place, _), row in found]
+        views = [stack.enter_context(index.read()) for index in group]
+        for position, view in enumerate(views):
+            [rankings] = rankings_of_both(view, [query], settings, view.passage_ids(filter))
+            for all_rows, rows in zip((by_colbert, by_fts), rankings, strict=True):
+                all_rows.update({(position, key): row for key, row in rows.items()})
+        n = max(settings.k, FUSED_ROWS)
+        fused = fuse(_best(by_colbert, n), _best(by_fts, n), query, settings)
+        return [hits(views[position], [row], query)[0] for (position, _), row in fused]
 
 
-def _best(rows: dict[tuple[int, Key], Ranked], n: int) -> dict[tuple[int, Key], Ranked]:
+def _best(rows: dict[RowOfIndex, RankedRow], n: int) -> dict[RowOfIndex, RankedRow]:
     return dict(sorted(rows.items(), key=lambda item: -item[1].score)[:n])
 
 
 def _by_model(indexes: Sequence[Index]) -> list[list[Index]]:
-    """The indexes of each model together, in the order in which they came."""
+    """The indexes of each model together, in the order in which they came.
+
+    :raises ValueError: if an index appears twice
+    """
     groups: dict[str, list[Index]] = {}
     seen = set()
     for index in indexes:
-        one = index.database or _connection_of(index), index.name
-        if one in seen:
-            raise ValueError(f"index {index.name!r} is given twice")
-        seen.add(one)
+        identity = index.database or _connection_of(index), index.name
+        if identity in seen:
+            raise ValueError(f"index {index.name!r} appears twice: name each index once")
+        seen.add(identity)
         groups.setdefault(index.model_fingerprint, []).append(index)
     return list(groups.values())
 
 
 def _connection_of(index: Index) -> sqlite3.Connection:
-    with index.searcher() as (searcher, _):
-        return searcher.store.conn
-
-
-def _encoder_of(group: Sequence[Index]) -> Encoder:
-    """The encoder of all these indexes, loaded once: by one that has it already, if there is one."""
-    return next((index for index in group if index.is_loaded), group[0]).encoder
+    with index.read() as view:
+        return view.conn

@@ -1,7 +1,7 @@
 """Texts put in order by a query, without an index: those that a full-text search found, or another embedding.
 
-In: a query and texts. Out: the same texts, best first, with their scores. Leaves to others: models (encoders/), scoring
-(engine/maxsim.py), where the texts come from.
+In: a query and texts. Out: the same texts, best first, with their scores. Leaves to others: models (``encoders/``),
+MaxSim (``engine/maxsim.py``), where the texts come from.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import numpy as np
 
 from colbert_sqlite.encoders import Encoder, cached_encoder
 from colbert_sqlite.encoders.cache import cached_splitter
-from colbert_sqlite.encoders.queries import check_queries, encode_queries, refuse_no_numbers
-from colbert_sqlite.engine.maxsim import maxsim_scores, normalized
+from colbert_sqlite.encoders.queries import check_queries, refuse_no_numbers
+from colbert_sqlite.engine.maxsim import maxsim_scores
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, RawValue, extract
+from colbert_sqlite.query import Query, encode_query
+from colbert_sqlite.settings import MAX_K
+from colbert_sqlite.values import whole_number
 
 # Encoded together: enough to fill batches of equal length, and at most 130 MB of embeddings.
 PASSAGES_AT_ONCE = 1024
@@ -57,20 +60,19 @@ def rerank(
 
     :param model: alias, folder or hub id of a ColBERT model, or an encoder; default: ``minilm``
     :param backend: ``torch``, ``onnx``, which loads faster, or ``auto``: what is loaded, else what encodes faster
-    :raises ValueError: if the query is empty, *k* is not at least 1, or a text is none
+    :raises ValueError: if the query is empty, *k* is not at least 1, or a text is not a str
     :raises ModelNotFound: if the model is not on this machine and can't be fetched
     :raises ModelError: if its files are damaged, unsafe or not a ColBERT model
     :raises MissingDependency: if a package that the model needs is not installed
     """
-    if k is not None and (type(k) is not int or k < 1):
-        raise ValueError(f"k must be a whole number of at least 1, or None for all, not {k!r}")
+    k = None if k is None else whole_number("k", k, 1, MAX_K)
     check_queries([query])
     if isinstance(texts, (str, bytes)):
         raise ValueError(f"texts is a list of texts: [{texts!r}]")
     texts = list(texts)
     for position, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"text {position} is {text!r}, which is no str")
+            raise ValueError(f"text {position} is {text!r}, which is not a str")
     if not texts:
         return []
     encoder = cached_encoder(
@@ -82,9 +84,10 @@ def rerank(
         backend=backend,
         indexing=True,
     )
-    scored = score_documents(encoder, query, [[text_value(text)] for text in texts])
-    best = sorted(range(len(texts)), key=lambda position: (-scored[position][0], position))
-    return [Reranked(position, scored[position][0], texts[position], scored[position][1]) for position in best[:k]]
+    encoded = encode_query(encoder, query)
+    scores = score_documents(encoder, encoded, [[text_value(text)] for text in texts])
+    best = sorted(range(len(texts)), key=lambda position: (-scores[position], position))
+    return [Reranked(at, scores[at], texts[at], encoded.normalized(scores[at])) for at in best[:k]]
 
 
 def text_value(text: str) -> RawValue:
@@ -92,22 +95,21 @@ def text_value(text: str) -> RawValue:
     return RawValue("text", text.encode(errors="replace"))
 
 
-def score_documents(encoder: Encoder, query: str, documents: Sequence[Sequence[RawValue]]) -> list[tuple[float, float]]:
-    """Return the score and the normalized score of each document, which is one or more values, like columns of a row.
+def score_documents(encoder: Encoder, query: Query, documents: Sequence[Sequence[RawValue]]) -> list[float]:
+    """Return the MaxSim of each document, which is one or more values, like columns of a row.
 
     A document without text has the score ``-inf``. Errors as in :func:`rerank`.
     """
-    [embedded] = encode_queries(encoder, [query])
     scores = [-math.inf] * len(documents)
     passages = _passages(encoder, documents)
     while chunk := list(islice(passages, PASSAGES_AT_ONCE)):
         embeddings = encoder.encode_passages([text for _, text in chunk])
         refuse_no_numbers(encoder, embeddings)
         offsets = np.cumsum([0, *map(len, embeddings)], dtype=np.int64)
-        found = maxsim_scores(embedded, np.concatenate(embeddings), offsets)
-        for (position, _), score in zip(chunk, found.tolist(), strict=True):
+        of_chunk = maxsim_scores(query.embeddings, np.concatenate(embeddings), offsets)
+        for (position, _), score in zip(chunk, of_chunk.tolist(), strict=True):
             scores[position] = max(scores[position], score)
-    return [(score, normalized(score, len(embedded))) for score in scores]
+    return scores
 
 
 def _passages(encoder: Encoder, documents: Sequence[Sequence[RawValue]]) -> Iterator[tuple[int, str]]:

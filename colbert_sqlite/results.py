@@ -1,16 +1,31 @@
-"""What a search gives back.
+"""What the methods of an index, and the functions beside it, give back.
 
-In: ranked passages joined to their rows. Out: hits. Leaves to others: ranking, reading rows.
+In: numbers, keys, texts. Out: frozen objects, each with ``to_dict()`` that ``json.dumps`` takes. Leaves to others:
+finding what is in them.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from colbert_sqlite.values import json_value
+
+
+class Result:
+    """A frozen dataclass that can be printed as JSON."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as ``json.dumps`` takes them: tuples as lists, a BLOB as sqlite-utils writes it."""
+        fields: dict[str, Any] = json_value(asdict(self))  # type: ignore[call-overload]
+        return fields
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class Passage(Result):
     """A span of one row's extracted text.
 
     ``text`` is ``extracted[start:end]``, in characters; ``ordinal`` counts the passages of the row from 0.
@@ -23,7 +38,7 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(Result):
     """One row that a search found.
 
     ``rank`` counts from 1. ``score`` is what the hits are ranked by, higher is better: the MaxSim of the row's best
@@ -44,6 +59,77 @@ class Hit:
     database: str
     stale: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the hit as nested dicts."""
-        return asdict(self)
+
+@dataclass(frozen=True, slots=True)
+class Similar(Result):
+    """A row like another, as ``similar_all`` finds them for every row.
+
+    ``rank`` counts from 1 for each ``pk``. ``score`` is the mean of the similarities that the most telling tokens of
+    ``pk`` have in ``related_pk``.
+    """
+
+    pk: Any
+    rank: int
+    related_pk: Any
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexSummary(Result):
+    """One index of a database, or one build that is not finished.
+
+    ``problem`` says why an index whose state is "unreadable" can't be read; of such a one only the name is known.
+    ``bytes`` counts all pages of its tables.
+    """
+
+    name: str
+    state: Literal["ready", "building", "unreadable"]
+    table: str = ""
+    columns: tuple[str, ...] = ()
+    heading: str | None = None
+    model: str = ""
+    dim: int = 0
+    nbits: int = 0
+    rows: int = 0
+    rows_without_text: int = 0
+    passages: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexInfo(IndexSummary):
+    """Settings, counts and sizes of one index.
+
+    :param backend: what runs the model
+    :param pending_changes: how many changed rows the next sync looks at; None where it has to compare all rows
+    :param drift: how much farther from their centroids the tokens of rows synced lately are than the first ones were
+    :param why_rebuild: why a rebuild would pay; None if it would not
+    :param generation: grows with each change of the index
+    :param bytes_by_part: bytes of the pages of each table
+    :param bytes_reclaimable: bytes of residuals of passages that are gone, which ``optimize`` frees
+    :param bytes_per_token: bytes of all tables for each token; None in an index without tokens
+    """
+
+    where: str | None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    html: str
+    max_tokens: int | None
+    pool_factor: int
+    key_columns: tuple[str, ...]
+    model_fingerprint: str
+    backend: str
+    triggers: bool
+    pending_changes: int | None
+    n_centroids: int
+    n_centroids_added: int
+    drift: float | None
+    why_rebuild: str | None
+    generation: int
+    schema_version: int
+    created: str
+    updated: str
+    bytes_by_part: Mapping[str, int] = field(default_factory=dict)
+    bytes_reclaimable: int
+    bytes_per_token: float | None

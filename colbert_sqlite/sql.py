@@ -1,8 +1,10 @@
 """``colbert_search(…)`` and the other SQL functions, for any connection.
 
-In: a connection, and what SQL hands to the functions. Out: JSON, numbers and texts for SQL. Leaves to others:
-searching (index.py), scoring (reranking.py), marking (highlighting.py). Plugins import this for every connection of a
-process, so that whatever costs time to import is imported by the first call that needs it.
+In: a connection, and what SQL hands to the functions. Out: JSON, numbers and texts for SQL. Leaves to others: open
+indexes and encoders (``serving.py``), searching, scoring, marking.
+
+Plugins import this for every connection of a process, so that whatever costs time to import is imported by the first
+call that needs it.
 """
 
 from __future__ import annotations
@@ -10,111 +12,64 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 import sqlite3
-import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from itertools import islice
-from threading import RLock
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from colbert_sqlite.errors import ColbertError, IndexNotFound, ModelMismatch, SourceError
-from colbert_sqlite.storage.connection import connect, data_version, files_of, is_locked, locked, refuse_writes
+from colbert_sqlite import ColbertError, IndexNotFound, serving
 
 if TYPE_CHECKING:
     from sqlite_utils import Database as SqliteUtilsDatabase
 
-    from colbert_sqlite.encoders import Encoder
-    from colbert_sqlite.index import Index
-    from colbert_sqlite.rerank import Reranked
-    from colbert_sqlite.results import Hit
+    from colbert_sqlite import Encoder, Hit, Index, Reranked
+    from colbert_sqlite.serving import Guard, Pool
 
 logger = logging.getLogger("colbert_sqlite")
-
-# Database files kept open, with the centroids of their indexes.
-MOST_FILES = 8
-# Answers of each kept until the database changes: SQLite may call a function again for every row of a join.
-MOST_ANSWERS = 8
-# Not longer: what holds the lock may be the very statement that waits for us.
-BUSY_SECONDS = 5
-
-_GUARDED = "_colbert_guarded"
 
 Value = str | int | float | bytes | None
 
 
-class Guard(Protocol):
-    """Who may do what with the functions of a connection, asked anew by every call."""
-
-    def check(self) -> None:
-        """Make sure that whoever runs this statement may call the functions.
-
-        :raises ColbertError: if not
-        """
-
-    def searchable(self, schema: str) -> Collection[str] | None:
-        """The names of the indexes of a database that may be searched, in lower case; None for all."""
-
-    def most(self, schema: str) -> int | None:
-        """The most rows a search of that database may find; None for any number."""
-
-    def note(self, sentence: str) -> None:
-        """Keep what was wrong with a call for whoever's statement it was."""
-
-    def noted(self) -> str | None:
-        """What was wrong with the last call that failed of whoever's statement this is."""
-
-
 def register(
-    conn: sqlite3.Connection | SqliteUtilsDatabase, *, database: str | None = None, model: str | Encoder | None = None
-) -> None:
-    """Give a connection the functions ``colbert_search``, ``colbert_score``, ``colbert_rerank``, ``colbert_highlight``,
-    ``colbert_snippet`` and ``colbert_error``.
-
-    Searches read the database through a connection of their own, which sees what is committed. A database in memory
-    is read through *conn* itself, which then stays open until somebody closes it.
-
-    :param database: how to open the file, if not by its path alone, such as ``file:/data/blog.db?immutable=1``
-    :param model: what ``colbert_score``, ``colbert_rerank``, ``colbert_highlight`` and ``colbert_snippet`` encode with
-        when they are not told; default: ``minilm``
-    """
-    connection = conn if isinstance(conn, sqlite3.Connection) else conn.conn
-    prepare(connection, database=database, model=model, hold=True)
-
-
-def prepare(
-    conn: sqlite3.Connection,
+    conn: sqlite3.Connection | SqliteUtilsDatabase,
     *,
     database: str | None = None,
     attached: Mapping[str, str] | None = None,
     model: str | Encoder | None = None,
     any_model: bool = True,
-    hold: bool = False,
+    hold: bool = True,
     guard: Guard | None = None,
 ) -> None:
-    """As :func:`register`, for plugins, which see connections that others close, or forget.
+    """Give a connection the functions ``colbert_search``, ``colbert_score``, ``colbert_rerank``, ``colbert_highlight``,
+    ``colbert_snippet`` and ``colbert_error``.
 
+    Searches read the database through connections of their own, which see what is committed. A database in memory
+    is read through *conn* itself, which then stays open until somebody closes it.
+
+    :param database: how to open the file, if not by its path alone, such as ``file:/data/blog.db?immutable=1``
     :param attached: paths or URIs of databases that will be attached, by their schemas
+    :param model: what ``colbert_score``, ``colbert_rerank``, ``colbert_highlight`` and ``colbert_snippet`` encode with
+        when SQL names no model; default: ``minilm``
     :param any_model: whether SQL may name another model than *model*
     :param hold: keep a reference to *conn* if its database is in memory. A connection can be referred to neither
         weakly nor through the garbage collector, so without an explicit close it would stay open for ever
-    :param guard: decides who may do what; default: everybody everything, but where a guard decides already
+    :param guard: for hosts with users: decides who may do what. Default: everybody everything, but where
+        :func:`colbert_sqlite.serving.guard_connection` was called, nothing
     """
-    if guard is None and _is_guarded(conn):
+    connection = conn if isinstance(conn, sqlite3.Connection) else conn.conn
+    if guard is None and serving.is_guarded(connection):
         return
     if guard is not None:
-        keep_as_is(conn)
-    places = _places(conn)
+        serving.guard_connection(connection)
+    files = _files_of(connection)
     if database is not None:
-        places["main"] = database
-    places |= {schema.lower(): place for schema, place in (attached or {}).items()}
+        files["main"] = database
+    files |= {schema.lower(): address for schema, address in (attached or {}).items()}
     functions = _Functions(
-        places=places,
-        held=conn if hold and "main" not in places else None,
+        files=files,
+        held=connection if hold and "main" not in files else None,
         model=model,
         any_model=any_model,
         guard=guard,
@@ -126,26 +81,10 @@ def prepare(
         ("colbert_snippet", functions.snippet, (2, 4, 5), True),
     ):
         for n in n_arguments:
-            conn.create_function(name, n, functions.telling(name, function), deterministic=deterministic)
-    conn.create_function("colbert_error", 0, functions.last_error)
+            connection.create_function(name, n, functions.reported(name, function), deterministic=deterministic)
+    connection.create_function("colbert_error", 0, functions.last_error)
     for n in (3, 4):
-        conn.create_aggregate("colbert_rerank", n, cast(Any, partial(_Rerank, functions)))
-
-
-def keep_as_is(conn: sqlite3.Connection) -> None:
-    """Let nobody without a guard give this connection the functions from now on.
-
-    ``sqlite_utils.Database(conn)``, which any plugin of Datasette may call, has them put on every connection.
-    """
-    conn.create_function(_GUARDED, 0, lambda: 1)
-
-
-def _is_guarded(conn: sqlite3.Connection) -> bool:
-    try:
-        conn.execute(f"SELECT {_GUARDED}()")
-    except sqlite3.OperationalError:
-        return False
-    return True
+        connection.create_aggregate("colbert_rerank", n, cast(Any, partial(_Rerank, functions)))
 
 
 class _Functions:
@@ -154,36 +93,52 @@ class _Functions:
     def __init__(
         self,
         *,
-        places: Mapping[str, str],
+        files: Mapping[str, str],
         held: sqlite3.Connection | None,
         model: str | Encoder | None,
         any_model: bool,
         guard: Guard | None,
     ) -> None:
-        self._places = places
+        self._files = files
         self._held = held
-        self._in_memory = None if held is None else _Searched(held)
         self._model = model
         self._any_model = any_model
         self._guard = guard
         self._error: str | None = None
 
     def search(self, index: Value, query: Value, k: Value = 10, mode: Value = "colbert", *pks: Value) -> str:
-        name, words = _text_of(index, "index"), _text_of(query, "query")
-        asked = _Asked(words, _whole(k, "k"), _text_of(mode, "mode"), _text_of(pks[0], "pks") if pks else None)
-        if not words.strip():
+        name, text = _text_of(index, "index"), _text_of(query, "query")
+        request = _Request(
+            text, _whole_number(k, "k"), _text_of(mode, "mode"), _text_of(pks[0], "pks") if pks else None
+        )
+        if not text.strip():
             return "[]"
         try:
-            self._refuse("main", name, asked)
-            return self._main_database().search(name, asked)
+            self._refuse("main", name, request)
+            return self._search_main(name, request)
         except IndexNotFound:
-            schema, place, name = self._in_schema(name)
-            if place is None:
+            schema, address, name = self._in_schema(name)
+            if address is None:
                 raise
-            self._refuse(schema, name, asked)
-            return _opened(place).search(name, asked)
+            self._refuse(schema, name, request)
+            return _search_file(address, name, request)
 
-    def _refuse(self, schema: str, name: str, asked: _Asked) -> None:
+    def _search_main(self, name: str, request: _Request) -> str:
+        if self._held is not None:
+            return _answer(self._pool_in_memory, name, request)
+        if "main" not in self._files:
+            raise IndexNotFound(
+                "this connection has a database in memory, to which searches have no way of their own: call "
+                "colbert_sqlite.register(conn) from Python"
+            )
+        return _search_file(self._files["main"], name, request)
+
+    @cached_property
+    def _pool_in_memory(self) -> Pool:
+        assert self._held is not None
+        return serving.Pool.on(self._held)
+
+    def _refuse(self, schema: str, name: str, request: _Request) -> None:
         """Make sure that the guard lets this be searched.
 
         :raises IndexNotFound: if not, as if there were none
@@ -191,104 +146,92 @@ class _Functions:
         """
         if self._guard is None:
             return
-        names, most = self._guard.searchable(schema), self._guard.most(schema)
+        names, max_k = self._guard.searchable(schema), self._guard.max_k(schema)
         if names is not None and name.lower() not in names:
             there = f"; it has {', '.join(sorted(names))}" if names else ""
             raise IndexNotFound(f"no index {name!r} in this database{there}")
-        if most is not None and asked.k > most:
-            raise ValueError(f"k may be {most} here at most, not {asked.k}")
+        if max_k is not None and request.k > max_k:
+            raise ValueError(f"k may be {max_k} here at most, not {request.k}")
 
     def score(self, query: Value, text: Value, model: Value = "", /) -> float | None:
         words, passage = _text_of(query, "query"), _text_of(text, "text")
         if not words.strip():
             return None
-        from colbert_sqlite.rerank import rerank
+        from colbert_sqlite import rerank
 
         [only] = rerank(words, [passage], model=self.encoder(_text_of(model, "model")))
         return _finite(only.score)
 
     def highlight(self, query: Value, text: Value, before: Value = "<b>", after: Value = "</b>", /) -> str:
-        words, whole = _text_of(query, "query"), _text_of(text, "text")
+        question, whole = _text_of(query, "query"), _text_of(text, "text")
         marks = _text_of(before, "before"), _text_of(after, "after")
-        if not words.strip():
+        if not question.strip():
             return whole
-        from colbert_sqlite.highlight import highlight
+        from colbert_sqlite import highlight
 
-        return highlight(words, whole, before=marks[0], after=marks[1], model=self.encoder())
+        return highlight(question, whole, before=marks[0], after=marks[1], model=self.encoder())
 
     def snippet(
         self, query: Value, text: Value, before: Value = "<b>", after: Value = "</b>", n_words: Value = 30, /
     ) -> str:
-        words, whole, n = _text_of(query, "query"), _text_of(text, "text"), _whole(n_words, "n_words")
+        question, whole, n = _text_of(query, "query"), _text_of(text, "text"), _whole_number(n_words, "n_words")
         marks = _text_of(before, "before"), _text_of(after, "after")
-        from colbert_sqlite.highlight import check_n_words, snippet
-
-        check_n_words(n)
-        if not words.strip():
+        if n < 1:
+            raise ValueError(f"n_words must be a whole number of at least 1, not {n}")
+        if not question.strip():
             ends = [word.end() for word in islice(re.finditer(r"\S+", whole), n + 1)]
             return whole if len(ends) <= n else whole[: ends[-2]] + "…"
-        return snippet(words, whole, before=marks[0], after=marks[1], n_words=n, model=self.encoder())
+        from colbert_sqlite import snippet
+
+        return snippet(question, whole, before=marks[0], after=marks[1], n_words=n, model=self.encoder())
 
     def encoder(self, model: str = "") -> Encoder:
         """The encoder of that name, or the one of this connection.
 
-        :raises ValueError: if the connection has to do with one model
+        :raises ValueError: if the connection allows one model, and this is another
         """
-        from colbert_sqlite.encoders import DEFAULT_MODEL, cached_encoder
-        from colbert_sqlite.encoders.cache import remembering
-
-        usual = self._model or DEFAULT_MODEL
-        if model and not self._any_model and model != (usual if isinstance(usual, str) else usual.name):
+        default = self._model or serving.DEFAULT_MODEL
+        if model and not self._any_model and model != (default if isinstance(default, str) else default.name):
             raise ValueError(f"model {model!r} may not be used here: leave the argument out")
-        return remembering(cached_encoder(model or usual))
+        return serving.encoder_named(model or default)
 
-    def telling(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """That function with NULL for NULL, and its errors told."""
+    def reported(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """That function with NULL for NULL, and with its errors reported."""
 
-        def told(*values: Value) -> Any:
+        def call(*values: Value) -> Any:
             try:
                 self.check()
                 return None if any(value is None for value in values) else function(*values)
             except Exception as error:
-                self.tell(name, error)
+                self.report(name, error)
                 raise
 
-        return told
+        return call
 
-    def tell(self, name: str, error: Exception) -> None:
+    def report(self, name: str, error: Exception) -> None:
         """Log an error and keep it for ``colbert_error()``: SQLite gets no word of it from Python."""
         ours = isinstance(error, (ColbertError, ValueError, sqlite3.Error))
         sentence = f"{name}: {error}" if ours else f"{name}: {type(error).__name__}: {error}"
         if self._guard is None:
             self._error = sentence
         else:
-            self._guard.note(sentence)
+            self._guard.record_error(sentence)
         logger.error("%s", sentence, exc_info=None if ours else error)
 
     def last_error(self) -> str | None:
-        return self._error if self._guard is None else self._guard.noted()
+        return self._error if self._guard is None else self._guard.last_error()
 
     def check(self) -> None:
         """Make sure that the functions may be called. Errors as in :meth:`Guard.check`."""
         if self._guard is not None:
             self._guard.check()
 
-    def _main_database(self) -> _Searched:
-        if self._in_memory is not None:
-            return self._in_memory
-        if "main" not in self._places:
-            raise IndexNotFound(
-                "this connection has a database in memory, to which searches have no way of their own: call "
-                "colbert_sqlite.register(conn) from Python"
-            )
-        return _opened(self._places["main"])
-
     def _in_schema(self, name: str) -> tuple[str, str | None, str]:
-        """The database, its file, and the index in it that *name*, as schema.index, means; no file if it means none."""
-        places = self._places if self._held is None else {**self._places, **_places(self._held)}
+        """The schema, its file, and the index that *name*, as schema.index, means; no file if it means none."""
+        files = self._files if self._held is None else {**self._files, **_files_of(self._held)}
         for i, character in enumerate(name):
-            if character == "." and (place := places.get(name[:i].lower())):
-                return name[:i].lower(), place, name[i + 1 :]
+            if character == "." and (address := files.get(name[:i].lower())):
+                return name[:i].lower(), address, name[i + 1 :]
         return "", None, name
 
 
@@ -309,7 +252,7 @@ class _Rerank:
         try:
             self._texts.append(_text_of(text, "text"))
         except ValueError as error:
-            self._functions.tell("colbert_rerank", error)
+            self._functions.report("colbert_rerank", error)
             raise
         self._pks.append(pk)
 
@@ -318,23 +261,23 @@ class _Rerank:
             self._functions.check()
             return self._ranked()
         except Exception as error:
-            self._functions.tell("colbert_rerank", error)
+            self._functions.report("colbert_rerank", error)
             raise
 
     def _ranked(self) -> str | None:
         if self._query is None or self._k == (None,):
             return None
-        query, k = _text_of(self._query, "query"), _whole(self._k[0], "k") if self._k else None
+        query, k = _text_of(self._query, "query"), _whole_number(self._k[0], "k") if self._k else None
         if not query.strip() or not self._texts:
             return "[]"
-        from colbert_sqlite.rerank import rerank
+        from colbert_sqlite import rerank
 
-        found = rerank(query, self._texts, k, model=self._functions.encoder())
-        return _json([_of_reranked(rank, self._pks[one.position], one) for rank, one in enumerate(found, start=1)])
+        ranked = rerank(query, self._texts, k, model=self._functions.encoder())
+        return _json([_reranked_row(rank, self._pks[one.position], one) for rank, one in enumerate(ranked, start=1)])
 
 
-class _Asked(NamedTuple):
-    """What is asked of an index. ``pks`` is a JSON array of keys, None for all rows."""
+class _Request(NamedTuple):
+    """A search of an index. ``pks`` is a JSON array of keys, None for all rows."""
 
     query: str
     k: int
@@ -342,125 +285,41 @@ class _Asked(NamedTuple):
     pks: str | None
 
 
-class _Identity(NamedTuple):
-    """A file as a process knows it: another one may be at the same place later."""
-
-    pid: int
-    place: str
-    device: int
-    inode: int
+def _search_file(address: str, name: str, request: _Request) -> str:
+    with serving.lock_errors(address):
+        return _answer(serving.pool_of(address), name, request)
 
 
-class _Searched:
-    """One database, and those of its indexes that were asked for. Threads take turns."""
+def _answer(pool: Pool, name: str, request: _Request) -> str:
+    """The hits as JSON. SQLite may call a function again for every row of a join: the last answers are kept.
 
-    def __init__(self, database: str | sqlite3.Connection) -> None:
-        self._database = database
-        self._conn: sqlite3.Connection | None = None
-        self._indexes: dict[str, Index] = {}
-        self._answers: OrderedDict[tuple[str, _Asked], tuple[tuple[int, ...], str]] = OrderedDict()
-        self._lock = RLock()
-
-    def search(self, name: str, asked: _Asked) -> str:
-        """The hits as JSON. Errors as in ``Index.search``."""
-        with self._lock:
-            try:
-                return self._answer(name, asked)
-            except sqlite3.OperationalError as error:
-                if isinstance(self._database, str) and is_locked(error):
-                    raise locked(_path_of(self._database), BUSY_SECONDS) from None
-                raise
-
-    def _answer(self, name: str, asked: _Asked) -> str:
-        conn = self._connection()
+    Errors as in ``Index.search``.
+    """
+    with pool.session() as session:
+        conn, answers = session.conn, session.answers
         # Not what is seen inside a transaction, which may be rolled back.
-        version = None if conn.in_transaction else data_version(conn)
-        known, answer = self._answers.get((name, asked), (None, ""))
-        if version is None or known != version:
-            answer = _json([_of_hit(hit) for hit in self._search(conn, name, asked)])
+        version = None if conn.in_transaction else serving.data_version(conn)
+        stored_version, answer = answers.get((name, request), (None, ""))
+        if version is None or stored_version != version:
+            hits = pool.use(name, lambda index: _hits(index, request))
+            answer = _json([_hit_row(hit) for hit in hits])
             if version is not None:
-                self._answers[name, asked] = version, answer
-            if len(self._answers) > MOST_ANSWERS:
-                self._answers.popitem(last=False)
+                answers[name, request] = version, answer
         return answer
 
-    def _connection(self) -> sqlite3.Connection:
-        if self._conn is None:
-            self._conn, owned = connect(self._database, any_thread=True, busy_seconds=BUSY_SECONDS)
-            if owned:
-                refuse_writes(self._conn)
-                weakref.finalize(self, _close, self._conn, os.getpid())
-        return self._conn
 
-    def _search(self, conn: sqlite3.Connection, name: str, asked: _Asked) -> list[Hit]:
-        from colbert_sqlite.index import Index
+def _hits(index: Index, request: _Request) -> list[Hit]:
+    from colbert_sqlite import Filter, SearchSettings
 
-        if (index := self._indexes.get(name)) is not None:
-            try:
-                return _hits(index, asked)
-            except (IndexNotFound, ModelMismatch):
-                # Dropped, or built anew with another model, since it was opened.
-                del self._indexes[name]
-        index = self._indexes[name] = Index.open(conn, name)
-        return _hits(index, asked)
+    settings = SearchSettings.for_k(request.k, mode=request.mode)
+    filter = Filter.of(pks=None if request.pks is None else _keys(request.pks))
+    query = serving.encode_query(serving.encoder_of(index), request.query)
+    return index.search_encoded([query], settings, filter)[0]
 
 
-def _hits(index: Index, asked: _Asked) -> list[Hit]:
-    from colbert_sqlite.encoders.cache import remembering, shared_encoder
-    from colbert_sqlite.encoders.queries import check_queries, encode_queries
-    from colbert_sqlite.settings import SearchSettings
-
-    settings = SearchSettings.for_k(asked.k, mode=asked.mode)
-    pks = None if asked.pks is None else _keys(asked.pks)
-    check_queries([asked.query])
-    encoder = remembering(shared_encoder(index.model_fingerprint, lambda: index.encoder))
-    embeddings = encode_queries(encoder, [asked.query])
-    return index.search_encoded([asked.query], embeddings, asked.k, settings, pks=pks)[0]
-
-
-def _close(conn: sqlite3.Connection, pid: int) -> None:
-    if os.getpid() == pid:
-        conn.close()
-
-
-# What a process keeps: files by what they are.
-_opening = RLock()
-_files: OrderedDict[_Identity, _Searched] = OrderedDict()
-# What the process had open that forked this one. SQLite must neither use nor close it here: that would harm locks.
-_inherited: list[_Searched] = []
-
-
-def _opened(place: str) -> _Searched:
-    """The database file of that path or URI: the one that is there now, should it have been replaced."""
-    try:
-        status = os.stat(_path_of(place))
-    except OSError as error:
-        raise SourceError(f"no database file {_path_of(place)}: {error.strerror}") from None
-    identity = _Identity(os.getpid(), place, status.st_dev, status.st_ino)
-    with _opening:
-        _inherited.extend(_files.pop(other) for other in list(_files) if other.pid != identity.pid)
-        if identity not in _files:
-            for other in [other for other in _files if other.place == place]:
-                del _files[other]
-            _files[identity] = _Searched(place)
-        _files.move_to_end(identity)
-        if len(_files) > MOST_FILES:
-            _files.popitem(last=False)
-        return _files[identity]
-
-
-def _path_of(place: str) -> str:
-    if not place.startswith("file:"):
-        return place
-    path = unquote(place.removeprefix("file:").partition("?")[0].partition("#")[0])
-    if path.startswith("//"):
-        path = "/" + path[2:].partition("/")[2]
-    return path[1:] if re.match("/[A-Za-z]:", path) else path
-
-
-def _places(conn: sqlite3.Connection) -> dict[str, str]:
+def _files_of(conn: sqlite3.Connection) -> dict[str, str]:
     """The files of a connection by schema; none for what is in memory."""
-    return {schema: path for schema, path in files_of(conn).items() if path}
+    return {schema: path for schema, path in serving.files_of(conn).items() if path}
 
 
 def _text_of(value: Value, name: str) -> str:
@@ -469,7 +328,7 @@ def _text_of(value: Value, name: str) -> str:
     return str(value)
 
 
-def _whole(value: Value, name: str) -> int:
+def _whole_number(value: Value, name: str) -> int:
     """A whole number, which a web form hands over as text."""
     try:
         number = int(value) if isinstance(value, str) else value
@@ -498,37 +357,37 @@ def _key(value: Any) -> Any:
         try:
             return bytes.fromhex(value["hex"])
         except (KeyError, TypeError, ValueError):
-            raise ValueError(f"pks has {json.dumps(value)}, which is no key") from None
+            raise ValueError(f"pks has {json.dumps(value)}, which can't be a key") from None
     if isinstance(value, list):
         raise ValueError("pks has an array in an array in an array")
     return value
 
 
-def _of_key(value: Any) -> Any:
+def _key_value(value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_of_key(part) for part in value]
+        return [_key_value(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"a row has the key {value}, for which JSON has no number: leave the row out, or mend its key")
     return {"hex": value.hex().upper()} if isinstance(value, bytes) else value
 
 
-def _of_hit(hit: Hit) -> dict[str, Any]:
+def _hit_row(hit: Hit) -> dict[str, Any]:
     return {
         "rank": hit.rank,
         "score": hit.score,
         "normalized_score": hit.normalized_score,
-        "pk": _of_key(hit.pk),
+        "pk": _key_value(hit.pk),
         "passage": hit.passage.text,
         "stale": hit.stale,
     }
 
 
-def _of_reranked(rank: int, pk: Value, one: Reranked) -> dict[str, Any]:
+def _reranked_row(rank: int, pk: Value, one: Reranked) -> dict[str, Any]:
     return {
         "rank": rank,
         "score": _finite(one.score),
         "normalized_score": one.normalized_score,
-        "pk": _of_key(pk),
+        "pk": _key_value(pk),
     }
 
 

@@ -1,14 +1,17 @@
 """Values as SQLite takes them, from whatever a caller has: numpy's scalars and arrays too.
 
-In: a number, a key, a parameter. Out: the same in Python's own types. Leaves to others: what the value is for.
+In: a number, a key, a parameter. Out: the same in Python's own types, or as JSON has it. Leaves to others: what the
+value is for.
 
 sqlite3 takes a numpy integer for a BLOB of its bytes, and finds nothing.
 """
 
 from __future__ import annotations
 
+import base64
 import datetime
 import operator
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 SqlValue: TypeAlias = str | int | float | bytes | None
@@ -42,3 +45,12 @@ def whole_number(name: str, value: Any, least: int, most: int) -> int:
     if number is None or not least <= number <= most:
         raise ValueError(f"{name} must be a whole number from {least} to {most:,}, not {value!r}")
     return number
+
+
+def json_value(value: Any) -> Any:
+    """Return *value* as ``json.dumps`` takes it; a BLOB becomes what sqlite-utils writes for one."""
+    if isinstance(value, bytes):
+        return {"$base64": True, "encoded": base64.b64encode(value).decode("ascii")}
+    if isinstance(value, Mapping):
+        return {name: json_value(part) for name, part in value.items()}
+    return [json_value(part) for part in value] if isinstance(value, (tuple, list)) else value

@@ -7,6 +7,7 @@ import sqlite3
 from typing import Any
 
 import pytest
+from helpers import connection_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,7 +61,7 @@ keys = st.none() | st.lists(st.integers(-3, N_ROWS + 9), max_size=40)
 
 def matching(index: Index, where: str, params: dict[str, Any]) -> set[int]:
     """What SQLite itself finds."""
-    return {row[0] for row in index._store.conn.execute(f"select id from posts where ({where}\n)", params)}
+    return {row[0] for row in connection_of(index).execute(f"select id from posts where ({where}\n)", params)}
 
 
 @settings(max_examples=150, deadline=None)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlite_utils
+from helpers import connection_of
 
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.encoders.hashing import HashingEncoder
@@ -43,15 +44,15 @@ def test_the_row_with_the_words_comes_first(small_index: Index) -> None:
 
 
 def test_a_row_without_text_is_counted_and_never_found(small_index: Index) -> None:
-    assert small_index.counts["rows"] == 5
-    assert small_index.counts["rows_without_text"] == 1
+    assert small_index.counts()["rows"] == 5
+    assert small_index.counts()["rows_without_text"] == 1
     assert sorted(hit.pk for hit in small_index.search("bread", k=100)) == [1, 2, 3, 5]
 
 
 def test_scores_of_a_small_index_are_maxsim_over_its_embeddings(small_index: Index, encoder: Encoder) -> None:
     """At 8 bits what is stored is nearly what was encoded."""
     small_index.drop()
-    index = Index.create(small_index._store.conn, "posts", ["body"], model=encoder, nbits=8)
+    index = Index.create(connection_of(small_index), "posts", ["body"], model=encoder, nbits=8)
     (query,) = encoder.encode_queries(["dark soil"])
     for hit in index.search("dark soil", k=10):
         (document,) = encoder.encode_passages([hit.passage.text])
@@ -173,7 +174,7 @@ def test_searching_never_writes(db_path: Path, small_index: Index, encoder: Enco
     conn = sqlite3.connect(f"{db_path.as_uri()}?mode=ro", uri=True)
     index = Index.open(conn, "posts", model=encoder)
     assert index.search("comet", k=1)[0].pk == 2
-    assert index.info()["tokens"] > 0 and index.verify() == []
+    assert index.info().tokens > 0 and index.verify() == []
     assert db_path.read_bytes() == before
     immutable = Index.open(f"{db_path.as_uri()}?immutable=1", "posts", model=encoder)
     assert immutable.search("comet", k=1)[0].pk == 2
@@ -260,7 +261,7 @@ def test_info_adds_up(small_index: Index) -> None:
 
 def test_only_rows_that_meet_the_condition_are_indexed(db_path: Path, encoder: Encoder) -> None:
     index = Index.create(db_path, "posts", ["body"], model=encoder, where="id > :n", params={"n": 2})
-    assert index.counts["rows"] == 3
+    assert index.counts()["rows"] == 3
     assert index.verify() == []
     assert Index.open(db_path, "posts", model=encoder).rebuild()["rows"] == 3
 
@@ -304,7 +305,7 @@ def test_a_rebuild_keeps_what_another_connection_chose(db_path: Path, small_inde
     with pytest.raises(IndexNotFound):
         small_index.rebuild()
     with pytest.raises(IndexNotFound):
-        _ = small_index.counts
+        _ = small_index.counts()
 
 
 def test_conditions_see_only_the_source_table(tmp_path: Path, encoder: Encoder) -> None:
@@ -375,9 +376,9 @@ def test_an_index_of_another_version_can_be_listed_replaced_and_dropped(
     ],
 )
 def test_damage_is_never_a_wrong_hit(small_index: Index, damage: str) -> None:
-    small_index._store.conn.execute(damage)
+    connection_of(small_index).execute(damage)
     with pytest.raises(IndexCorrupt, match="index 'posts'"):
-        Index.open(small_index._store.conn, "posts", model=small_index.encoder).search("bread")
+        Index.open(connection_of(small_index), "posts", model=small_index.load_encoder()).search("bread")
 
 
 class StopWords(HashingEncoder):
@@ -389,7 +390,7 @@ class StopWords(HashingEncoder):
 
 def test_a_query_that_the_model_leaves_nothing_of(small_index: Index) -> None:
     with (
-        Index.open(small_index._store.conn, "posts", model=StopWords(128)) as index,
+        Index.open(connection_of(small_index), "posts", model=StopWords(128)) as index,
         pytest.raises(ValueError, match="leaves nothing of the query 'the': use other words"),
     ):
         index.search("the")
@@ -401,7 +402,7 @@ def test_no_queries_have_no_hits(small_index: Index) -> None:
 
 def test_a_loaded_model_leaves_no_thread(small_index: Index) -> None:
     before = threading.active_count()
-    assert Index.open(small_index._store.conn, "posts").encoder
+    assert Index.open(connection_of(small_index), "posts").encoder
     assert threading.active_count() == before
 
 
@@ -409,7 +410,7 @@ def test_a_temporary_table_does_not_hide_the_source(db_path: Path, encoder: Enco
     conn = sqlite3.connect(db_path)
     conn.execute("CREATE TEMP TABLE posts (id INTEGER PRIMARY KEY, title TEXT, body TEXT)")
     index = Index.create(conn, "posts", ["body"], model=encoder)
-    assert index.counts["rows"] == 5
+    assert index.counts()["rows"] == 5
     assert [hit.row["title"] for hit in index.search("comet", k=1, where="posts.id = 2")] == ["Comets"]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlite_utils
+from helpers import connection_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -336,7 +337,7 @@ def test_hybrid_is_what_a_slow_reference_finds(
 ) -> None:
     by_colbert = {hit.pk: hit for hit in many.search(" ".join(words), k=60)}
     sql = "select rowid, -rank from posts_fts where posts_fts match ? order by rank, rowid"
-    found = dict(many._store.conn.execute(sql, [" OR ".join(dict.fromkeys(words))]))
+    found = dict(connection_of(many).execute(sql, [" OR ".join(dict.fromkeys(words))]))
     # Of rows with equal bm25 the one with the higher MaxSim comes first.
     by_fts = dict(sorted(found.items(), key=lambda item: (-item[1], by_colbert[item[0]].rank)))
     expected = {}

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from helpers import connection_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colbert_sqlite.encoders import load_encoder
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.index import Index
-from colbert_sqlite.multi import attached, search_all
+from colbert_sqlite.indexes import attached_file
+from colbert_sqlite.multi import search_all
 from colbert_sqlite.results import Hit
 from colbert_sqlite.settings import Fusion
 
@@ -86,7 +88,7 @@ def test_filters_and_settings_apply_to_every_index(tmp_path: Path) -> None:
 
 
 def with_fts(index: Index) -> Index:
-    conn = index._store.conn
+    conn = connection_of(index)
     conn.execute("CREATE VIRTUAL TABLE docs_fts USING fts5(body, content='docs', content_rowid='id')")
     conn.execute("INSERT INTO docs_fts (docs_fts) VALUES ('rebuild')")
     return index
@@ -137,7 +139,7 @@ def test_an_index_given_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="given twice"):
         search_all([in_memory[0], in_memory[0]], "bread")
     with pytest.raises(ValueError, match="given twice"):
-        search_all([in_memory[0], Index.open(in_memory[0]._store.conn, "docs")], "bread")
+        search_all([in_memory[0], Index.open(connection_of(in_memory[0]), "docs")], "bread")
 
 
 @pytest.mark.parametrize(("query", "k"), [("", 10), ("bread", 0)])
@@ -151,12 +153,12 @@ def test_an_attached_database_is_opened_by_its_file(tmp_path: Path) -> None:
     conn = sqlite3.connect(tmp_path / "main.db")
     conn.execute("ATTACH ? AS Other", [str(tmp_path / "other.db")])
     conn.execute("ATTACH ':memory:' AS scratch")
-    with Index.open(attached(conn, "other"), "docs") as index:
+    with Index.open(attached_file(conn, "other"), "docs") as index:
         assert len(search_all([index], "bread")) == 1
     with pytest.raises(SourceError, match="no database is attached as 'nope'; there are main, "):
-        attached(conn, "nope")
+        attached_file(conn, "nope")
     with pytest.raises(SourceError, match="'scratch' is in memory"):
-        attached(conn, "scratch")
+        attached_file(conn, "scratch")
 
 
 text = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join)
@@ -176,11 +178,11 @@ def test_search_all_is_every_search_merged(collections: list[tuple[str, list[str
 
 def merged_slowly(indexes: Sequence[Index], query: str, k: int) -> list[Hit]:
     """Every hit of every index; again and again the best one left, of the model that has given fewest."""
-    models = list(dict.fromkeys(index.info()["model"] for index in indexes))
+    models = list(dict.fromkeys(index.info().model for index in indexes))
     left = {model: [] for model in models}
     for place, index in enumerate(indexes):
         for hit in index.search(query, k=n_rows(indexes)):
-            left[index.info()["model"]].append((-hit.score, place, hit.rank, hit))
+            left[index.info().model].append((-hit.score, place, hit.rank, hit))
     taken = dict.fromkeys(models, 0)
     found: list[Hit] = []
     while len(found) < k and any(left.values()):
@@ -193,4 +195,4 @@ def merged_slowly(indexes: Sequence[Index], query: str, k: int) -> list[Hit]:
 
 
 def n_rows(indexes: Sequence[Index]) -> int:
-    return sum(index.info()["rows"] for index in indexes)
+    return sum(index.info().rows for index in indexes)

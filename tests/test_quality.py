@@ -91,9 +91,9 @@ def test_paraphrases_are_found_where_words_are_not(
 def exhaustive(index: Index, blog: Path, queries: dict[str, str]) -> Run:
     """Every post's score by every query, of embeddings that were never compressed."""
     slugs, texts = zip(*passages(blog, index.settings.max_tokens), strict=True)
-    embeddings = index.encoder.encode_passages(texts)
+    embeddings = index.load_encoder().encode_passages(texts)
     run: Run = {}
-    for qid, query in zip(queries, index.encoder.encode_queries([*queries.values()]), strict=True):
+    for qid, query in zip(queries, index.load_encoder().encode_queries([*queries.values()]), strict=True):
         run[qid] = {}
         for slug, embedding in zip(slugs, embeddings, strict=True):
             run[qid][slug] = max(maxsim(query, embedding), run[qid].get(slug, -math.inf))
