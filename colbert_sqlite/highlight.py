@@ -18,8 +18,6 @@ from colbert_sqlite.query import encode_query
 from colbert_sqlite.values import whole_number
 from colbert_sqlite.words import Likeness, Span, Words, likeness_of, words_of_query, words_of_text
 
-# Beyond any text.
-MAX_WORDS = 1 << 31
 # Of the score of the best window.
 ABOUT_EQUAL = 0.05
 
@@ -123,7 +121,7 @@ def check_n_words(n_words: int) -> None:
 
     :raises ValueError: if it has none
     """
-    whole_number("n_words", n_words, 1, MAX_WORDS)
+    whole_number("n_words", n_words, 1)
 
 
 def _best_window(text: str, spans: Sequence[Span], likeness: Likeness, n_words: int) -> int:

@@ -19,7 +19,6 @@ from colbert_sqlite.encoders.queries import check_queries, refuse_no_numbers
 from colbert_sqlite.engine.maxsim import maxsim_scores
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, RawValue, extract
 from colbert_sqlite.query import Query, encode_query
-from colbert_sqlite.settings import MAX_K
 from colbert_sqlite.values import whole_number
 
 # Encoded together: enough to fill batches of equal length, and at most 130 MB of embeddings.
@@ -65,7 +64,7 @@ def rerank(
     :raises ModelError: if its files are damaged, unsafe or not a ColBERT model
     :raises MissingDependency: if a package that the model needs is not installed
     """
-    k = None if k is None else whole_number("k", k, 1, MAX_K)
+    k = None if k is None else whole_number("k", k, 1)
     check_queries([query])
     if isinstance(texts, (str, bytes)):
         raise ValueError(f"texts is a list of texts: [{texts!r}]")

@@ -33,17 +33,18 @@ def plain_key(pk: Any) -> tuple[Any, ...]:
     return tuple(map(plain_value, pk)) if isinstance(pk, (tuple, list)) else (pk,)
 
 
-def whole_number(name: str, value: Any, least: int, most: int) -> int:
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Return *value* as an int.
 
-    :raises ValueError: if it is no whole number from *least* to *most*
+    :raises ValueError: if it is not a whole number from *least* to *most*
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
-    if number is None or not least <= number <= most:
-        raise ValueError(f"{name} must be a whole number from {least} to {most:,}, not {value!r}")
+    if number is None or number < least or (most is not None and number > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most:,}"
+        raise ValueError(f"{name} must be a whole number {limits}, not {value!r}")
     return number
 
 

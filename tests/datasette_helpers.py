@@ -33,7 +33,6 @@ def plugin() -> Iterator[None]:
         handle_exception.rich = rich
         if name:
             pm.unregister(datasette_colbert)
-        sql._files.clear()
         # Datasette switches them on for the whole process, where they would come up in the tests of others.
         sqlite3.enable_callback_tracebacks(False)
 

@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colbert_sqlite.encoders import Encoder, load_encoder
-from colbert_sqlite.encoders.queries import encode_queries
 from colbert_sqlite.engine.maxsim import maxsim
 from colbert_sqlite.engine.prominence import prominence, word_similarities
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.explain import Explainer, Explanation
 from colbert_sqlite.index import Index
+from colbert_sqlite.query import encode_query
 from colbert_sqlite.results import Passage
+from colbert_sqlite.view import EncodedPassage
 
 BACKUPS = "Copy the database every night. Try to restore the copy every month."
 
@@ -30,7 +31,7 @@ def passage(text: str) -> Passage:
 
 
 def explain(encoder: Encoder, query: str, text: str, heading: str = "") -> Explanation:
-    return Explainer(encoder, query, encode_queries(encoder, [query])[0]).explain(heading, passage(text), None)
+    return Explainer(encoder, encode_query(encoder, query)).explain(EncodedPassage(heading, passage(text), None))
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def test_a_passage_without_words_can_be_explained(encoder: Encoder) -> None:
 def test_embeddings_of_another_text_are_refused(encoder: Encoder) -> None:
     (rows,) = encoder.encode_passages(["Copy the database"])
     with pytest.raises(SourceError, match="sync"):
-        Explainer(encoder, "copy", encode_queries(encoder, ["copy"])[0]).explain("", passage(BACKUPS), rows)
+        Explainer(encoder, encode_query(encoder, "copy")).explain(EncodedPassage("", passage(BACKUPS), rows))
 
 
 def test_an_empty_query_is_refused(titled: Index) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from collections.abc import Sequence
@@ -51,8 +52,9 @@ def test_a_row_without_text_is_counted_and_never_found(small_index: Index) -> No
 
 def test_scores_of_a_small_index_are_maxsim_over_its_embeddings(small_index: Index, encoder: Encoder) -> None:
     """At 8 bits what is stored is nearly what was encoded."""
+    conn = connection_of(small_index)
     small_index.drop()
-    index = Index.create(connection_of(small_index), "posts", ["body"], model=encoder, nbits=8)
+    index = Index.create(conn, "posts", ["body"], model=encoder, nbits=8)
     (query,) = encoder.encode_queries(["dark soil"])
     for hit in index.search("dark soil", k=10):
         (document,) = encoder.encode_passages([hit.passage.text])
@@ -80,7 +82,7 @@ def test_a_table_where_all_rows_are_equal_or_empty_works(tmp_path: Path, encoder
     assert [hit.pk for hit in same.search("same", k=5)] == [0, 1, 2, 3, 4]
     blank = Index.create(db, "t", ["blank"], name="blank", model=encoder)
     assert blank.search("same") == []
-    assert blank.counts == {"rows": 30, "rows_without_text": 30, "passages": 0, "tokens": 0}
+    assert blank.counts() == {"rows": 30, "rows_without_text": 30, "passages": 0, "tokens": 0}
 
 
 def test_a_long_row_is_one_hit_with_its_best_passage(tmp_path: Path, encoder: Encoder) -> None:
@@ -195,9 +197,9 @@ def test_an_index_of_the_same_name_is_not_overwritten(db_path: Path, small_index
 
 def test_several_indexes_live_in_one_database(db_path: Path, small_index: Index, encoder: Encoder) -> None:
     Index.create(db_path, "posts", ["title"], name="titles", model=encoder, nbits=2).close()
-    assert [(i["name"], i["nbits"], i["rows"]) for i in list_indexes(db_path)] == [("posts", 4, 5), ("titles", 2, 5)]
+    assert [(i.name, i.nbits, i.rows) for i in list_indexes(db_path)] == [("posts", 4, 5), ("titles", 2, 5)]
     drop(db_path, "posts")
-    assert [i["name"] for i in list_indexes(db_path)] == ["titles"]
+    assert [i.name for i in list_indexes(db_path)] == ["titles"]
     with pytest.raises(IndexNotFound, match="no index 'posts' in this database; it has titles"):
         small_index.search("x")
 
@@ -254,9 +256,10 @@ def test_the_index_survives_dump_and_vacuum_into(db_path: Path, small_index: Ind
 
 def test_info_adds_up(small_index: Index) -> None:
     info = small_index.info()
-    assert info["bytes"] == sum(info["bytes_by_part"].values())
-    assert info["bytes_per_token"] == round(info["bytes"] / info["tokens"], 2)
-    assert (info["columns"], info["key_columns"], info["generation"]) == (["body"], ["id"], 1)
+    assert info.bytes == sum(info.bytes_by_part.values())
+    assert info.bytes_per_token == round(info.bytes / info.tokens, 2)
+    assert (info.columns, info.key_columns, info.generation) == (("body",), ("id",), 1)
+    assert json.loads(json.dumps(info.to_dict()))["columns"] == ["body"]
 
 
 def test_only_rows_that_meet_the_condition_are_indexed(db_path: Path, encoder: Encoder) -> None:
@@ -317,7 +320,7 @@ def test_conditions_see_only_the_source_table(tmp_path: Path, encoder: Encoder) 
     assert index.verify() == []
     assert [hit.pk for hit in index.search("words", where='kind = "start"')] == [1]
     ended = Index.create(db, "t", ["body"], name="ended", model=encoder, where='kind = "end"')
-    assert (ended.counts["rows"], ended.verify()) == (1, [])
+    assert (ended.counts()["rows"], ended.verify()) == (1, [])
 
 
 @pytest.mark.parametrize(
@@ -329,7 +332,7 @@ def test_the_callers_row_and_text_factories_do_not_matter(db_path: Path, encoder
     index = Index.create(conn, "posts", ["body"], model=encoder)
     hit = index.search("comet", k=1, where="id > 1")[0]
     assert (hit.pk, hit.row["title"], index.verify()) == (2, "Comets", [])
-    assert [entry["name"] for entry in list_indexes(conn)] == ["posts"]
+    assert [entry.name for entry in list_indexes(conn)] == ["posts"]
     assert index.rebuild()["rows"] == 5
     assert (conn.row_factory, conn.text_factory) == (factory, bytes)
 
@@ -352,7 +355,7 @@ def test_an_index_of_another_version_can_be_listed_replaced_and_dropped(
     conn.commit()
     with pytest.raises(SchemaVersionError, match="index 'posts' has schema version 99, this release reads 3: install"):
         small_index.search("comet")
-    assert [(i["name"], i["state"]) for i in list_indexes(db_path)] == [("posts", "unreadable"), ("titles", "ready")]
+    assert [(i.name, i.state) for i in list_indexes(db_path)] == [("posts", "unreadable"), ("titles", "ready")]
     replaced = Index.create(db_path, "posts", ["body"], model=encoder, replace=True)
     assert replaced.search("comet", k=1)[0].pk == 2
     conn.execute("UPDATE _colbert_indexes SET settings = '{' WHERE name = 'posts'")
@@ -360,7 +363,7 @@ def test_an_index_of_another_version_can_be_listed_replaced_and_dropped(
     with pytest.raises(IndexCorrupt, match="the registry entry of index 'posts' can't be read"):
         replaced.search("comet")
     drop(db_path, "posts")
-    assert [i["name"] for i in list_indexes(db_path)] == ["titles"]
+    assert [i.name for i in list_indexes(db_path)] == ["titles"]
 
 
 @pytest.mark.parametrize(
@@ -402,7 +405,7 @@ def test_no_queries_have_no_hits(small_index: Index) -> None:
 
 def test_a_loaded_model_leaves_no_thread(small_index: Index) -> None:
     before = threading.active_count()
-    assert Index.open(connection_of(small_index), "posts").encoder
+    assert Index.open(connection_of(small_index), "posts").load_encoder()
     assert threading.active_count() == before
 
 

@@ -74,7 +74,7 @@ def test_one_encoder_serves_all_indexes_of_a_model(tmp_path: Path) -> None:
     for name in ("a.db", "b.db"):
         make(tmp_path / name, ["bread"]).close()
     a, b = (Index.open(tmp_path / name, "docs") for name in ("a.db", "b.db"))
-    assert b.encoder.name == "hashing-32"
+    assert b.load_encoder().name == "hashing-32"
     search_all([a, b], "bread")
     assert not a.is_loaded
     assert b.is_loaded
@@ -129,16 +129,16 @@ def test_no_index_finds_nothing() -> None:
     assert search_all([], "bread") == []
 
 
-def test_an_index_given_twice_is_refused(tmp_path: Path) -> None:
+def test_an_index_that_appears_twice_is_refused(tmp_path: Path) -> None:
     make(tmp_path / "a.db", ["bread"]).close()
     once, again = (Index.open(tmp_path / "a.db", "docs") for _ in range(2))
-    with pytest.raises(ValueError, match="index 'docs' is given twice"):
+    with pytest.raises(ValueError, match="index 'docs' appears twice: name each index once"):
         search_all([once, again], "bread")
     in_memory = [make(None, ["bread"]) for _ in range(2)]
     assert len(search_all(in_memory, "bread")) == 2
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match="appears twice"):
         search_all([in_memory[0], in_memory[0]], "bread")
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match="appears twice"):
         search_all([in_memory[0], Index.open(connection_of(in_memory[0]), "docs")], "bread")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sqlite_utils
 
-from colbert_sqlite import Index, SourceError
+from colbert_sqlite import Index, Similar, SourceError
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.engine.salience import salient_centroids
 from colbert_sqlite.indexing import Progress
@@ -128,10 +128,11 @@ def test_all_rows_at_once_are_each_row_by_itself(notes: sqlite_utils.Database) -
     index = Index.open(notes, "notes")
     events: list[Progress] = []
     found = index.similar_all(3, progress=events.append)
-    assert found == [(pk, [(hit.pk, hit.score) for hit in index.similar(pk, 3)]) for pk in NOTES]
+    assert found == [Similar(pk, hit.rank, hit.pk, hit.score) for pk in NOTES for hit in index.similar(pk, 3)]
+    assert found[0].to_dict() == {"pk": 1, "rank": 1, "related_pk": 2, "score": found[0].score}
     assert events == [Progress("similar", n, 5) for n in range(6)]
     within = index.similar_all(3, where="id < 4")
-    assert {pk for pk, _ in within} == {other for _, ranked in within for other, _ in ranked} == {1, 2, 3}
+    assert {one.pk for one in within} == {one.related_pk for one in within} == {1, 2, 3}
 
 
 def test_all_into_a_table_with_foreign_keys_which_a_second_call_replaces(notes: sqlite_utils.Database) -> None:
@@ -206,7 +207,7 @@ def test_keys_are_written_as_they_are_spelled_now(tmp_path: Path, encoder: Encod
     index = Index.create(db, "notes", ["body"], model=encoder)
     db.execute("update notes set id = upper(id)")
     db.execute("pragma foreign_keys = on")
-    assert {pk for pk, _ in index.similar_all(1, into="related")} == {f"A{n}" for n in NOTES}
+    assert {one.pk for one in index.similar_all(1, into="related")} == {f"A{n}" for n in NOTES}
     assert db.execute("select id, related_id from related where id = 'a3'").fetchall() == [("A3", "A4")]
 
 

@@ -22,13 +22,13 @@ import sqlite_utils_colbert
 from click.testing import CliRunner
 from sqlite_utils.cli import cli
 
-from colbert_sqlite import sql as sql_functions
+from colbert_sqlite import register, serving
 from colbert_sqlite.encoders import Encoder, cached_encoder, load_encoder
 from colbert_sqlite.encoders.cache import shared_encoder
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.index import Index
 from colbert_sqlite.rerank import rerank
-from colbert_sqlite.sql import prepare, register
+from colbert_sqlite.sql import _Functions
 from tests.conftest import POSTS
 
 # Importing Datasette makes SQLite's callbacks print their tracebacks, in the whole process.
@@ -40,7 +40,7 @@ TEXTS = {pk: body for pk, _, body in POSTS if body}
 @pytest.fixture(autouse=True)
 def nothing_kept() -> Iterator[None]:
     yield
-    sql_functions._files.clear()
+    serving.close_pools()
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_wrong_arguments_are_told(conn: sqlite3.Connection) -> None:
     assert refusal(conn, sql, 1, "bm25", "[]") == "colbert_search: mode must be colbert, fts or hybrid, not 'bm25'"
     assert refusal(conn, sql, 1, "colbert", "").startswith("colbert_search: pks must be a JSON array of primary keys")
     assert refusal(conn, sql, 1, "colbert", "[[1, 2]]").startswith("colbert_search: a key of 'posts' has 1 values (id)")
-    assert refusal(conn, sql, 1, "colbert", '[{"a": 1}]') == 'colbert_search: pks has {"a": 1}, which is no key'
+    assert refusal(conn, sql, 1, "colbert", '[{"a": 1}]') == ('colbert_search: pks has {"a": 1}, which can\'t be a key')
     assert refusal(conn, "select colbert_search('posts', x'00')") == "colbert_search: query is a BLOB: cast it to text"
     assert "no index 'pots' in this database; it has posts" in refusal(conn, "select colbert_search('pots', 'comet')")
 
@@ -181,7 +181,7 @@ def test_a_wrong_number_of_arguments_is_sqlites_own_error(conn: sqlite3.Connecti
 
 def test_errors_are_logged_and_kept_by_connection(conn: sqlite3.Connection, caplog: pytest.LogCaptureFixture) -> None:
     other = sqlite3.connect(":memory:")
-    prepare(other)
+    register(other, hold=False)
     with caplog.at_level(logging.ERROR, "colbert_sqlite"):
         refusal(conn, "select colbert_search('pots', 'comet')")
     assert caplog.messages == ["colbert_search: no index 'pots' in this database; it has posts"]
@@ -424,7 +424,7 @@ def test_a_file_name_may_hold_any_character(tmp_path: Path, encoder: Encoder) ->
 def test_what_waits_for_its_own_caller_gives_up(
     conn: sqlite3.Connection, path: Path, monkeypatch: pytest.MonkeyPatch, searched_before: bool
 ) -> None:
-    monkeypatch.setattr(sql_functions, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(serving, "BUSY_SECONDS", 0.05)
     sql = "select colbert_search('posts', 'comet', 1)"
     if searched_before:
         assert pks(conn, sql) == [2]
@@ -480,7 +480,7 @@ def test_a_database_in_memory_is_searched_through_its_own_connection(
 
 def test_plugins_do_not_hold_a_database_in_memory(encoder: Encoder) -> None:
     conn = in_memory(encoder)
-    prepare(conn)
+    register(conn, hold=False)
     assert "colbert_sqlite.register(conn)" in refusal(conn, "select colbert_search('posts', 'comet')")
     assert one(conn, "select colbert_score('comet', 'comet', 'hashing')") == pytest.approx(2, abs=1e-4)
     conn.close()
@@ -501,7 +501,7 @@ def test_an_index_of_an_attached_database_has_a_schema(conn: sqlite3.Connection,
     assert pks(memory, "select colbert_search('later.posts', 'comet', 1)") == [2]
     memory.close()
     nothing = sqlite3.connect(":memory:")
-    prepare(nothing, attached={"Blog": f"{path.as_uri()}?mode=ro"})
+    register(nothing, attached={"Blog": f"{path.as_uri()}?mode=ro"})
     assert pks(nothing, "select colbert_search('blog.posts', 'comet', 1)") == [2]
 
 
@@ -535,23 +535,23 @@ def test_a_connection_that_is_forgotten_is_closed(path: Path) -> None:
     before = open_files().count(str(path))
     for _ in range(3):
         conn = sqlite3.connect(path)
-        prepare(conn)
+        register(conn, hold=False)
         assert pks(conn, "select colbert_search('posts', 'comet', 1)") == [2]
     del conn
     gc.collect()
     assert open_files().count(str(path)) == before + 1
-    sql_functions._files.clear()
+    serving.close_pools()
     gc.collect()
     assert open_files().count(str(path)) == before
 
 
 def test_only_so_many_files_are_kept_open(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sql_functions, "MOST_FILES", 2)
+    monkeypatch.setattr(serving, "MAX_FILES", 2)
     for i in range(4):
         copy = tmp_path / f"copy{i}.db"
         copy.write_bytes(path.read_bytes())
         conn = sqlite3.connect(copy)
-        prepare(conn)
+        register(conn, hold=False)
         assert pks(conn, "select colbert_search('posts', 'comet', 1)") == [2]
         conn.close()
     gc.collect()
@@ -562,12 +562,12 @@ def test_closing_a_connection_lets_go_of_a_database_in_memory(encoder: Encoder) 
     conn = in_memory(encoder)
     register(conn)
     assert pks(conn, "select colbert_search('posts', 'comet', 1)") == [2]
-    functions = [thing for thing in gc.get_objects() if type(thing) is sql_functions._Functions]
+    functions = [thing for thing in gc.get_objects() if type(thing) is _Functions]
     assert any(one._held is conn for one in functions)
     del functions
     conn.close()
     gc.collect()
-    left = [thing for thing in gc.get_objects() if type(thing) is sql_functions._Functions]
+    left = [thing for thing in gc.get_objects() if type(thing) is _Functions]
     assert not any(one._held is conn for one in left)
 
 
@@ -594,7 +594,7 @@ def test_threads_with_a_connection_each_search_at_once(path: Path) -> None:
     def work(query: str, pk: int) -> None:
         try:
             conn = sqlite3.connect(path)
-            prepare(conn, model="hashing")
+            register(conn, model="hashing", hold=False)
             for i in range(20):
                 assert pks(conn, "select colbert_search('posts', ?, ?)", query, 1 + i % 3)[0] == pk
                 assert one(conn, "select id from posts order by colbert_score(?, body) desc", query) == pk
@@ -654,7 +654,7 @@ def test_who_has_a_model_does_not_wait_for_one_that_loads() -> None:
 FORKING = """
 import atexit, gc, os, sqlite3, sys
 from colbert_sqlite import register
-from colbert_sqlite import sql as sql_functions
+from colbert_sqlite import register, serving
 
 path, sql = sys.argv[1], "select colbert_search('posts', 'comet', 1)"
 
@@ -674,7 +674,7 @@ search()
 if child := os.fork():
     os.waitpid(child, 0)
 else:
-    sql_functions.MOST_FILES = 1
+    serving.MAX_FILES = 1
     search()
     gc.collect()
     print(n_open(), flush=True)

@@ -9,7 +9,7 @@ import sqlite3
 import click
 from pluggy import HookimplMarker
 
-from colbert_sqlite import sql
+from colbert_sqlite import register
 from sqlite_utils_colbert.cli import colbert
 
 # What sqlite_utils.hookimpl is, without the 20 to 50 ms of importing sqlite_utils on every colbert-sqlite search.
@@ -23,4 +23,4 @@ def register_commands(cli: click.Group) -> None:
 
 @hookimpl
 def prepare_connection(conn: sqlite3.Connection) -> None:
-    sql.prepare(conn)
+    register(conn, hold=False)

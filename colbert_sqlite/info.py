@@ -1,0 +1,86 @@
+"""What there is to say of one index: settings, counts, sizes, and what is to be done about it.
+
+In: a view of the index, its model. Out: facts. Leaves to others: lists of indexes (``indexes.py``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from colbert_sqlite.indexes import summarize
+from colbert_sqlite.model import Model
+from colbert_sqlite.results import IndexInfo
+from colbert_sqlite.storage import triggers
+from colbert_sqlite.storage.stored_codec import StoredCodec
+from colbert_sqlite.syncing import is_outgrown
+from colbert_sqlite.view import View
+
+# When a rebuild pays: recent rows lie so much farther from the centroids, and there are so many of them.
+_DRIFT = 0.2
+_DRIFTED_SHARE = 0.05
+
+
+def index_info(view: View, model: Model) -> IndexInfo:
+    """Return settings, counts and sizes in bytes of an index.
+
+    :raises IndexCorrupt: if its codec contradicts itself
+    """
+    store, codec = view.store, view.codec.stored
+    entry, settings = store.entry, store.entry.settings
+    summary = summarize(store)
+    return IndexInfo(
+        **{field.name: getattr(summary, field.name) for field in dataclasses.fields(summary)},
+        where=settings.where,
+        params=settings.params,
+        html=settings.html,
+        max_tokens=settings.max_tokens,
+        pool_factor=settings.pool_factor,
+        key_columns=entry.key_columns,
+        model_fingerprint=entry.model_fingerprint,
+        backend=model.describe(),
+        triggers=settings.triggers,
+        pending_changes=pending_changes(view),
+        n_centroids=codec.n_centroids,
+        n_centroids_added=codec.n_centroids - codec.n_trained,
+        drift=drift(codec),
+        why_rebuild=why_rebuild(codec, summary.tokens),
+        generation=entry.generation,
+        schema_version=entry.schema_version,
+        created=entry.created,
+        updated=entry.updated,
+        bytes_by_part=store.bytes_by_part(),
+        bytes_reclaimable=bytes_reclaimable(view),
+        bytes_per_token=round(summary.bytes / summary.tokens, 2) if summary.tokens else None,
+    )
+
+
+def pending_changes(view: View) -> int | None:
+    """Return how many rows the queue names; None where the next sync has to compare them all."""
+    store = view.store
+    watched = store.entry.queue_complete and store.has_queue()
+    if watched and triggers.installed(store.conn, store.entry.name) == store.expected_triggers(view.source):
+        return store.queue_length()
+    return None
+
+
+def bytes_reclaimable(view: View) -> int:
+    """Return the bytes of residuals of passages that are gone."""
+    codec = view.codec.stored
+    return view.store.stream.dead_tokens(codec) * codec.bytes_per_token
+
+
+def drift(codec: StoredCodec) -> float | None:
+    """How much farther from their centroids the tokens of rows synced lately are than the first ones were."""
+    if not codec.recent_tokens or not codec.avg_residual:
+        return None
+    return round(codec.recent_residual / codec.recent_tokens / codec.avg_residual - 1, 3)
+
+
+def why_rebuild(codec: StoredCodec, n_tokens: int) -> str | None:
+    """Return why a rebuild would pay; None if it would not."""
+    drifted = drift(codec)
+    if n_tokens and drifted is not None and drifted >= _DRIFT and codec.recent_tokens >= _DRIFTED_SHARE * n_tokens:
+        return f"rows added lately fit the codec {drifted:.0%} worse than the first ones"
+    if is_outgrown(codec, n_tokens):
+        return f"{n_tokens:,} tokens have outgrown a codec that was trained for {codec.trained_tokens:,}"
+    return None

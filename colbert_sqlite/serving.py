@@ -1,0 +1,297 @@
+"""What hosts stand on: SQL functions, plugins, integrations. They import the public names, and this.
+
+In: databases, names of indexes, connections that others own. Out: open indexes, shared encoders, and the parts of a
+search that a page needs one by one. Leaves to others: who may see what, pages, formats.
+
+Plugins are imported by every command of their host. Whatever costs time to import is imported by the first call that
+needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sqlite3
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from threading import RLock
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from urllib.parse import unquote
+
+from colbert_sqlite.errors import IndexNotFound, ModelMismatch, SourceError
+from colbert_sqlite.storage.connection import (
+    Database,
+    connect,
+    data_version,
+    files_of,
+    is_locked,
+    locked,
+    refuse_writes,
+)
+from colbert_sqlite.storage.schema import REGISTRY, quote_identifier
+
+if TYPE_CHECKING:
+    from colbert_sqlite.encoders import DEFAULT_MODEL, Encoder
+    from colbert_sqlite.encoders.queries import check_queries
+    from colbert_sqlite.explain import Explainer
+    from colbert_sqlite.index import Index
+    from colbert_sqlite.indexes import RegisteredIndex, attached_file, drop, index_tables, registered_indexes
+    from colbert_sqlite.query import encode_query
+    from colbert_sqlite.search import RankedRow, hits_with_passages, search
+    from colbert_sqlite.storage.source import pk_of
+    from colbert_sqlite.storage.threads import Connections, Session
+    from colbert_sqlite.view import View
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "REGISTRY",
+    "Database",
+    "Explainer",
+    "Guard",
+    "Pool",
+    "RankedRow",
+    "RegisteredIndex",
+    "View",
+    "attached_file",
+    "check_queries",
+    "close_pools",
+    "data_version",
+    "drop",
+    "encode_query",
+    "encoder_named",
+    "encoder_of",
+    "files_of",
+    "guard_connection",
+    "hits_with_passages",
+    "index_tables",
+    "is_guarded",
+    "pk_of",
+    "pool_of",
+    "quote_identifier",
+    "registered_indexes",
+    "search",
+]
+
+_HOMES = {
+    "DEFAULT_MODEL": "encoders",
+    "Explainer": "explain",
+    "RankedRow": "search",
+    "RegisteredIndex": "indexes",
+    "View": "view",
+    "attached_file": "indexes",
+    "check_queries": "encoders.queries",
+    "drop": "indexes",
+    "encode_query": "query",
+    "hits_with_passages": "search",
+    "index_tables": "indexes",
+    "pk_of": "storage.source",
+    "registered_indexes": "indexes",
+    "search": "search",
+}
+
+Result = TypeVar("Result")
+
+# Database files kept open, with the centroids of their indexes.
+MAX_FILES = 8
+# Not longer: what holds the lock may be the very statement that waits for us.
+BUSY_SECONDS = 5
+
+_GUARDED = "_colbert_guarded"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"colbert_sqlite.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+class Guard(Protocol):
+    """Who may do what with the SQL functions of a connection. Every call asks anew."""
+
+    def check(self) -> None:
+        """Make sure that whoever runs this statement may call the functions.
+
+        :raises ColbertError: if not
+        """
+
+    def searchable(self, schema: str) -> Collection[str] | None:
+        """The names of the indexes of a database that may be searched, in lower case; None for all."""
+
+    def max_k(self, schema: str) -> int | None:
+        """The most rows that a search of that database may find; None for any number."""
+
+    def record_error(self, sentence: str) -> None:
+        """Keep what was wrong with a call, for whoever ran the statement."""
+
+    def last_error(self) -> str | None:
+        """What was wrong with the last call that failed of whoever runs this statement."""
+
+
+def guard_connection(conn: sqlite3.Connection) -> None:
+    """Let nobody without a guard give this connection the SQL functions from now on.
+
+    ``sqlite_utils.Database(conn)``, which any plugin of Datasette may call, has them put on every connection.
+    """
+    conn.create_function(_GUARDED, 0, lambda: 1)
+
+
+def is_guarded(conn: sqlite3.Connection) -> bool:
+    """Return whether :func:`guard_connection` was called for a connection."""
+    try:
+        conn.execute(f"SELECT {_GUARDED}()")
+    except sqlite3.OperationalError:
+        return False
+    return True
+
+
+class Pool:
+    """The open indexes of one database. Any thread may use them; each has a connection of its own."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._indexes: dict[str, Index] = {}
+
+    @classmethod
+    def connecting(cls, connect: Callable[[], sqlite3.Connection]) -> Pool:
+        """Return the indexes of a database that *connect* opens, once for each thread.
+
+        :param connect: opens a connection that any thread may close
+        """
+        from colbert_sqlite.storage.threads import ConnectionPerThread
+
+        return cls(ConnectionPerThread(connect, "of the pool"))
+
+    @classmethod
+    def on(cls, conn: sqlite3.Connection) -> Pool:
+        """Return the indexes of a connection, which one thread at a time uses."""
+        from colbert_sqlite.storage.threads import CallersConnection
+
+        return cls(CallersConnection(conn, "of the connection", any_thread=True))
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """The connection of this thread. Errors as in ``Index.open``."""
+        with self._connections.use() as session:
+            yield session
+
+    def use(self, name: str, function: Callable[[Index], Result]) -> Result:
+        """Return what *function* makes of an index.
+
+        An index that was dropped, or built anew with another model, after it was opened here, is opened again.
+
+        :raises IndexNotFound: if there is none of that name
+        """
+        from colbert_sqlite.index import open_index
+
+        if (index := self._indexes.get(name)) is not None:
+            try:
+                return function(index)
+            except (IndexNotFound, ModelMismatch):
+                self._indexes.pop(name, None)
+        index = open_index(self._connections, name)
+        result = function(index)
+        self._indexes[name] = index
+        return result
+
+    def close(self) -> None:
+        """Close the connections that were opened here, as soon as no thread uses them."""
+        self._connections.close()
+
+
+class _FileIdentity(NamedTuple):
+    """A file as a process knows it: another one may have the same path later."""
+
+    pid: int
+    address: str
+    device: int
+    inode: int
+
+
+_lock = RLock()
+_pools: dict[_FileIdentity, Pool] = {}
+
+
+def pool_of(address: str) -> Pool:
+    """Return the open indexes of a database file, for reading: of the file that is there now, if it was replaced.
+
+    :param address: path or URI
+    :raises SourceError: if there is no such file
+    """
+    path = path_of(address)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise SourceError(f"no database file {path}: {error.strerror}") from None
+    identity = _FileIdentity(os.getpid(), address, status.st_dev, status.st_ino)
+    with _lock:
+        pool = _pools.pop(identity, None) or Pool.connecting(lambda: _connect_to_read(address))
+        # The last used is the last.
+        _pools[identity] = pool
+        replaced = [other for other in _pools if other.address == address and other != identity]
+        unused = [other for other in _pools if other not in replaced][:-MAX_FILES]
+        for other in (*replaced, *unused):
+            # Its connections are closed when no thread uses it any more.
+            del _pools[other]
+        return pool
+
+
+def close_pools() -> None:
+    """Close every database file that :func:`pool_of` opened, as soon as no thread uses it."""
+    with _lock:
+        pools = [*_pools.values()]
+        _pools.clear()
+    for pool in pools:
+        pool.close()
+
+
+def _connect_to_read(address: str) -> sqlite3.Connection:
+    conn, _ = connect(address, any_thread=True, busy_seconds=BUSY_SECONDS)
+    refuse_writes(conn)
+    return conn
+
+
+@contextmanager
+def lock_errors(address: str) -> Iterator[None]:
+    """Say in one sentence that another connection held a lock on the file.
+
+    :raises SourceError: if it did
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if is_locked(error):
+            raise locked(path_of(address), BUSY_SECONDS) from None
+        raise
+
+
+def path_of(address: str) -> str:
+    """Return the path in a URI such as ``file:/data/blog.db?immutable=1``, or the path itself."""
+    if not address.startswith("file:"):
+        return address
+    path = unquote(address.removeprefix("file:").partition("?")[0].partition("#")[0])
+    if path.startswith("//"):
+        path = "/" + path[2:].partition("/")[2]
+    return path[1:] if re.match("/[A-Za-z]:", path) else path
+
+
+def encoder_of(index: Index, configured: str | None = None) -> Encoder:
+    """Return the encoder of an index, shared by the process, which remembers the embeddings of its last queries.
+
+    :param configured: a model to take it from, if that is the model the index was built with
+    """
+    from colbert_sqlite.encoders.cache import remembering, shared_encoder
+
+    return remembering(shared_encoder(index.model_fingerprint, index.load_encoder, configured=configured))
+
+
+def encoder_named(model: str | Encoder | None) -> Encoder:
+    """Return an encoder by its name, shared by the process, which remembers the embeddings of its last queries.
+
+    Errors as in :func:`load_encoder`.
+    """
+    from colbert_sqlite.encoders.cache import cached_encoder, remembering
+
+    return remembering(cached_encoder(model))
