@@ -246,25 +246,23 @@ def test_eight_threads_search_while_another_process_syncs(tmp_path: Path, encode
                 [hit] = index.search(f"topic{pk}", 1)
                 assert hit.pk == pk
                 scores.setdefault(pk, set()).add(hit.score)
-        writer = subprocess.Popen(
-            [sys.executable, "-c", SYNC_FOR_EVER, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
-        try:
+        command = [sys.executable, "-c", SYNC_FOR_EVER, path]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "ready\n"
+            try:
 
-            def search(n: int) -> None:
-                pk = n % n_rows
-                [hit] = index.search(f"topic{pk}", 1)
-                assert hit.pk == pk
-                assert hit.score in scores[pk]
+                def search(n: int) -> None:
+                    pk = n % n_rows
+                    [hit] = index.search(f"topic{pk}", 1)
+                    assert hit.pk == pk
+                    assert hit.score in scores[pk]
 
-            with ThreadPoolExecutor(8) as pool:
-                list(pool.map(search, range(2000)))
-        finally:
-            writer.kill()
+                with ThreadPoolExecutor(8) as pool:
+                    list(pool.map(search, range(2000)))
+            finally:
+                writer.kill()
             n_syncs = len(writer.stdout.read().splitlines())
-            writer.wait()
         assert n_syncs > 3
         index.sync()
         assert index.verify() == []
