@@ -6,6 +6,8 @@ In: nothing. Out: the public names, each loaded when it is first used, so that i
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from colbert_sqlite.results import Hit, Passage
     from colbert_sqlite.settings import IndexSettings, SearchSettings
     from colbert_sqlite.sql_functions import register
-    from colbert_sqlite.upgrading import upgrade
+    from colbert_sqlite.upgrade import upgrade
 
 __version__ = "0.1a0"
 
@@ -91,7 +93,7 @@ _HOMES = {
     "rerank": "reranking:rerank",
     "search_all": "multi:search_all",
     "snippet": "highlighting:snippet",
-    "upgrade": "upgrading:upgrade",
+    "upgrade": "upgrade:upgrade",
 }
 
 
@@ -106,3 +108,17 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps a function such as ``upgrade`` when the file of the same name is imported.
+
+    The import system sets every submodule as an attribute of its package.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, ModuleType) and name in _HOMES):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -203,7 +203,7 @@ def test_another_schema_version_is_refused() -> None:
     conn = sqlite3.connect(":memory:", isolation_level=None)
     new_store(conn)
     conn.execute("UPDATE _colbert_indexes SET schema_version = 99")
-    with pytest.raises(SchemaVersionError, match="index 'posts' has schema version 99, this release reads 3"):
+    with pytest.raises(SchemaVersionError, match="index 'posts' has schema version 99, this release reads 1"):
         read_entries(conn, "posts")
 
 

@@ -27,7 +27,6 @@ from colbert_sqlite.storage.registry import (
     drop_index,
     has_registry,
     now,
-    prepare_registry,
     read_entry,
     read_if_possible,
     refuse_to_replace,
@@ -37,6 +36,7 @@ from colbert_sqlite.storage.registry import (
 )
 from colbert_sqlite.storage.schema import (
     BUILT_PARTS,
+    CREATE_REGISTRY,
     PARTS,
     REGISTRY,
     SCHEMA_VERSION,
@@ -184,7 +184,7 @@ class Store:
                 return store
             if (name.lower(), "building") in {(known.name.lower(), known.state) for known in registered(conn)}:
                 drop_index(conn, name, "building")
-            prepare_registry(conn)
+            conn.execute(CREATE_REGISTRY)
             for statement in create_statements(entry.name, source.keys, source.key_types, building=True):
                 conn.execute(statement)
             store = cls(conn, entry)
