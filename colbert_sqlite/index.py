@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.catalogue import drop, summary
+from colbert_sqlite.codec import CodecCache
 from colbert_sqlite.encoders import Encoder, backend_for, load_encoder
 from colbert_sqlite.encoders.queries import check_queries, encode_queries
 from colbert_sqlite.engine import plaid
-from colbert_sqlite.engine.codec import ResidualCodec
 from colbert_sqlite.errors import (
-    IndexCorrupt,
     MissingDependency,
     ModelError,
     ModelMismatch,
@@ -30,13 +29,14 @@ from colbert_sqlite.errors import (
     SourceError,
 )
 from colbert_sqlite.explain import Explainer, Explanation
-from colbert_sqlite.indexing import Progress, ProgressCallback, build, codec_from, no_progress, writing
+from colbert_sqlite.indexing import Progress, ProgressCallback, build, no_progress, writing
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS
 from colbert_sqlite.results import Hit
 from colbert_sqlite.searching import Searcher
 from colbert_sqlite.settings import Fusion, Html, IndexSettings, Mode, SearchSettings
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.check import check
+from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import Database, atomic, connect, file_of, plain_rows, reading
 from colbert_sqlite.storage.fts import FullText
 from colbert_sqlite.storage.registry import refuse_to_replace
@@ -44,7 +44,6 @@ from colbert_sqlite.storage.related import try_related, write_related
 from colbert_sqlite.storage.snapshot import Checked, Snapshot
 from colbert_sqlite.storage.source import Key, Source, pk_of
 from colbert_sqlite.storage.store import Store
-from colbert_sqlite.storage.stored_codec import StoredCodec
 from colbert_sqlite.syncing import compact, is_outgrown, repair, sync
 from colbert_sqlite.timing import BuildReport
 
@@ -71,7 +70,7 @@ class Index:
         self._checked = Checked()
         self.database = file_of(store.conn)
         """Path of the file that the index is in; empty for a database in memory."""
-        self._codec: tuple[tuple[object, ...], ResidualCodec] | None = None
+        self._codecs = CodecCache()
         self.build_report: BuildReport | None = None
         """Time and memory of each stage of the build that made this object, or of its rebuild; None after open."""
 
@@ -189,7 +188,7 @@ class Index:
             self._store,
             source,
             lambda many: self._encoder(indexing=many),
-            lambda store: self._read_codec(store)[1],
+            lambda store: self._codecs.load(store).residual,
             progress or no_progress,
             report,
             full=full,
@@ -541,7 +540,7 @@ class Index:
         :raises IndexCorrupt: if its codec contradicts itself
         """
         with self._reading():
-            entry, codec = self._store.entry, self._codec_row()
+            entry, codec = self._store.entry, self._store.codec.load()
             bytes_by_part = self._store.bytes_by_part()
             facts = summary(self._store)
             tokens = facts["tokens"]
@@ -576,7 +575,7 @@ class Index:
     def why_rebuild(self) -> str | None:
         """Return why a :meth:`rebuild` would pay; None if it would not."""
         with self._reading():
-            codec = self._codec_row()
+            codec = self._store.codec.load()
             return _why_rebuild(codec, self._store.counts()["tokens"], _drift(codec))
 
     @property
@@ -668,10 +667,10 @@ class Index:
         """
         with writing(self._store.conn, self.name, progress):
             with self._reading():
-                before = self._reclaimable(self._codec_row())
+                before = self._reclaimable(self._store.codec.load())
             compact(self._store)
             with self._reading():
-                return before - self._reclaimable(self._codec_row())
+                return before - self._reclaimable(self._store.codec.load())
 
     def _reclaimable(self, codec: StoredCodec) -> int:
         """Bytes of residuals of passages that are gone."""
@@ -753,22 +752,6 @@ class Index:
             )
         return source
 
-    def _codec_row(self, store: Store | None = None) -> StoredCodec:
-        stored = (store or self._store).read_codec()
-        if stored is None:
-            raise IndexCorrupt(f"index {self.name!r} has no codec: build it again with --replace")
-        return stored
-
-    def _read_codec(self, store: Store | None = None) -> tuple[StoredCodec, ResidualCodec]:
-        """The codec as it is now; its centroids are read again only after there are others."""
-        store = store or self._store
-        stored = self._codec_row(store)
-        # A growth that was rolled back may be followed by one of as many centroids.
-        version = store.entry.build_id, stored.n_centroids, store.codec.last_checksum()
-        if self._codec is None or self._codec[0] != version:
-            self._codec = version, codec_from(store, stored)
-        return stored, self._codec[1]
-
     def _allowed(
         self, where: str | None, params: Mapping[str, Any] | None, pks: Iterable[Any] | None
     ) -> NDArray[np.int64] | None:
@@ -792,9 +775,9 @@ class Index:
         return key
 
     def _searcher(self) -> Searcher:
-        stored, codec = self._read_codec()
-        snapshot = Snapshot(self._store, stored, self._checked)
-        return Searcher(self._store, self._source(), codec, snapshot, self.database)
+        codec = self._codecs.load(self._store)
+        snapshot = Snapshot(self._store, codec.stored, self._checked)
+        return Searcher(self._store, self._source(), codec.residual, snapshot, self.database)
 
 
 def _drift(codec: StoredCodec) -> float | None:

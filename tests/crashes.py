@@ -31,12 +31,14 @@ import numpy as np
 
 from colbert_sqlite import indexing, syncing
 from colbert_sqlite.catalogue import drop, list_indexes
+from colbert_sqlite.codec import load_codec
 from colbert_sqlite.encoders import load_encoder
 from colbert_sqlite.engine.maxsim import maxsim
 from colbert_sqlite.errors import IndexCorrupt, IndexNotFound, SchemaVersionError
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexing import Progress
 from colbert_sqlite.storage import stream
+from colbert_sqlite.storage.store import Store
 from colbert_sqlite.upgrade import upgrade
 from tests.damage import make_older
 
@@ -252,10 +254,9 @@ def in_another_process(
 # What is left.
 
 
-def expected_scores(index: Index, texts: dict[int, list[str]]) -> Iterator[tuple[int, list[float]]]:
+def expected_scores(conn: sqlite3.Connection, texts: dict[int, list[str]]) -> Iterator[tuple[int, list[float]]]:
     """Yield for each row what its query scores with the codec as it is now, for each of some texts."""
-    with index._reading():
-        _, codec = index._read_codec()
+    codec = load_codec(Store.open(conn, "t")).residual
     for row, candidates in texts.items():
         query = ENCODER.encode_queries([query_of(row)])[0]
         embedded = (e.astype(np.float16) for e in ENCODER.encode_passages(candidates))
@@ -286,7 +287,7 @@ def judge(path: Path, *, in_step: bool, may_be_damaged: bool) -> list[str]:
         grown = index.info()["n_centroids_added"]
         rows = table(conn)
         texts = {row: [text_of(row, version) for version in range(VERSIONS)] for row in rows}
-        for row, expected in expected_scores(index, texts):
+        for row, expected in expected_scores(conn, texts):
             try:
                 hits = index.search(query_of(row), k=1, pks=[row])
                 first = index.search(f"topic{row} version0 of{row}a", k=1)

@@ -19,12 +19,15 @@ import pytest
 import sqlite_utils
 from numpy.typing import NDArray
 
+from colbert_sqlite.codec import load_codec
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.errors import IndexCorrupt, ModelNotFound
 from colbert_sqlite.index import Index
-from colbert_sqlite.indexing import OUTLIER_RESIDUAL, Progress, codec_from
+from colbert_sqlite.indexing import OUTLIER_RESIDUAL, Progress
 from colbert_sqlite.settings import MAX_K, MAX_QUERY_CHARACTERS
+from colbert_sqlite.storage.connection import reading
 from colbert_sqlite.storage.snapshot import Snapshot
+from colbert_sqlite.storage.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING = {"added": 0, "updated": 0, "deleted": 0, "compared": 0}
@@ -559,7 +562,7 @@ def test_outliers_earn_centroids_of_their_own(
     conn.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT)")
     conn.executemany("INSERT INTO t (body) VALUES (?)", [(text,) for text in many_words(200, "alpha", 0)])
     index = indexed(path, watched, nbits=nbits)
-    before = codec_from(index._store, index._codec_row())
+    before = load_codec(Store.open(conn, "t")).residual
     conn.executemany("INSERT INTO t (body) VALUES (?)", [(text,) for text in many_words(150, "zq", 1)])
     assert index.sync() == {**NOTHING, "added": 150}
     info = index.info()
@@ -567,9 +570,10 @@ def test_outliers_earn_centroids_of_their_own(
     assert info["n_centroids"] == before.n_centroids + info["n_centroids_added"]
     assert_in_step(conn, index)
 
-    with index._reading():
-        stored, grown = index._read_codec()
-        snapshot = Snapshot(index._store, stored)
+    with reading(conn):
+        store = Store.open(conn, "t")
+        stored, grown = load_codec(store)
+        snapshot = Snapshot(store, stored)
         places = conn.execute(
             "SELECT passage_id, body FROM _colbert_t_passages JOIN t ON id = pk_id WHERE pk_id > 200"
         ).fetchall()
@@ -769,7 +773,7 @@ def interrupt_training(now: Progress) -> None:
 def assert_trained_anew(path: Path, conn: sqlite3.Connection, index: Index) -> None:
     """The codec was trained on all there is, and nothing of the training is left, in the database or beside it."""
     assert index.info()["rebuild_pays"] is None
-    assert index._codec_row().trained_tokens == index.counts["tokens"]
+    assert Store.open(conn, "t").codec.load().trained_tokens == index.counts["tokens"]
     assert_in_step(conn, index)
     assert conn.execute("SELECT name FROM sqlite_master WHERE name LIKE '%building%'").fetchall() == []
     assert [file.name for file in path.parent.iterdir()] == [path.name]

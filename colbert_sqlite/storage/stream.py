@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from colbert_sqlite.errors import IndexCorrupt
 from colbert_sqlite.storage.blobs import checksum, verified
+from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.schema import Tables
-from colbert_sqlite.storage.stored_codec import StoredCodec
 
 # Passages moved in one transaction when the stream is made dense.
 _COMPACTED_AT_ONCE = 1000
