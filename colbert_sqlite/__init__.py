@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from colbert_sqlite.build import Progress
     from colbert_sqlite.catalogue import list_indexes
     from colbert_sqlite.encoders import load_encoder
     from colbert_sqlite.errors import (
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from colbert_sqlite.explain import Explanation, Match, PassageWord
     from colbert_sqlite.highlighting import highlight, snippet
     from colbert_sqlite.index import Index
-    from colbert_sqlite.indexing import Progress
     from colbert_sqlite.multi import search_all
     from colbert_sqlite.reranking import Reranked, rerank
     from colbert_sqlite.results import Hit, Passage

@@ -9,11 +9,11 @@ from typing import Any
 
 from colbert_sqlite.errors import ColbertError
 from colbert_sqlite.storage.connection import Database, atomic, connected, reading
+from colbert_sqlite.storage.lock import remove_lock
 from colbert_sqlite.storage.registry import drop_index, read_entry, registered
 from colbert_sqlite.storage.schema import PARTS, REGISTRY, quote_identifier, table_name
 from colbert_sqlite.storage.scratch import remove_scratch, scratch_path
 from colbert_sqlite.storage.store import Store
-from colbert_sqlite.storage.writer import remove_lock
 
 __all__ = [
     "REGISTRY",

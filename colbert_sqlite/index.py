@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from colbert_sqlite.build import Progress, ProgressCallback, build, no_progress, writing
 from colbert_sqlite.catalogue import drop, summary
 from colbert_sqlite.codec import CodecCache
 from colbert_sqlite.encoders import Encoder, backend_for, load_encoder
@@ -29,23 +30,22 @@ from colbert_sqlite.errors import (
     SourceError,
 )
 from colbert_sqlite.explain import Explainer, Explanation
-from colbert_sqlite.indexing import Progress, ProgressCallback, build, no_progress, writing
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS
+from colbert_sqlite.progress import BuildReport
 from colbert_sqlite.results import Hit
 from colbert_sqlite.searching import Searcher
 from colbert_sqlite.settings import Fusion, Html, IndexSettings, Mode, SearchSettings
 from colbert_sqlite.storage import triggers
-from colbert_sqlite.storage.check import check
 from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import Database, atomic, connect, file_of, plain_rows, reading
 from colbert_sqlite.storage.fts import FullText
+from colbert_sqlite.storage.postings import Checked, Snapshot
 from colbert_sqlite.storage.registry import refuse_to_replace
-from colbert_sqlite.storage.related import try_related, write_related
-from colbert_sqlite.storage.snapshot import Checked, Snapshot
+from colbert_sqlite.storage.similar_table import try_related, write_related
 from colbert_sqlite.storage.source import Key, Source, pk_of
 from colbert_sqlite.storage.store import Store
-from colbert_sqlite.syncing import compact, is_outgrown, repair, sync
-from colbert_sqlite.timing import BuildReport
+from colbert_sqlite.sync import compact, is_outgrown, repair, sync
+from colbert_sqlite.verify import check
 
 # When a rebuild pays: recent rows lie so much farther from the centroids, and there are so many of them.
 _DRIFT = 0.2

@@ -25,7 +25,7 @@ from colbert_sqlite.passages import extract
 from colbert_sqlite.results import Hit, Passage
 from colbert_sqlite.settings import MAX_NDOCS, MAX_NPROBE, SearchSettings
 from colbert_sqlite.storage.fts import FullText
-from colbert_sqlite.storage.snapshot import Snapshot
+from colbert_sqlite.storage.postings import Snapshot
 from colbert_sqlite.storage.source import Key, Source, pk_of
 from colbert_sqlite.storage.store import PassageRow, Store
 

@@ -1,21 +1,21 @@
 """Indexes of another format.
 
 In: a database and the name of an index in it. Out: the same index, in the format of this release. Leaves to others:
-building (``indexing.py``).
+building (``build.py``).
 """
 
 from __future__ import annotations
 
+from colbert_sqlite.build import ProgressCallback, build, no_progress, writing
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.index import Index
-from colbert_sqlite.indexing import ProgressCallback, build, no_progress, writing
 from colbert_sqlite.model import Model
+from colbert_sqlite.progress import BuildReport
 from colbert_sqlite.settings import Backend, ModelOptions
 from colbert_sqlite.storage.connection import Database, connected
 from colbert_sqlite.storage.registry import read_outdated
 from colbert_sqlite.storage.source import Source
 from colbert_sqlite.storage.store import Store
-from colbert_sqlite.timing import BuildReport
 
 
 def upgrade(

@@ -29,15 +29,16 @@ from typing import Any
 
 import numpy as np
 
-from colbert_sqlite import indexing, syncing
+from colbert_sqlite import build as building
+from colbert_sqlite import sync as syncing
+from colbert_sqlite.build import Progress
 from colbert_sqlite.catalogue import drop, list_indexes
 from colbert_sqlite.codec import load_codec
 from colbert_sqlite.encoders import load_encoder
 from colbert_sqlite.engine.maxsim import maxsim
 from colbert_sqlite.errors import IndexCorrupt, IndexNotFound, SchemaVersionError
 from colbert_sqlite.index import Index
-from colbert_sqlite.indexing import Progress
-from colbert_sqlite.storage import stream
+from colbert_sqlite.storage import residuals
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.upgrade import upgrade
 from tests.damage import make_older
@@ -57,14 +58,14 @@ OUT_OF_STEP = ("the triggers on the table", "rows not indexed", "indexed rows th
 
 def many_small_transactions() -> None:
     """Have everything done in small portions, and the codec grow early."""
-    indexing.CHUNK_BYTES = syncing.CHUNK_BYTES = 1500
-    indexing._SAMPLE_TOKENS = 1500
-    indexing._PAIRS_IN_MEMORY = 1000
+    building.CHUNK_BYTES = syncing.CHUNK_BYTES = 1500
+    building._SAMPLE_TOKENS = 1500
+    building._PAIRS_IN_MEMORY = 1000
     syncing._COMPARED_BYTES = 3000
     syncing.OUTLIERS_AT_ONCE = 100
     syncing._OUTLIERS_PER_CENTROID = 8
     syncing._FEWEST_SERVED = 4
-    stream._COMPACTED_AT_ONCE = 15
+    residuals._COMPACTED_AT_ONCE = 15
 
 
 def text_of(row: int, version: int) -> str:

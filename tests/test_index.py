@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import sqlite_utils
 
+from colbert_sqlite.build import Progress
 from colbert_sqlite.catalogue import drop, list_indexes
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.encoders.hashing import HashingEncoder
@@ -26,7 +27,6 @@ from colbert_sqlite.errors import (
     SourceError,
 )
 from colbert_sqlite.index import Index
-from colbert_sqlite.indexing import Progress
 from colbert_sqlite.results import Passage
 
 

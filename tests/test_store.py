@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from colbert_sqlite.errors import BuildInterrupted, IndexCorrupt, IndexNotFound, SchemaVersionError
 from colbert_sqlite.settings import IndexSettings
-from colbert_sqlite.storage.check import check
 from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import atomic
+from colbert_sqlite.storage.postings import Snapshot
 from colbert_sqlite.storage.registry import drop_index, read_entries
 from colbert_sqlite.storage.schema import PARTS, quote_identifier, table_name
-from colbert_sqlite.storage.snapshot import Snapshot
 from colbert_sqlite.storage.source import Source
 from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Store
+from colbert_sqlite.verify import check
 
 DIM, NBITS, N_CENTROIDS = 12, 2, 40
 WIDTH = 4

@@ -19,14 +19,14 @@ import pytest
 import sqlite_utils
 from numpy.typing import NDArray
 
+from colbert_sqlite.build import OUTLIER_RESIDUAL, Progress
 from colbert_sqlite.codec import load_codec
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.errors import IndexCorrupt, ModelNotFound
 from colbert_sqlite.index import Index
-from colbert_sqlite.indexing import OUTLIER_RESIDUAL, Progress
 from colbert_sqlite.settings import MAX_K, MAX_QUERY_CHARACTERS
 from colbert_sqlite.storage.connection import reading
-from colbert_sqlite.storage.snapshot import Snapshot
+from colbert_sqlite.storage.postings import Snapshot
 from colbert_sqlite.storage.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -214,8 +214,8 @@ def test_without_triggers_sync_compares_all_rows(path: Path, conn: sqlite3.Conne
 def test_more_rows_than_are_compared_at_once(
     path: Path, conn: sqlite3.Connection, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.syncing._COMPARED_BYTES", 25)
-    monkeypatch.setattr("colbert_sqlite.syncing.CHUNK_BYTES", 25)
+    monkeypatch.setattr("colbert_sqlite.sync._COMPARED_BYTES", 25)
+    monkeypatch.setattr("colbert_sqlite.sync.CHUNK_BYTES", 25)
     index = indexed(path, watched, triggers=False)
     conn.execute("UPDATE t SET body = body || ' more' WHERE id % 3")
     conn.execute("DELETE FROM t WHERE id = 10")
@@ -318,8 +318,8 @@ def test_changes_during_a_build_are_in_the_index_at_its_end(
     moment: int,
     rebuild: bool,
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.indexing.CHUNK_BYTES", 25)
-    monkeypatch.setattr("colbert_sqlite.indexing._SAMPLE_TOKENS", 10)
+    monkeypatch.setattr("colbert_sqlite.build.CHUNK_BYTES", 25)
+    monkeypatch.setattr("colbert_sqlite.build._SAMPLE_TOKENS", 10)
     index = indexed(path, watched) if rebuild else None
     watched.meanwhile = [lambda: None] * moment + [lambda: conn.executescript(CHANGES)]
     if index is None:
@@ -366,7 +366,7 @@ def test_a_rebuild_that_puts_lost_triggers_back_and_is_interrupted_hides_no_chan
 def test_an_interrupted_sync_goes_on(
     path: Path, conn: sqlite3.Connection, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.syncing.CHUNK_BYTES", 25)
+    monkeypatch.setattr("colbert_sqlite.sync.CHUNK_BYTES", 25)
     index = indexed(path, watched)
     conn.execute("UPDATE t SET body = body || ' more'")
     watched.meanwhile = [lambda: None, interrupt]
@@ -501,7 +501,7 @@ def test_a_row_whose_first_passage_was_lost_is_indexed_again_when_its_text_chang
 
 HOLD = """
 import sqlite3, sys
-from colbert_sqlite.storage.writer import only_writer
+from colbert_sqlite.storage.lock import only_writer
 with only_writer(sqlite3.connect(sys.argv[1]), "t", lambda: None):
     print("held", flush=True)
     sys.stdin.readline()
@@ -556,7 +556,7 @@ def many_words(n_rows: int, vocabulary: str, seed: int) -> list[str]:
 def test_outliers_earn_centroids_of_their_own(
     tmp_path: Path, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch, nbits: int
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.syncing.OUTLIERS_AT_ONCE", 200)
+    monkeypatch.setattr("colbert_sqlite.sync.OUTLIERS_AT_ONCE", 200)
     path = tmp_path / "grow.db"
     conn = sqlite3.connect(path, isolation_level=None)
     conn.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT)")
@@ -602,8 +602,8 @@ def test_outliers_earn_centroids_of_their_own(
 def test_the_codec_grows_by_a_quarter_at_most(
     path: Path, conn: sqlite3.Connection, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.syncing.OUTLIERS_AT_ONCE", 50)
-    monkeypatch.setattr("colbert_sqlite.syncing.CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("colbert_sqlite.sync.OUTLIERS_AT_ONCE", 50)
+    monkeypatch.setattr("colbert_sqlite.sync.CHUNK_BYTES", 10_000)
     index = indexed(path, watched)
     for seed, vocabulary in enumerate(("zq", "mandarin", "xyz")):
         rows = many_words(60, vocabulary, seed)
@@ -620,8 +620,8 @@ def test_the_codec_grows_by_a_quarter_at_most(
 def test_centroids_of_a_transaction_rolled_back_are_forgotten(
     path: Path, conn: sqlite3.Connection, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.syncing.OUTLIERS_AT_ONCE", 50)
-    monkeypatch.setattr("colbert_sqlite.syncing.FEWEST_NEW", 1000)
+    monkeypatch.setattr("colbert_sqlite.sync.OUTLIERS_AT_ONCE", 50)
+    monkeypatch.setattr("colbert_sqlite.sync.FEWEST_NEW", 1000)
     indexed(path, watched).close()
     index = Index.open(conn, "t", model=watched)
     first, second = ([(text,) for text in many_words(60, vocabulary, 0)] for vocabulary in ("zq", "mandarin"))

@@ -1,7 +1,7 @@
 """Every table and trigger this package creates, and what their names mean.
 
 In: the name of an index and what identifies and changes rows of its source table. Out: quoted names and CREATE
-statements. Leaves to others: filling and reading the tables (``store.py``, ``snapshot.py``), and which statements the
+statements. Leaves to others: filling and reading the tables (``store.py``, ``postings.py``), and which statements the
 schema already has (``triggers.py``).
 
 One registry row per index, and one set of tables ``_colbert_{index}_{part}`` beside the user's own:

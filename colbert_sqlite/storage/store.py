@@ -1,7 +1,7 @@
 """The tables of one index, as methods that take and return arrays and tuples.
 
 In: encoded passages, codecs, keys. Out: rows of the tables ``schema.py`` creates. Leaves to others: transactions
-that span several calls (``connection.atomic``), reading token data for a search (``snapshot.py``), scores. Codec, token
+that span several calls (``connection.atomic``), reading token data for a search (``postings.py``), scores. Codec, token
 stream and inverted lists have files of their own.
 """
 
@@ -22,7 +22,7 @@ from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.blobs import CODES, HALVES, checksum, from_blob, from_blobs, verified
 from colbert_sqlite.storage.codec import CodecTables, StoredCodec
 from colbert_sqlite.storage.connection import atomic
-from colbert_sqlite.storage.lists import PASSAGE_MASK, InvertedLists, Pairs
+from colbert_sqlite.storage.ivf import PASSAGE_MASK, InvertedLists, Pairs
 from colbert_sqlite.storage.registry import (
     Entry,
     drop_index,
@@ -35,6 +35,7 @@ from colbert_sqlite.storage.registry import (
     table_exists,
     write_entry,
 )
+from colbert_sqlite.storage.residuals import TokenStream
 from colbert_sqlite.storage.schema import (
     BUILT_PARTS,
     CREATE_REGISTRY,
@@ -50,7 +51,6 @@ from colbert_sqlite.storage.schema import (
     table_name,
 )
 from colbert_sqlite.storage.source import Key, Source
-from colbert_sqlite.storage.stream import TokenStream
 
 _REGISTRY = qualified(REGISTRY)
 

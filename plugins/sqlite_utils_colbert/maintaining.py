@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from colbert_sqlite import ColbertError, IndexNotFound, IndexSettings
+from colbert_sqlite.progress import Stage, memory
 from colbert_sqlite.settings import NBITS, Html
-from colbert_sqlite.timing import Stage, memory
 from sqlite_utils_colbert.options import (
     ColbertCommand,
     ColbertGroup,

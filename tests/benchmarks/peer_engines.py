@@ -112,7 +112,7 @@ class Ours:
     def open(self) -> None:
         from colbert_sqlite.codec import load_codec
         from colbert_sqlite.storage.connection import connect
-        from colbert_sqlite.storage.snapshot import Snapshot
+        from colbert_sqlite.storage.postings import Snapshot
         from colbert_sqlite.storage.store import Store
 
         self._conn, _ = connect(self._data.index)

@@ -16,11 +16,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from colbert_sqlite.encoders import Encoder
-from colbert_sqlite.engine import kmeans
-from colbert_sqlite.engine.codec import ResidualCodec, to_directions
-from colbert_sqlite.errors import IndexCorrupt
-from colbert_sqlite.indexing import (
+from colbert_sqlite.build import (
     CHUNK_BYTES,
     CHUNK_ROWS,
     Progress,
@@ -31,14 +27,18 @@ from colbert_sqlite.indexing import (
     chunks,
     pairs_of,
 )
+from colbert_sqlite.encoders import Encoder
+from colbert_sqlite.engine import kmeans
+from colbert_sqlite.engine.codec import ResidualCodec, to_directions
+from colbert_sqlite.errors import IndexCorrupt
+from colbert_sqlite.progress import BuildReport
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.blobs import CODES
-from colbert_sqlite.storage.check import Findings
 from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import atomic
 from colbert_sqlite.storage.source import Key, Source, SourceRow
 from colbert_sqlite.storage.store import EncodedRow, Store
-from colbert_sqlite.timing import BuildReport
+from colbert_sqlite.verify import Findings
 
 # Text of rows compared at once.
 _COMPARED_BYTES = 4_000_000

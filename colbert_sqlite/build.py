@@ -25,15 +25,15 @@ from colbert_sqlite.engine.codec import ResidualCodec, n_centroids_for
 from colbert_sqlite.engine.pooling import clustering, pool
 from colbert_sqlite.errors import IndexCorrupt
 from colbert_sqlite.passages import PassageSplitter, PassageText, extract
+from colbert_sqlite.progress import BuildReport
 from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import atomic, plain_rows
-from colbert_sqlite.storage.lists import Pairs
+from colbert_sqlite.storage.ivf import Pairs
+from colbert_sqlite.storage.lock import only_writer
 from colbert_sqlite.storage.scratch import Scratch, remove_scratch, scratch_path
 from colbert_sqlite.storage.source import Key, Source, SourceRow
 from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Outlier, Store
-from colbert_sqlite.storage.writer import only_writer
-from colbert_sqlite.timing import BuildReport
 
 # Text of one write transaction: some seconds of encoding on two CPU cores, which is what a kill can cost.
 CHUNK_BYTES = 200_000

@@ -21,7 +21,7 @@ from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.blobs import CODES, HALVES, checksum, unpack_ids, verified
 from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import lenient_text
-from colbert_sqlite.storage.lists import PASSAGE_MASK, Pairs
+from colbert_sqlite.storage.ivf import PASSAGE_MASK, Pairs
 from colbert_sqlite.storage.schema import key_columns, quote_identifier
 from colbert_sqlite.storage.source import Key, Source
 from colbert_sqlite.storage.store import Store

@@ -1,7 +1,7 @@
 """The token stream: packed residuals of all passages, one after another, in blocks of one page each.
 
 In: bytes of passages, in the order of their ids. Out: the same. Leaves to others: where in the stream a passage begins
-(the passages table says so), and reading for a search (``snapshot.py``).
+(the passages table says so), and reading for a search (``postings.py``).
 """
 
 from __future__ import annotations
