@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from colbert_sqlite.build import Progress
     from colbert_sqlite.encoders import Encoder, KnownModel, Token, export_model, known_models, load_encoder
     from colbert_sqlite.errors import (
         BuildInterrupted,
@@ -33,15 +34,14 @@ if TYPE_CHECKING:
     from colbert_sqlite.highlight import highlight, snippet
     from colbert_sqlite.index import Index
     from colbert_sqlite.indexes import attached_file, list_indexes
-    from colbert_sqlite.indexing import Progress
     from colbert_sqlite.multi import search_all
+    from colbert_sqlite.progress import BuildReport
     from colbert_sqlite.query import Query
     from colbert_sqlite.rerank import Reranked, rerank
     from colbert_sqlite.results import Hit, IndexInfo, IndexSummary, Passage, Similar
     from colbert_sqlite.settings import Filter, Fusion, IndexSettings, Mode, ModelOptions, SearchSettings
     from colbert_sqlite.sql import register
-    from colbert_sqlite.timing import BuildReport
-    from colbert_sqlite.upgrading import upgrade
+    from colbert_sqlite.upgrade import upgrade
 
 __version__ = "0.1a0"
 
@@ -100,7 +100,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BuildReport": "timing",
+    "BuildReport": "progress",
     "Encoder": "encoders",
     "Evaluation": "evaluate",
     "Explanation": "explain",
@@ -117,7 +117,7 @@ _HOMES = {
     "ModelOptions": "settings",
     "Passage": "results",
     "PassageWord": "explain",
-    "Progress": "indexing",
+    "Progress": "build",
     "Query": "query",
     "Reranked": "rerank",
     "SearchSettings": "settings",
@@ -136,7 +136,7 @@ _HOMES = {
     "rerank": "rerank",
     "search_all": "multi",
     "snippet": "highlight",
-    "upgrade": "upgrading",
+    "upgrade": "upgrade",
 }
 
 

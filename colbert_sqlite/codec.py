@@ -1,7 +1,7 @@
-"""The codec of an index, read from its tables and ready to compress and to score.
+"""The codec of an index: what is stored of it, and what compresses and scores with it.
 
-In: the tables of an index. Out: the codec, read again only after it changed. Leaves to others: its numbers
-(``engine/codec.py``) and its rows (``storage/``).
+In: the tables of one index. Out: a :class:`Codec`, whose centroids are read once for all threads. Leaves to others:
+training it, its bytes (``storage/codec.py``), its mathematics (``engine/codec.py``).
 """
 
 from __future__ import annotations
@@ -10,21 +10,28 @@ from threading import Lock
 from typing import NamedTuple
 
 from colbert_sqlite.engine.codec import ResidualCodec
-from colbert_sqlite.errors import IndexCorrupt
-from colbert_sqlite.indexing import codec_from
+from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.store import Store
-from colbert_sqlite.storage.stored_codec import StoredCodec
 
 
 class Codec(NamedTuple):
-    """What is stored of a codec, and what it does."""
+    """A codec as it is stored, and the same ready for use."""
 
     stored: StoredCodec
     residual: ResidualCodec
 
 
+def load_codec(store: Store) -> Codec:
+    """Return the codec of an index.
+
+    :raises IndexCorrupt: if it is damaged
+    """
+    stored = store.codec.load()
+    return Codec(stored, _residual_codec(store, stored))
+
+
 class CodecCache:
-    """The codec of one index, for all threads."""
+    """The codec that was used last. Threads may share it, each with a connection of its own."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -32,16 +39,28 @@ class CodecCache:
         self._residual: ResidualCodec | None = None
 
     def load(self, store: Store) -> Codec:
-        """Return the codec as it is now.
+        """Return the codec as it is now. Its centroids are read only if they have changed.
 
         :raises IndexCorrupt: if it is damaged
         """
-        stored = store.read_codec()
-        if stored is None:
-            raise IndexCorrupt(f"index {store.entry.name!r} has no codec: build it again with --replace")
+        stored = store.codec.load()
         # A growth that was rolled back may be followed by one of as many centroids.
         version = store.entry.build_id, stored.n_centroids, store.codec.last_checksum()
         with self._lock:
             if self._residual is None or self._version != version:
-                self._residual, self._version = codec_from(store, stored), version
+                self._residual = _residual_codec(store, stored)
+                self._version = version
             return Codec(stored, self._residual)
+
+
+def _residual_codec(store: Store, stored: StoredCodec) -> ResidualCodec:
+    centroids, cells = store.codec.centroids(stored)
+    return ResidualCodec(
+        nbits=stored.nbits,
+        centroids=centroids,
+        bucket_cutoffs=stored.bucket_cutoffs,
+        bucket_weights=stored.bucket_weights,
+        avg_residual=stored.avg_residual,
+        scale_step=stored.scale_step,
+        cells=cells,
+    )

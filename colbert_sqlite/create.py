@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS
+from colbert_sqlite.progress import BuildReport
 from colbert_sqlite.settings import IndexSettings, ModelOptions
 from colbert_sqlite.storage.connection import plain_rows
 from colbert_sqlite.storage.registry import refuse_to_replace
 from colbert_sqlite.storage.source import Source
-from colbert_sqlite.timing import BuildReport
 
 
 class Plan(NamedTuple):

@@ -77,3 +77,18 @@ class ShapeError(ColbertError):
 
 class MissingDependency(ColbertError):
     """An optional package is not installed."""
+
+
+# Repair encodes rows again. It can't make these anew.
+_REBUILT_PARTS = {"codec", "centroids"}
+
+
+def damaged(part: str, index: str, detail: str) -> IndexCorrupt:
+    """Return the error for damage to one part of an index.
+
+    :param part: ``codec``, ``codes``, ``inverted lists`` and so on
+    :param detail: which field is wrong, and what it holds
+    """
+    is_ = "is" if part == "codec" else "are"
+    way_out = "rebuild the index" if part in _REBUILT_PARTS else "run verify, then repair"
+    return IndexCorrupt(f"the {part} of index {index!r} {is_} damaged: {detail}; {way_out}")

@@ -12,30 +12,30 @@ from types import TracebackType
 from typing import Any
 
 from colbert_sqlite import indexes
+from colbert_sqlite.build import ProgressCallback, build, no_progress, writing
 from colbert_sqlite.codec import CodecCache
 from colbert_sqlite.create import load_for, plan
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.encoders.queries import check_queries
 from colbert_sqlite.errors import MissingDependency, ModelError, ModelMismatch, ModelNotFound
 from colbert_sqlite.explain import Explainer, Explanation
-from colbert_sqlite.indexing import ProgressCallback, build, no_progress, writing
 from colbert_sqlite.info import bytes_reclaimable, index_info, pending_changes, why_rebuild
 from colbert_sqlite.model import Model
+from colbert_sqlite.progress import BuildReport
 from colbert_sqlite.query import Query, encode_queries, encode_query
 from colbert_sqlite.results import Hit, IndexInfo, Similar
 from colbert_sqlite.search import hits, passage_to_explain, search
 from colbert_sqlite.settings import Backend, Filter, Fusion, Html, IndexSettings, Mode, ModelOptions, SearchSettings
 from colbert_sqlite.similar import rows_like_each, similar, similar_settings
-from colbert_sqlite.storage.check import check
 from colbert_sqlite.storage.connection import Database, atomic, file_of, plain_rows, reading
 from colbert_sqlite.storage.registry import Entry
-from colbert_sqlite.storage.related import try_related, write_related
+from colbert_sqlite.storage.similar_table import try_related, write_related
 from colbert_sqlite.storage.source import Source, pk_of
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.threads import Connections, connections_to
-from colbert_sqlite.syncing import compact, repair, sync
-from colbert_sqlite.timing import BuildReport
+from colbert_sqlite.sync import compact, repair, sync
 from colbert_sqlite.values import plain_value
+from colbert_sqlite.verify import check
 from colbert_sqlite.view import View, inspect_source
 
 

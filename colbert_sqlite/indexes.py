@@ -11,11 +11,11 @@ from typing import NamedTuple
 from colbert_sqlite.errors import ColbertError, SourceError
 from colbert_sqlite.results import IndexSummary
 from colbert_sqlite.storage.connection import Database, atomic, connected, file_of, reading
+from colbert_sqlite.storage.lock import remove_lock
 from colbert_sqlite.storage.registry import drop_index, read_entry, registered
 from colbert_sqlite.storage.schema import PARTS, table_name
 from colbert_sqlite.storage.scratch import remove_scratch, scratch_path
 from colbert_sqlite.storage.store import Store
-from colbert_sqlite.storage.writer import remove_lock
 
 
 class RegisteredIndex(NamedTuple):

@@ -11,8 +11,8 @@ from colbert_sqlite.indexes import summarize
 from colbert_sqlite.model import Model
 from colbert_sqlite.results import IndexInfo
 from colbert_sqlite.storage import triggers
-from colbert_sqlite.storage.stored_codec import StoredCodec
-from colbert_sqlite.syncing import is_outgrown
+from colbert_sqlite.storage.codec import StoredCodec
+from colbert_sqlite.sync import is_outgrown
 from colbert_sqlite.view import View
 
 # When a rebuild pays: recent rows lie so much farther from the centroids, and there are so many of them.

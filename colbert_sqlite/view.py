@@ -18,7 +18,7 @@ from colbert_sqlite.errors import SourceError
 from colbert_sqlite.passages import extract
 from colbert_sqlite.results import Passage
 from colbert_sqlite.settings import Filter
-from colbert_sqlite.storage.snapshot import Checked, Snapshot
+from colbert_sqlite.storage.postings import Checked, Snapshot
 from colbert_sqlite.storage.source import Key, Source, pk_of
 from colbert_sqlite.storage.store import PassageRow, Store
 from colbert_sqlite.values import plain_key

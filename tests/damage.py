@@ -21,6 +21,14 @@ _COVERED = {
 }
 
 
+def make_older(conn: sqlite3.Connection, index: str) -> None:
+    """Give an index format 0: another version, and tables that this release can't read."""
+    conn.execute(f"UPDATE {qualified(REGISTRY)} SET schema_version = 0 WHERE name = ?", (index,))
+    conn.execute(f"DROP TABLE {qualified(table_name(index, 'codec'))}")
+    conn.execute(f"ALTER TABLE {qualified(table_name(index, 'ivf'))} RENAME COLUMN segment TO centroid")
+    conn.commit()
+
+
 def forge_checksums(conn: sqlite3.Connection, index: str, *, building: bool = False) -> None:
     """Give every row of an index, and of the registry, the checksum of what it holds."""
     for part, columns in _COVERED.items():

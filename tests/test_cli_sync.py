@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import make_older
 from test_cli import error, execute, run
 from test_concurrency import holder
 
@@ -23,7 +23,6 @@ from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.index import Index
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(__file__).parent / "data"
 NOTHING = {"added": 0, "updated": 0, "deleted": 0, "compared": 0}
 NO_TABLE = (
     "Error: no table 'notes' in this database; it has posts: index 'notes' was made of that; drop it, or make it anew"
@@ -284,17 +283,19 @@ def test_optimize_says_how_much_is_free_and_how_to_have_it(db: str, silent: list
     assert problems(db, "posts") == []
 
 
-@pytest.fixture(params=[1, 2])
-def old(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A database with an index of an earlier release, posts, and one of this, titles."""
-    path = str(shutil.copy(DATA / f"format{request.param}.db", tmp_path))
-    run("index", path, "posts", "title", "--name", "titles", "--model", "hashing-32", "--silent")
-    return path
+@pytest.fixture
+def old(db_path: Path) -> str:
+    """A database with an index of an older format, posts, and one of this release's, titles."""
+    for name, column in (("posts", "body"), ("titles", "title")):
+        run("index", str(db_path), "posts", column, "--name", name, "--model", "hashing-32", "--silent")
+    with closing(sqlite3.connect(db_path)) as conn:
+        make_older(conn, "posts")
+    return str(db_path)
 
 
 def test_all_indexes_are_upgraded_where_none_is_named(old: str) -> None:
     assert error("sync", old, "posts").startswith("Error: index 'posts' has schema version ")
-    assert said("upgrade", old)[-2:] == ["Index posts: upgraded", "Index titles: nothing to do"]
+    assert said("upgrade", old)[-2:] == ["Index posts had format 0: built anew", "Index titles: nothing to do"]
     assert (problems(old, "posts"), problems(old, "titles")) == ([], [])
     assert said("upgrade", old) == ["Index posts: nothing to do", "Index titles: nothing to do"]
     assert said("upgrade", old, "--silent") == []
@@ -304,7 +305,7 @@ def test_one_index_is_upgraded(old: str) -> None:
     before = dump(old)
     assert said("upgrade", old, "titles") == ["Index titles: nothing to do"]
     assert dump(old) == before
-    assert said("upgrade", old, "posts", "--model", "hashing-32")[-1] == "Index posts: upgraded"
+    assert said("upgrade", old, "posts", "--model", "hashing-32")[-1] == "Index posts had format 0: built anew"
     assert problems(old, "posts") == []
 
 

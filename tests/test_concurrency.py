@@ -16,19 +16,19 @@ from typing import Any
 
 import pytest
 
+from colbert_sqlite.build import Progress
 from colbert_sqlite.errors import IndexBusy, IndexNotFound, SourceError
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import drop, list_indexes
-from colbert_sqlite.indexing import Progress
+from colbert_sqlite.storage.lock import only_writer
 from colbert_sqlite.storage.scratch import scratch_path
-from colbert_sqlite.storage.writer import only_writer
 from tests.benchmarks.readers import measure
 from tests.conftest import ROOT
 
 # Holds the lock of an index, says so, and lets go of it when its input ends.
 HOLD = """
 import sqlite3, sys
-from colbert_sqlite.storage.writer import only_writer
+from colbert_sqlite.storage.lock import only_writer
 with only_writer(sqlite3.connect(sys.argv[1]), "posts", lambda: None):
     print("held", flush=True)
     sys.stdin.read()
@@ -37,7 +37,7 @@ with only_writer(sqlite3.connect(sys.argv[1]), "posts", lambda: None):
 # Takes and releases the lock again and again; the file that each makes inside must not be there yet.
 CONTEND = """
 import os, sqlite3, sys, threading
-from colbert_sqlite.storage import writer
+from colbert_sqlite.storage import lock as writer
 writer._RETRY_SECONDS = 0.0005
 database, inside, times, n_threads = sys.argv[1], sys.argv[1] + "-inside", int(sys.argv[2]), int(sys.argv[3])
 alone = []

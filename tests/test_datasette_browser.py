@@ -64,7 +64,7 @@ Index.create(conn, "notes", ["body"], model="hashing")
 
 HOLD = """
 import sqlite3, sys
-from colbert_sqlite.storage.writer import only_writer
+from colbert_sqlite.storage.lock import only_writer
 
 with only_writer(sqlite3.connect(sys.argv[1]), sys.argv[2], print):
     print("held", flush=True)

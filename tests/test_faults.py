@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from colbert_sqlite.build import Progress
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import list_indexes
-from colbert_sqlite.indexing import Progress
 from tests import crashes
 from tests.crashes import JOURNALS, OPERATIONS, judge, left_beside
 
 SMALL_PORTIONS = (
-    ("indexing.CHUNK_BYTES", 1500),
-    ("syncing.CHUNK_BYTES", 1500),
-    ("indexing._SAMPLE_TOKENS", 1500),
-    ("storage.stream._COMPACTED_AT_ONCE", 15),
+    ("build.CHUNK_BYTES", 1500),
+    ("sync.CHUNK_BYTES", 1500),
+    ("build._SAMPLE_TOKENS", 1500),
+    ("storage.residuals._COMPACTED_AT_ONCE", 15),
 )
 # How often each operation meets each fault.
 ROUNDS = 2

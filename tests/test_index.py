@@ -14,6 +14,7 @@ import pytest
 import sqlite_utils
 from helpers import connection_of
 
+from colbert_sqlite.build import Progress
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.engine.maxsim import maxsim
@@ -28,7 +29,6 @@ from colbert_sqlite.errors import (
 )
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import drop, list_indexes
-from colbert_sqlite.indexing import Progress
 from colbert_sqlite.results import Passage
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOW = """errors values settings timing memory passages encoders engine storage model indexes indexing syncing results
-highlight explain rerank search index upgrading multi sql""".split()
+FLOW = """errors values settings progress memory passages encoders engine storage model codec results indexes build
+verify sync query view words highlight explain rerank search similar create info index upgrade multi serving
+sql""".split()
 APART = {"encoders", "engine", "storage"}
 NEIGHBORS = {"evaluate", "integrations", "training"}
 HOSTS = {"click", "tqdm", "tabulate", "datasette", "llm", "sqlite_utils_colbert", "datasette_colbert", "llm_colbert"}

@@ -30,16 +30,17 @@ from hypothesis.stateful import (
 )
 from numpy.typing import NDArray
 
+from colbert_sqlite.build import RowEncoder
+from colbert_sqlite.codec import load_codec
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.index import Index
-from colbert_sqlite.indexing import RowEncoder
 from colbert_sqlite.passages import RawValue, extract
+from colbert_sqlite.progress import BuildReport
 from colbert_sqlite.results import Passage
 from colbert_sqlite.settings import SearchSettings
 from colbert_sqlite.storage.source import SourceRow
-from colbert_sqlite.storage.store import EncodedRow
-from colbert_sqlite.timing import BuildReport
+from colbert_sqlite.storage.store import EncodedRow, Store
 
 EXAMPLES, STEPS = map(int, os.environ.get("COLBERT_STEPS", "40x50").split("x"))
 
@@ -470,9 +471,9 @@ class LivingIndex(RuleBasedStateMachine):
         self.lost = False
         assert self.index.verify() == []
         assert self.index.counts["rows"] == len(expected)
-        with self.index._reading():
-            stored, codec = self.index._read_codec()
-            build_id = self.index._store.entry.build_id
+        store = Store.open(self.conn, self.index.name)
+        stored, codec = load_codec(store)
+        build_id = store.entry.build_id
         assert stored.n_centroids == stored.n_trained
         encoder = RowEncoder(ENCODER, self.index.settings, BuildReport())
         owners: list[tuple[tuple[Any, ...], Passage]] = []
@@ -514,7 +515,7 @@ class LivingIndex(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def codec_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("colbert_sqlite.syncing.OUTLIERS_AT_ONCE", 1 << 60)
+    monkeypatch.setattr("colbert_sqlite.sync.OUTLIERS_AT_ONCE", 1 << 60)
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from colbert_sqlite.build import Progress
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.engine.pooling import pool
 from colbert_sqlite.errors import MissingDependency
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import list_indexes
-from colbert_sqlite.indexing import Progress
 
 pytest.importorskip("scipy", reason="pip install 'colbert-sqlite[pooling]'")
 

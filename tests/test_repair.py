@@ -337,7 +337,7 @@ def test_a_damaged_row_of_a_build_does_not_keep_the_index_from_use(damaged: Dama
 def test_a_row_without_codec_can_not_be_deleted(damaged: Damaged) -> None:
     damaged.execute("DELETE FROM {codec}")
     damaged.conn.execute("DELETE FROM posts WHERE id = 3")
-    with pytest.raises(IndexCorrupt, match="index 'posts' has no codec"):
+    with pytest.raises(IndexCorrupt, match="the codec of index 'posts' is damaged: its row is missing"):
         damaged.index.sync()
 
 

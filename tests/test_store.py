@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from colbert_sqlite.errors import BuildInterrupted, IndexCorrupt, IndexNotFound, SchemaVersionError
 from colbert_sqlite.settings import IndexSettings
-from colbert_sqlite.storage.check import check
+from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import atomic
+from colbert_sqlite.storage.postings import Snapshot
 from colbert_sqlite.storage.registry import drop_index, read_entries
 from colbert_sqlite.storage.schema import PARTS, quote_identifier, table_name
-from colbert_sqlite.storage.snapshot import Snapshot
 from colbert_sqlite.storage.source import Source
 from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Store
-from colbert_sqlite.storage.stored_codec import StoredCodec
+from colbert_sqlite.verify import check
 
 DIM, NBITS, N_CENTROIDS = 12, 2, 40
 WIDTH = 4
@@ -63,9 +63,7 @@ def row_of(key: int, doclens: list[int]) -> EncodedRow:
 
 
 def codec_of(store: Store) -> StoredCodec:
-    codec = store.read_codec()
-    assert codec is not None
-    return codec
+    return store.codec.load()
 
 
 def source_of(conn: sqlite3.Connection) -> Source:
@@ -157,7 +155,7 @@ def test_an_equal_build_is_continued_and_the_former_builder_stopped() -> None:
     conn = sqlite3.connect(":memory:", isolation_level=None)
     first = with_codec(new_store(conn, build_id="a"))
     second = new_store(conn, build_id="b")
-    assert second.read_codec() is not None
+    assert second.codec.exists()
     with pytest.raises(BuildInterrupted, match="another process took over the build of index 'posts'"):
         first.check_build("a")
 
@@ -203,7 +201,7 @@ def test_another_schema_version_is_refused() -> None:
     conn = sqlite3.connect(":memory:", isolation_level=None)
     new_store(conn)
     conn.execute("UPDATE _colbert_indexes SET schema_version = 99")
-    with pytest.raises(SchemaVersionError, match="index 'posts' has schema version 99, this release reads 3"):
+    with pytest.raises(SchemaVersionError, match="index 'posts' has schema version 99, this release reads 1"):
         read_entries(conn, "posts")
 
 
@@ -211,6 +209,8 @@ OTHER_CODES = "UPDATE {codes} SET codes = CAST(substr(codes, 3) || x'ffff' AS BL
 OTHER_RESIDUALS = "UPDATE {residuals} SET residuals = CAST(x'ff' || substr(residuals, 2) AS BLOB) WHERE block = 0"
 # Residuals and centroids may be any bytes: only their checksums tell that these are others.
 ANY_BYTES = "any bytes will do"
+CENTROIDS = "the centroids of index 'posts' are damaged"
+OTHER_BLOCK = f"{CENTROIDS}: the checksum of block 0 differs; rebuild the index"
 
 DAMAGE = [
     ("UPDATE {codes} SET codes = x'00' WHERE passage_id = 1", *2 * ["whose codes do not have the length"]),
@@ -238,28 +238,37 @@ DAMAGE = [
     ("INSERT INTO {outliers} VALUES (1, 0, zeroblob(23), 0)", *2 * ["passages with damaged outliers: 1"]),
     ("INSERT INTO {outliers} VALUES (1, 0, zeroblob(24), 0)", ANY_BYTES, "passages with damaged outliers: 1"),
     ("INSERT INTO {outliers} VALUES ('x', 0, zeroblob(24), 0)", *2 * ["passages with damaged outliers: x"]),
-    ("DELETE FROM {codec}", *2 * ["index 'posts' has no codec"]),
-    ("DELETE FROM {centroids}", *2 * ["the centroids of index 'posts' are damaged"]),
-    ("UPDATE {centroids} SET centroids = x'00'", *2 * ["the centroids of index 'posts' are damaged"]),
-    ("UPDATE {centroids} SET cells = x'0000'", *2 * ["the centroids of index 'posts' are damaged"]),
-    ("UPDATE {centroids} SET centroids = zeroblob(480)", ANY_BYTES, "the centroids of index 'posts' are damaged"),
+    ("DELETE FROM {codec}", *2 * ["the codec of index 'posts' is damaged: its row is missing; rebuild the index"]),
+    ("DELETE FROM {centroids}", *2 * [f"{CENTROIDS}: 0 of them and 0 cells, not 40; rebuild the index"]),
+    ("UPDATE {centroids} SET centroids = x'00'", f"{CENTROIDS}: 0.0833333 of them and 40 cells, not 40", OTHER_BLOCK),
+    ("UPDATE {centroids} SET cells = x'0000'", f"{CENTROIDS}: 40 of them and 1 cells, not 40", OTHER_BLOCK),
+    ("UPDATE {centroids} SET centroids = zeroblob(480)", ANY_BYTES, OTHER_BLOCK),
     ("UPDATE {centroids} SET centroids = 'text'", *2 * ["centroids of index 'posts' are not all BLOBs"]),
     *(
-        (f"UPDATE {{codec}} SET {change}", "contradicts itself", "the codec of index 'posts' is damaged, its checksum")
-        for change in (
-            "dim = 13",
-            "codes_dtype = '<f8'",
-            "scale_step = 1e300",
-            "scale_step = 0",
-            "avg_residual = -1",
-            "n_trained = 41",
-            "recent_tokens = 9e999",
-            "bucket_weights = CAST(zeroblob(12) || x'01000000' AS BLOB)",
-            "bucket_weights = CAST(zeroblob(12) || x'0000c07f' AS BLOB)",
-            "bucket_cutoffs = zeroblob(16)",
-            "block_tokens = 'z'",
-            "block_tokens = 1 << 60",
-            "stream_tokens = -1",
+        (
+            f"UPDATE {{codec}} SET {change}",
+            f"the codec of index 'posts' is damaged: {detail}; rebuild the index",
+            "the codec of index 'posts' is damaged: its checksum differs; rebuild the index",
+        )
+        for change, detail in (
+            ("dim = 13", "dim is 13"),
+            ("nbits = 3", "nbits is 3"),
+            ("n_centroids = 0", "n_centroids is 0"),
+            ("codes_dtype = '<f8'", "codes_dtype is '<f8'"),
+            ("codes_dtype = x'00'", r"codes_dtype is b'\x00'"),
+            ("scale_step = 1e300", "scale_step is 1e+300"),
+            ("scale_step = 0", "scale_step is 0.0"),
+            ("avg_residual = -1", "avg_residual is -1.0"),
+            ("n_trained = 41", "n_trained is 41"),
+            ("recent_tokens = 9e999", "recent_tokens is inf"),
+            ("bucket_weights = CAST(zeroblob(12) || x'01000000' AS BLOB)", "bucket_weights has 1.4013e-45"),
+            ("bucket_weights = CAST(zeroblob(12) || x'0000c07f' AS BLOB)", "bucket_weights has nan"),
+            ("bucket_weights = x'00'", r"bucket_weights is b'\x00'"),
+            ("bucket_cutoffs = zeroblob(16)", "bucket_cutoffs has 4 values, not 3"),
+            ("block_tokens = 'z'", "block_tokens is 'z'"),
+            ("block_tokens = 1 << 60", f"block_tokens is {1 << 60}"),
+            ("stream_tokens = -1", "stream_tokens is -1"),
+            ("trained_tokens = -1", "trained_tokens is -1"),
         )
     ),
 ]

@@ -19,12 +19,15 @@ import pytest
 import sqlite_utils
 from numpy.typing import NDArray
 
+from colbert_sqlite.build import OUTLIER_RESIDUAL, Progress
+from colbert_sqlite.codec import load_codec
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.errors import IndexCorrupt, ModelNotFound
 from colbert_sqlite.index import Index
-from colbert_sqlite.indexing import OUTLIER_RESIDUAL, Progress, codec_from
 from colbert_sqlite.settings import MAX_K, MAX_QUERY_CHARACTERS
-from colbert_sqlite.storage.snapshot import Snapshot
+from colbert_sqlite.storage.connection import reading
+from colbert_sqlite.storage.postings import Snapshot
+from colbert_sqlite.storage.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING = {"added": 0, "updated": 0, "deleted": 0, "compared": 0}
@@ -211,8 +214,8 @@ def test_without_triggers_sync_compares_all_rows(path: Path, conn: sqlite3.Conne
 def test_more_rows_than_are_compared_at_once(
     path: Path, conn: sqlite3.Connection, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.syncing._COMPARED_BYTES", 25)
-    monkeypatch.setattr("colbert_sqlite.syncing.CHUNK_BYTES", 25)
+    monkeypatch.setattr("colbert_sqlite.sync._COMPARED_BYTES", 25)
+    monkeypatch.setattr("colbert_sqlite.sync.CHUNK_BYTES", 25)
     index = indexed(path, watched, triggers=False)
     conn.execute("UPDATE t SET body = body || ' more' WHERE id % 3")
     conn.execute("DELETE FROM t WHERE id = 10")
@@ -315,8 +318,8 @@ def test_changes_during_a_build_are_in_the_index_at_its_end(
     moment: int,
     rebuild: bool,
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.indexing.CHUNK_BYTES", 25)
-    monkeypatch.setattr("colbert_sqlite.indexing._SAMPLE_TOKENS", 10)
+    monkeypatch.setattr("colbert_sqlite.build.CHUNK_BYTES", 25)
+    monkeypatch.setattr("colbert_sqlite.build._SAMPLE_TOKENS", 10)
     index = indexed(path, watched) if rebuild else None
     watched.meanwhile = [lambda: None] * moment + [lambda: conn.executescript(CHANGES)]
     if index is None:
@@ -363,7 +366,7 @@ def test_a_rebuild_that_puts_lost_triggers_back_and_is_interrupted_hides_no_chan
 def test_an_interrupted_sync_goes_on(
     path: Path, conn: sqlite3.Connection, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.syncing.CHUNK_BYTES", 25)
+    monkeypatch.setattr("colbert_sqlite.sync.CHUNK_BYTES", 25)
     index = indexed(path, watched)
     conn.execute("UPDATE t SET body = body || ' more'")
     watched.meanwhile = [lambda: None, interrupt]
@@ -498,7 +501,7 @@ def test_a_row_whose_first_passage_was_lost_is_indexed_again_when_its_text_chang
 
 HOLD = """
 import sqlite3, sys
-from colbert_sqlite.storage.writer import only_writer
+from colbert_sqlite.storage.lock import only_writer
 with only_writer(sqlite3.connect(sys.argv[1]), "t", lambda: None):
     print("held", flush=True)
     sys.stdin.readline()
@@ -553,13 +556,13 @@ def many_words(n_rows: int, vocabulary: str, seed: int) -> list[str]:
 def test_outliers_earn_centroids_of_their_own(
     tmp_path: Path, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch, nbits: int
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.syncing.OUTLIERS_AT_ONCE", 200)
+    monkeypatch.setattr("colbert_sqlite.sync.OUTLIERS_AT_ONCE", 200)
     path = tmp_path / "grow.db"
     conn = sqlite3.connect(path, isolation_level=None)
     conn.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT)")
     conn.executemany("INSERT INTO t (body) VALUES (?)", [(text,) for text in many_words(200, "alpha", 0)])
     index = indexed(path, watched, nbits=nbits)
-    before = codec_from(index._store, index._codec_row())
+    before = load_codec(Store.open(conn, "t")).residual
     conn.executemany("INSERT INTO t (body) VALUES (?)", [(text,) for text in many_words(150, "zq", 1)])
     assert index.sync() == {**NOTHING, "added": 150}
     info = index.info()
@@ -567,9 +570,10 @@ def test_outliers_earn_centroids_of_their_own(
     assert info["n_centroids"] == before.n_centroids + info["n_centroids_added"]
     assert_in_step(conn, index)
 
-    with index._reading():
-        stored, grown = index._read_codec()
-        snapshot = Snapshot(index._store, stored)
+    with reading(conn):
+        store = Store.open(conn, "t")
+        stored, grown = load_codec(store)
+        snapshot = Snapshot(store, stored)
         places = conn.execute(
             "SELECT passage_id, body FROM _colbert_t_passages JOIN t ON id = pk_id WHERE pk_id > 200"
         ).fetchall()
@@ -598,8 +602,8 @@ def test_outliers_earn_centroids_of_their_own(
 def test_the_codec_grows_by_a_quarter_at_most(
     path: Path, conn: sqlite3.Connection, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.syncing.OUTLIERS_AT_ONCE", 50)
-    monkeypatch.setattr("colbert_sqlite.syncing.CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("colbert_sqlite.sync.OUTLIERS_AT_ONCE", 50)
+    monkeypatch.setattr("colbert_sqlite.sync.CHUNK_BYTES", 10_000)
     index = indexed(path, watched)
     for seed, vocabulary in enumerate(("zq", "mandarin", "xyz")):
         rows = many_words(60, vocabulary, seed)
@@ -616,8 +620,8 @@ def test_the_codec_grows_by_a_quarter_at_most(
 def test_centroids_of_a_transaction_rolled_back_are_forgotten(
     path: Path, conn: sqlite3.Connection, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.syncing.OUTLIERS_AT_ONCE", 50)
-    monkeypatch.setattr("colbert_sqlite.syncing.FEWEST_NEW", 1000)
+    monkeypatch.setattr("colbert_sqlite.sync.OUTLIERS_AT_ONCE", 50)
+    monkeypatch.setattr("colbert_sqlite.sync.FEWEST_NEW", 1000)
     indexed(path, watched).close()
     index = Index.open(conn, "t", model=watched)
     first, second = ([(text,) for text in many_words(60, vocabulary, 0)] for vocabulary in ("zq", "mandarin"))
@@ -769,7 +773,7 @@ def interrupt_training(now: Progress) -> None:
 def assert_trained_anew(path: Path, conn: sqlite3.Connection, index: Index) -> None:
     """The codec was trained on all there is, and nothing of the training is left, in the database or beside it."""
     assert index.info()["rebuild_pays"] is None
-    assert index._codec_row().trained_tokens == index.counts["tokens"]
+    assert Store.open(conn, "t").codec.load().trained_tokens == index.counts["tokens"]
     assert_in_step(conn, index)
     assert conn.execute("SELECT name FROM sqlite_master WHERE name LIKE '%building%'").fetchall() == []
     assert [file.name for file in path.parent.iterdir()] == [path.name]

@@ -1,41 +1,46 @@
-"""Files of earlier formats, as they were written then."""
+"""An index of an older format is built anew, with its settings, or left as it was."""
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import make_older
 
 from colbert_sqlite import Index, list_indexes, upgrade
-from colbert_sqlite.errors import IndexCorrupt, IndexNotFound, SchemaVersionError
+from colbert_sqlite.errors import IndexCorrupt, IndexNotFound, ModelMismatch, ModelNotFound, SchemaVersionError
 from colbert_sqlite.indexes import drop
 
-DATA = Path(__file__).parent / "data"
-
-
-@pytest.fixture(params=[1, 2])
-def version(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
-
 
 @pytest.fixture
-def old(version: int, tmp_path: Path) -> Path:
-    """A copy of a database whose index an earlier release wrote."""
-    return Path(shutil.copy(DATA / f"format{version}.db", tmp_path))
+def old(db_path: Path) -> Path:
+    """A database with an index of format 0, made with settings that are not the defaults."""
+    conn = sqlite3.connect(db_path)
+    Index.create(
+        conn,
+        "posts",
+        ["body"],
+        model="hashing-32",
+        nbits=2,
+        where="id < :most",
+        params={"most": 5},
+        heading="title",
+        html="yes",
+        max_tokens=24,
+        pool_factor=2,
+    )
+    make_older(conn, "posts")
+    conn.close()
+    return db_path
 
 
-@pytest.fixture
-def old2(tmp_path: Path) -> Path:
-    return Path(shutil.copy(DATA / "format2.db", tmp_path))
-
-
-def test_opening_names_the_command(old: Path, version: int) -> None:
+def test_opening_names_the_command(old: Path) -> None:
     message = (
-        f"index 'posts' has schema version {version}, this release reads 3: bring it up with: "
+        "index 'posts' has schema version 0, this release reads 1: build it anew with: "
         "sqlite-utils colbert upgrade DATABASE posts"
     )
     with pytest.raises(SchemaVersionError) as caught:
@@ -45,7 +50,7 @@ def test_opening_names_the_command(old: Path, version: int) -> None:
 
 
 def test_an_upgraded_index_answers_and_follows_its_table(old: Path) -> None:
-    assert upgrade(old, "posts")
+    assert upgrade(old, "posts") == 0
     conn = sqlite3.connect(old, isolation_level=None)
     with Index.open(conn, "posts") as index:
         assert index.verify() == []
@@ -61,9 +66,9 @@ def test_an_upgraded_index_answers_and_follows_its_table(old: Path) -> None:
 
 
 def test_upgrading_again_is_harmless(old: Path) -> None:
-    assert upgrade(old, "POSTS")
+    assert upgrade(old, "POSTS") == 0
     before = dump(old)
-    assert not upgrade(old, "posts")
+    assert upgrade(old, "posts") is None
     assert dump(old) == before
 
 
@@ -72,46 +77,31 @@ def test_settings_are_kept(old: Path) -> None:
     before = registry_row(conn)
     upgrade(conn, "posts")
     after = registry_row(conn)
-    unchanged = ["name", "state", "source_table", "key_columns", "model", "model_fingerprint", "dim"]
-    if before["schema_version"] == 2:
-        unchanged.append("created")
-        assert after["generation"] > before["generation"]
+    unchanged = ["name", "state", "source_table", "key_columns", "settings", "model", "model_fingerprint", "dim"]
     assert {name: after[name] for name in unchanged} == {name: before[name] for name in unchanged}
-    settings = dataclasses.asdict(Index.open(conn, "posts").settings)
-    assert settings == {
+    assert dataclasses.asdict(Index.open(conn, "posts").settings) == {
         "table": "posts",
         "columns": ("body",),
         "model": "hashing-32",
-        "nbits": settings["nbits"],
+        "nbits": 2,
         "where": "id < :most",
-        "params": settings["params"],
+        "params": {"most": 5},
         "heading": "title",
-        "html": "auto",
-        "max_tokens": settings["max_tokens"],
-        "pool_factor": 1,
+        "html": "yes",
+        "max_tokens": 24,
+        "pool_factor": 2,
         "triggers": True,
         "seed": 42,
+        "encoder": "",
     }
-    for name in ("nbits", "params", "max_tokens"):
-        assert f'"{name}": {str(settings[name]).replace(chr(39), chr(34))}' in before["settings"]
 
 
-class Unloadable:
-    """A model that nothing must be asked of."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"upgrading in place asks the model for its {name}")
-
-
-def test_version_2_is_brought_up_in_place(old2: Path) -> None:
-    conn = sqlite3.connect(old2)
-    kept = 'SELECT passage_id, pk_id, ordinal, start, "end", doclen, residual_start, content_hash FROM _colbert_posts_'
-    parts = [f"{kept}passages", "SELECT passage_id, codes FROM _colbert_posts_codes"]
-    parts += ["SELECT block, residuals FROM _colbert_posts_residuals"]
-    parts += ["SELECT block, centroids FROM _colbert_posts_centroids"]
-    before = [conn.execute(sql).fetchall() for sql in parts]
-    assert upgrade(conn, "posts", model=Unloadable())
-    assert [conn.execute(sql).fetchall() for sql in parts] == before
+def test_an_index_without_triggers_gets_none(db_path: Path) -> None:
+    conn = sqlite3.connect(db_path)
+    Index.create(conn, "posts", ["body"], model="hashing-32", triggers=False)
+    make_older(conn, "posts")
+    assert upgrade(conn, "posts") == 0
+    assert conn.execute("SELECT count(*) FROM sqlite_master WHERE type = 'trigger'").fetchone() == (0,)
     assert Index.open(conn, "posts").verify() == []
 
 
@@ -130,38 +120,23 @@ class Killed(Exception):
     """What ends the upgrade."""
 
 
-# Where a version is brought up, in which call.
-STEPS = {
-    1: ["index.build", "indexing._Build.encode_rows", "storage.store.Store.publish"],
-    2: [
-        "storage.upgrade.create_queue",
-        "storage.upgrade._add_checksums",
-        "storage.upgrade._write_codec",
-        "storage.lists.InvertedLists.write",
-        "storage.stored_codec.CodecTables.read_centroids",
-    ],
-}
-
-
-@pytest.mark.parametrize(("version", "step"), [(v, step) for v, steps in STEPS.items() for step in steps])
+@pytest.mark.parametrize("step", ["upgrade.build", "build._Build.encode_rows", "storage.store.Store.publish"])
 def test_an_upgrade_that_is_killed_leaves_the_index_as_it_was(
-    tmp_path: Path, version: int, step: str, monkeypatch: pytest.MonkeyPatch
+    old: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = Path(shutil.copy(DATA / f"format{version}.db", tmp_path))
-    before = dump(old)
-
     def kill(*_: object, **__: object) -> None:
         raise Killed
 
+    before = dump_of_index(old)
     with monkeypatch.context() as patch:
-        patch.setattr(f"colbert_sqlite.{step}", kill)
+        module, _, attribute = f"colbert_sqlite.{step}".rpartition(".")
+        patch.setattr(resolved(module), attribute, kill)
         with pytest.raises(Killed):
             upgrade(old, "posts")
-    if version == 2:
-        assert dump(old) == before
-    with pytest.raises(SchemaVersionError, match="bring it up with"):
+    assert dump_of_index(old) == before
+    with pytest.raises(SchemaVersionError, match="build it anew with"):
         Index.open(old, "posts")
-    assert upgrade(old, "posts")
+    assert upgrade(old, "posts") == 0
     with Index.open(old, "posts") as index:
         assert [hit.pk for hit in index.search("comet dust", k=2)] == [2, 3]
         assert index.verify() == []
@@ -169,40 +144,25 @@ def test_an_upgrade_that_is_killed_leaves_the_index_as_it_was(
 
 @pytest.mark.parametrize(
     "damage",
-    [
-        "DELETE FROM _colbert_posts_codec",
-        "UPDATE _colbert_posts_codec SET codes_dtype = '<f8'",
-        "UPDATE _colbert_posts_codec SET n_centroids = 'x'",
-        "UPDATE _colbert_posts_codec SET nbits = 'x'",
-        "UPDATE _colbert_posts_codec SET avg_residual = 'x'",
-        "UPDATE _colbert_posts_codec SET bucket_weights = 'x'",
-        "UPDATE _colbert_posts_codec SET block_tokens = x'00'",
-        "UPDATE _colbert_posts_codec SET dim = 7",
-        "UPDATE _colbert_posts_codec SET dim = -32, n_centroids = -n_centroids",
-        "UPDATE _colbert_posts_codes SET codes = 'text'",
-        "UPDATE _colbert_posts_codes SET codes = 7",
-        "UPDATE _colbert_posts_residuals SET residuals = 'text'",
-        "UPDATE _colbert_posts_centroids SET centroids = 'text'",
-        "UPDATE _colbert_posts_ivf SET passage_ids = 'text'",
-        "UPDATE _colbert_posts_ivf SET passage_ids = x'00'",
-        "UPDATE _colbert_posts_ivf SET centroid = centroid + (1 << 40)",
-        "UPDATE _colbert_posts_ivf SET centroid = -1 - centroid",
-        "UPDATE _colbert_indexes SET settings = '{'",
-        "UPDATE _colbert_indexes SET key_columns = '[[7, 7]]'",
-        'UPDATE _colbert_indexes SET key_columns = \'[["id", "INTEGER) , CHECK (1"]]\'',
-        "UPDATE _colbert_indexes SET generation = 'x'",
-    ],
+    ["settings = '{'", "key_columns = '[[7, 7]]'", 'key_columns = \'[["id", "INTEGER) , CHECK (1"]]\'', "dim = 'x'"],
 )
-def test_a_damaged_index_of_version_2_is_one_sentence_and_left_alone(old2: Path, damage: str) -> None:
-    conn = sqlite3.connect(old2)
-    conn.execute(damage)
+def test_a_registry_row_that_cannot_be_read_is_one_sentence_and_left_alone(old: Path, damage: str) -> None:
+    conn = sqlite3.connect(old)
+    conn.execute(f"UPDATE _colbert_indexes SET {damage}")
     conn.commit()
-    before = dump(old2)
-    with pytest.raises(IndexCorrupt) as caught:
-        upgrade(old2, "posts")
-    assert "\n" not in str(caught.value)
-    assert dump(old2) == before
+    before = dump(old)
+    with pytest.raises(IndexCorrupt, match="^the registry entry of index 'posts' can't be read: .*; drop the index"):
+        upgrade(old, "posts")
+    assert dump(old) == before
     assert Index.create(conn, "posts", ["body"], model="hashing-32", replace=True).verify() == []
+
+
+@pytest.mark.parametrize(("model", "error"), [("hashing-64", ModelMismatch), ("/no/such/model", ModelNotFound)])
+def test_with_another_model_or_none_the_index_is_left_alone(old: Path, model: str, error: type[Exception]) -> None:
+    before = dump(old)
+    with pytest.raises(error):
+        upgrade(old, "posts", model=model)
+    assert dump(old) == before
 
 
 def test_an_old_index_can_be_replaced_and_dropped(old: Path) -> None:
@@ -233,8 +193,14 @@ def test_what_there_is_nothing_to_bring_up_of(old: Path) -> None:
     conn = sqlite3.connect(old)
     conn.execute("UPDATE _colbert_indexes SET schema_version = 99")
     conn.commit()
-    with pytest.raises(SchemaVersionError, match="index 'posts' has schema version 99, this release reads 3"):
+    with pytest.raises(SchemaVersionError, match="index 'posts' has schema version 99, this release reads 1"):
         upgrade(old, "posts")
+
+
+def resolved(name: str) -> Any:
+    """A module, or a class in one. By its own name: the package shows functions in the place of some modules."""
+    module, _, attribute = name.rpartition(".")
+    return sys.modules[name] if name in sys.modules else getattr(sys.modules[module], attribute)
 
 
 def dump(path: Path) -> str:
@@ -243,6 +209,11 @@ def dump(path: Path) -> str:
         return "\n".join(conn.iterdump())
     finally:
         conn.close()
+
+
+def dump_of_index(path: Path) -> list[str]:
+    """All of the index in use but its triggers, which see more columns or other keys from the first moment on."""
+    return [line for line in dump(path).splitlines() if "_building" not in line and "_colbert_posts_" in line[:60]]
 
 
 def registry_row(conn: sqlite3.Connection) -> dict[str, Any]:

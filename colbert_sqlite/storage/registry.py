@@ -20,7 +20,6 @@ from colbert_sqlite.storage.blobs import row_checksum
 from colbert_sqlite.storage.connection import lenient_text
 from colbert_sqlite.storage.schema import (
     BUILT_PARTS,
-    CREATE_REGISTRY,
     REGISTRY,
     SCHEMA_VERSION,
     qualified,
@@ -116,36 +115,54 @@ def read_entries(conn: sqlite3.Connection, name: str, state: str | None = None) 
     :raises SchemaVersionError: if it was written by another version of the format
     :raises IndexCorrupt: if a row can't be read
     """
+    entries = []
+    for row in _rows(conn, name, state):
+        version = row["schema_version"]
+        if version != SCHEMA_VERSION:
+            way_out = (
+                f"build it anew with: sqlite-utils colbert upgrade DATABASE {shlex.quote(row['name'])}"
+                if is_older(version)
+                else "install a newer one, or drop the index and build it again"
+            )
+            raise SchemaVersionError(
+                f"index {row['name']!r} has schema version {version}, this release reads {SCHEMA_VERSION}: {way_out}"
+            )
+        entries.append(_entry(row, checked=True))
+    return entries
+
+
+def _rows(conn: sqlite3.Connection, name: str, state: str | None) -> list[dict[str, Any]]:
+    """Return the registry's rows of one index as they are, the one in use first."""
     if not has_registry(conn):
         return []
     with lenient_text(conn):
         cursor = conn.execute(f"SELECT * FROM {_REGISTRY} WHERE name = ? ORDER BY state DESC", (name,))
         columns = [column[0] for column in cursor.description]
-        rows = cursor.fetchall()
-    entries = []
-    for values in rows:
-        row = dict(zip(columns, values, strict=True))
-        if state not in (None, row["state"]):
-            continue
-        name, version = row["name"], row["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise SchemaVersionError(
-                f"index {name!r} has schema version {version}, this release reads {SCHEMA_VERSION}: "
-                + (
-                    f"bring it up with: sqlite-utils colbert upgrade DATABASE {shlex.quote(name)}"
-                    if type(version) is int and 0 < version < SCHEMA_VERSION
-                    else "install a newer one, or drop the index and build it again"
-                )
-            )
-        try:
-            if row.pop("checksum") != row_checksum(row.values()):
-                raise ValueError("its checksum is not that of its values")
-            entries.append(entry_of(row))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise IndexCorrupt(
-                f"the registry entry of index {name!r} can't be read: {error}; drop the index and build it again"
-            ) from None
-    return entries
+        rows = [dict(zip(columns, values, strict=True)) for values in cursor]
+    return [row for row in rows if state in (None, row["state"])]
+
+
+def _entry(row: dict[str, Any], *, checked: bool) -> Entry:
+    """Return the entry that a row stands for.
+
+    :param checked: compare it with its checksum
+    :raises IndexCorrupt: if it can't be one of ours
+    """
+    name = row["name"]
+    try:
+        found = row.pop("checksum")
+        if checked and found != row_checksum(row.values()):
+            raise ValueError("its checksum is not that of its values")
+        return entry_of(row)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise IndexCorrupt(
+            f"the registry entry of index {name!r} can't be read: {error}; drop the index and build it again"
+        ) from None
+
+
+def is_older(version: object) -> bool:
+    """Whether a format is older than the one that this release writes."""
+    return type(version) is int and version < SCHEMA_VERSION
 
 
 def entry_of(row: dict[str, Any]) -> Entry:
@@ -172,13 +189,13 @@ def entry_of(row: dict[str, Any]) -> Entry:
     return Entry(**{**row, "queue_complete": bool(row["queue_complete"])})
 
 
-def prepare_registry(conn: sqlite3.Connection) -> None:
-    """Create the registry, or give one of an earlier version the columns that it lacks."""
-    conn.execute(CREATE_REGISTRY)
-    known = {name for (name,) in conn.execute("SELECT name FROM pragma_table_info(?, 'main')", (REGISTRY,))}
-    for column in ("queue_complete", "checksum"):
-        if column not in known:
-            conn.execute(f"ALTER TABLE {_REGISTRY} ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
+def read_outdated(conn: sqlite3.Connection, name: str) -> Entry | None:
+    """Return the entry of an index in use whose format is older than this release's; None if there is no such index.
+
+    :raises IndexCorrupt: if it can't be read
+    """
+    rows = _rows(conn, name, "ready")
+    return _entry(rows[0], checked=False) if rows and is_older(rows[0]["schema_version"]) else None
 
 
 def write_entry(conn: sqlite3.Connection, entry: Entry) -> None:

@@ -1,7 +1,7 @@
 """Every table and trigger this package creates, and what their names mean.
 
 In: the name of an index and what identifies and changes rows of its source table. Out: quoted names and CREATE
-statements. Leaves to others: filling and reading the tables (``store.py``, ``snapshot.py``), and which statements the
+statements. Leaves to others: filling and reading the tables (``store.py``, ``postings.py``), and which statements the
 schema already has (``triggers.py``).
 
 One registry row per index, and one set of tables ``_colbert_{index}_{part}`` beside the user's own:
@@ -41,7 +41,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 1
 REGISTRY = "_colbert_indexes"
 # The queue comes last: it is not part of a build.
 PARTS = ("passages", "codes", "residuals", "centroids", "ivf", "codec", "outliers", "queue")
@@ -107,8 +107,8 @@ CREATE TABLE IF NOT EXISTS {qualified(REGISTRY)} (
     build_id TEXT NOT NULL,
     created TEXT NOT NULL,
     updated TEXT NOT NULL,
-    queue_complete INTEGER NOT NULL DEFAULT 0,
-    checksum INTEGER NOT NULL DEFAULT 0,
+    queue_complete INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
     PRIMARY KEY (name, state)
 )
 """

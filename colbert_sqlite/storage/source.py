@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.passages import RawValue, content_hash
+from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage.connection import file_of, lenient_text
 from colbert_sqlite.storage.schema import UniqueColumns, qualified, quote_identifier
 
@@ -144,6 +145,18 @@ class Source:
         )
         source._check_condition(conn)
         return source
+
+    @classmethod
+    def of_index(cls, conn: sqlite3.Connection, settings: IndexSettings) -> Source:
+        """Return the table that an index with these settings is made of. Errors as in :meth:`inspect`."""
+        return cls.inspect(
+            conn,
+            settings.table,
+            settings.columns,
+            heading=settings.heading,
+            where=settings.where,
+            params=settings.params,
+        )
 
     def _check_condition(self, conn: sqlite3.Connection) -> None:
         if self.where is None:

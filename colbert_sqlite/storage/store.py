@@ -1,7 +1,7 @@
 """The tables of one index, as methods that take and return arrays and tuples.
 
 In: encoded passages, codecs, keys. Out: rows of the tables ``schema.py`` creates. Leaves to others: transactions
-that span several calls (``connection.atomic``), reading token data for a search (``snapshot.py``), scores. Codec, token
+that span several calls (``connection.atomic``), reading token data for a search (``postings.py``), scores. Codec, token
 stream and inverted lists have files of their own.
 """
 
@@ -20,14 +20,14 @@ from colbert_sqlite.errors import BuildInterrupted, IndexCorrupt, IndexNotFound
 from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.blobs import CODES, HALVES, checksum, from_blob, from_blobs, verified
+from colbert_sqlite.storage.codec import CodecTables, StoredCodec
 from colbert_sqlite.storage.connection import atomic
-from colbert_sqlite.storage.lists import PASSAGE_MASK, InvertedLists, Pairs
+from colbert_sqlite.storage.ivf import PASSAGE_MASK, InvertedLists, Pairs
 from colbert_sqlite.storage.registry import (
     Entry,
     drop_index,
     has_registry,
     now,
-    prepare_registry,
     read_entry,
     read_if_possible,
     refuse_to_replace,
@@ -35,8 +35,10 @@ from colbert_sqlite.storage.registry import (
     table_exists,
     write_entry,
 )
+from colbert_sqlite.storage.residuals import TokenStream
 from colbert_sqlite.storage.schema import (
     BUILT_PARTS,
+    CREATE_REGISTRY,
     PARTS,
     REGISTRY,
     SCHEMA_VERSION,
@@ -49,8 +51,6 @@ from colbert_sqlite.storage.schema import (
     table_name,
 )
 from colbert_sqlite.storage.source import Key, Source
-from colbert_sqlite.storage.stored_codec import CodecTables, StoredCodec
-from colbert_sqlite.storage.stream import TokenStream
 
 _REGISTRY = qualified(REGISTRY)
 
@@ -108,7 +108,7 @@ class Store:
         self.conn = conn
         self.entry = entry
         self._tables = Tables(conn, entry.name, entry.state == "building")
-        self.codec = CodecTables(self._tables)
+        self.codec = CodecTables(self._tables, entry.dim)
         self.stream = TokenStream(self._tables)
         self.lists = InvertedLists(self._tables)
         self._keys = ", ".join(map(quote_identifier, key_columns(entry.key_columns)))
@@ -184,7 +184,7 @@ class Store:
                 return store
             if (name.lower(), "building") in {(known.name.lower(), known.state) for known in registered(conn)}:
                 drop_index(conn, name, "building")
-            prepare_registry(conn)
+            conn.execute(CREATE_REGISTRY)
             for statement in create_statements(entry.name, source.keys, source.key_types, building=True):
                 conn.execute(statement)
             store = cls(conn, entry)
@@ -270,19 +270,6 @@ class Store:
         self.entry = dataclasses.replace(self.entry, generation=self.entry.generation + 1, updated=now(), **changes)
         write_entry(self.conn, self.entry)
 
-    def read_codec(self) -> StoredCodec | None:
-        """Return the codec; None while a build has not trained it yet.
-
-        :raises IndexCorrupt: if it is damaged or sizes contradict each other
-        """
-        return self.codec.read(self.entry.dim)
-
-    def _codec_row(self) -> StoredCodec:
-        codec = self.read_codec()
-        if codec is None:
-            raise IndexCorrupt(f"index {self.entry.name!r} has no codec: rebuild it")
-        return codec
-
     # Rows and their passages.
 
     def content_hash(self, key: Key) -> bytes | None:
@@ -318,7 +305,7 @@ class Store:
 
         :param recent: count their tokens as added lately
         """
-        codec = self._codec_row()
+        codec = self.codec.load()
         dtype = CODES[codec.codes_dtype]
         position = codec.stream_tokens
         residuals = []
@@ -356,7 +343,7 @@ class Store:
             residual = codec.recent_residual + sum(row.residual for row in rows)
             share = 0.5 if n_recent > RECENT_TOKENS else 1.0
             changes |= {"recent_tokens": share * n_recent, "recent_residual": share * residual}
-        self.codec.write_row(dataclasses.replace(codec, **changes))
+        self.codec.update(dataclasses.replace(codec, **changes))
         return Pairs(np.concatenate(centroids), np.concatenate(owners))
 
     def delete(self, keys: Iterable[Key]) -> Pairs:
@@ -364,7 +351,7 @@ class Store:
 
         :raises IndexCorrupt: if codes of them are damaged
         """
-        codec = self._codec_row()
+        codec = self.codec.load()
         passages, codes = self.table("passages"), self.table("codes")
         centroids, owners = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for key in keys:
@@ -432,7 +419,7 @@ class Store:
         :param less_residual: by how much the sum of the mean absolute residuals of the tokens added lately falls
         :raises IndexCorrupt: if passages are missing or damaged
         """
-        codec = self._codec_row()
+        codec = self.codec.load()
         dtype, what = CODES[codec.codes_dtype], f"codes of index {self.entry.name!r}"
         removed, added = [Pairs.at(np.empty(0, np.int64))], [Pairs.at(np.empty(0, np.int64))]
         for passage_id in np.unique(passage_ids).tolist():
@@ -466,7 +453,7 @@ class Store:
                 pairs.append(Pairs(distinct, np.full(len(distinct), passage_id, np.int64)))
         self.lists.change(Pairs.joined(removed), Pairs.joined(added))
         residual = max(0.0, codec.recent_residual - less_residual)
-        self.codec.write_row(dataclasses.replace(codec, recent_residual=residual))
+        self.codec.update(dataclasses.replace(codec, recent_residual=residual))
 
     def compact(self, after: int, end: int) -> tuple[int, int] | None:
         """Move the residuals of some passages to where those before them end, so that no space is left between.
@@ -476,11 +463,11 @@ class Store:
 
         :raises IndexCorrupt: if residuals are damaged
         """
-        codec = self._codec_row()
+        codec = self.codec.load()
         place = self.stream.compact(codec, after, end)
         if place is None:
             self.stream.end_at(codec, end)
-            self.codec.write_row(dataclasses.replace(codec, stream_tokens=end))
+            self.codec.update(dataclasses.replace(codec, stream_tokens=end))
         return place
 
     def iter_codes(self, codec: StoredCodec) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]]:

@@ -19,7 +19,7 @@ from cachetools import LRUCache
 
 from colbert_sqlite.errors import WrongThread
 from colbert_sqlite.storage.connection import Database, connect, file_of
-from colbert_sqlite.storage.snapshot import Checked
+from colbert_sqlite.storage.postings import Checked
 
 MAX_ANSWERS = 8
 

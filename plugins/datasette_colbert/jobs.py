@@ -25,8 +25,8 @@ from colbert_sqlite.errors import ColbertError, IndexNotFound
 from colbert_sqlite.settings import IndexSettings
 
 if TYPE_CHECKING:
+    from colbert_sqlite.build import Progress, ProgressCallback
     from colbert_sqlite.encoders import Encoder
-    from colbert_sqlite.indexing import Progress, ProgressCallback
 
 log = logging.getLogger("colbert_sqlite")
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from colbert_sqlite import ColbertError, IndexNotFound, IndexSettings
+from colbert_sqlite.progress import Stage, memory
 from colbert_sqlite.settings import NBITS, Html
-from colbert_sqlite.timing import Stage, memory
 from sqlite_utils_colbert.options import (
     ColbertCommand,
     ColbertGroup,
@@ -260,7 +260,7 @@ def optimize(db: str, index: str, silent: bool) -> None:
 @silent_option
 @click.pass_context
 def upgrade(ctx: click.Context, /, db: str, indexes: tuple[str, ...], silent: bool, **options: Any) -> None:
-    """Bring indexes that an earlier release made to the format of this one, all of them when none is named
+    """Build indexes of an older format anew, with their settings, all of them when none is named
 
     Example:
 
@@ -277,9 +277,11 @@ def upgrade(ctx: click.Context, /, db: str, indexes: tuple[str, ...], silent: bo
         click.echo(f"{db} has no index.", err=True)
     for name in names:
         with interruptible(ctx, ProgressDisplay(silent=silent)) as progress:
-            was_old = upgrade_index(db, name, progress=progress, **options)
+            old = upgrade_index(db, name, progress=progress, **options)
         if not silent:
-            click.echo(f"Index {name}: {'upgraded' if was_old else 'nothing to do'}", err=True)
+            click.echo(
+                f"Index {name}{': nothing to do' if old is None else f' had format {old}: built anew'}", err=True
+            )
 
 
 @click.command(cls=ColbertCommand)

@@ -110,16 +110,14 @@ class Ours:
         Index.create(self._data.index, "passages", ["body"], model=encoder, nbits=self._data.nbits).close()
 
     def open(self) -> None:
-        from colbert_sqlite.indexing import codec_from
+        from colbert_sqlite.codec import load_codec
         from colbert_sqlite.storage.connection import connect
-        from colbert_sqlite.storage.snapshot import Snapshot
+        from colbert_sqlite.storage.postings import Snapshot
         from colbert_sqlite.storage.store import Store
 
         self._conn, _ = connect(self._data.index)
         store = Store.open(self._conn, "passages")
-        stored = store.read_codec()
-        assert stored is not None, "a finished build has a codec"
-        self._codec = codec_from(store, stored)
+        stored, self._codec = load_codec(store)
         self._snapshot = Snapshot(store, stored)
         self._table = store.table("passages")
 

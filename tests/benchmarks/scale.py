@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.index import Index
-from colbert_sqlite.timing import memory
+from colbert_sqlite.progress import memory
 from tests.benchmarks.engine import LookUpEncoder, make_database
 
 Record = dict[str, Any]

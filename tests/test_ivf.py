@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from test_store import N_CENTROIDS, codec_of, new_store, with_codec
 
 from colbert_sqlite.errors import IndexCorrupt
-from colbert_sqlite.storage import lists
+from colbert_sqlite.storage import ivf
 from colbert_sqlite.storage.connection import atomic
-from colbert_sqlite.storage.lists import PASSAGE_BITS, PASSAGE_MASK, Pairs
-from colbert_sqlite.storage.snapshot import Snapshot
+from colbert_sqlite.storage.ivf import PASSAGE_BITS, PASSAGE_MASK, Pairs
+from colbert_sqlite.storage.postings import Snapshot
 from colbert_sqlite.storage.store import Store
 
 Lists = dict[int, set[int]]
@@ -33,9 +33,8 @@ REMOVED = st.one_of(st.just("all"), st.just("none"), st.sets(st.integers(0, 40))
 def small_segments() -> Iterator[None]:
     """Segments of three ids, so that a few passages fill several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lists, "SEGMENT_IDS", 3)
-        patch.setattr(lists, "SEGMENTS_AT_ONCE", 2)
-        patch.setattr(lists, "SEGMENTS_AT_ONCE", 2)
+        patch.setattr(ivf, "SEGMENT_IDS", 3)
+        patch.setattr(ivf, "SEGMENTS_AT_ONCE", 2)
         yield
 
 
@@ -71,7 +70,7 @@ def check_segments(store: Store) -> None:
     for segment, blob in store.conn.execute(f"SELECT segment, passage_ids FROM {store.table('ivf')} ORDER BY segment"):
         assert segment > end
         gaps = np.frombuffer(blob, "<u2").astype(np.int64)
-        assert np.count_nonzero(gaps != 0xFFFF) <= lists.SEGMENT_IDS
+        assert np.count_nonzero(gaps != 0xFFFF) <= ivf.SEGMENT_IDS
         end = segment + int(gaps.sum())
         assert end >> PASSAGE_BITS == segment >> PASSAGE_BITS, "a segment does not run into the next centroid"
 

@@ -1,18 +1,20 @@
-"""The codec of an index as it is stored: one row, and blocks of centroids.
+"""The codec of an index: its only row, and its centroids.
 
-In: what training gives. Out: the same, checked. Leaves to others: what a codec does (``engine/codec.py``).
+In: a trained codec. Out: the same, checked. Leaves to others: what a codec does (``engine/codec.py``).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.errors import IndexCorrupt
+from colbert_sqlite.errors import damaged
 from colbert_sqlite.settings import NBITS
 from colbert_sqlite.storage.blobs import (
     CELLS,
@@ -33,9 +35,11 @@ CENTROIDS_PER_BLOCK = 1024
 # headers (https://sqlite.org/fileformat2.html), and the few bytes some builds reserve at the end of each page.
 _PAGE_OVERHEAD = 64
 # Far beyond what is trained, and few enough for any memory.
-_MOST_CENTROIDS = 1 << 20
+_MAX_CENTROIDS = 1 << 20
+_MAX_BLOCK_TOKENS = 1 << 16
+_MAX_STREAM_TOKENS = 1 << 40
 # Larger weights of residuals, and smaller ones, come from damage: products with them would overflow.
-_LARGEST_WEIGHT = 1e6
+_MAX_WEIGHT = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +84,15 @@ class StoredCodec:
 
 
 class CodecTables:
-    """Row and centroids of one codec."""
+    """Row and centroids of one codec.
 
-    def __init__(self, tables: Tables) -> None:
+    :param dim: dimensions of the index, which those of the codec must equal
+    """
+
+    def __init__(self, tables: Tables, dim: int) -> None:
         self._conn = tables.conn
-        self._name = tables.index
+        self._index = tables.index
+        self._dim = dim
         self._codec = tables.quoted("codec")
         self._centroids = tables.quoted("centroids")
 
@@ -103,7 +111,7 @@ class CodecTables:
         """Store a trained codec; *centroids* int8 [n_centroids, dim] are directions of any length."""
         n_centroids, dim = centroids.shape
         (page_size,) = self._conn.execute("PRAGMA page_size").fetchone()
-        self.write_row(
+        self.update(
             StoredCodec(
                 nbits=nbits,
                 dim=dim,
@@ -121,13 +129,14 @@ class CodecTables:
                 recent_residual=0.0,
             )
         )
-        self.write_centroids(centroids, cells, 0)
+        self._write_centroids(centroids, cells, 0)
 
-    def write_row(self, codec: StoredCodec) -> None:
+    def update(self, codec: StoredCodec) -> None:
+        """Store the row. Call inside ``atomic``."""
         values = (1, *codec.row, row_checksum(codec.row))
         self._conn.execute(f"REPLACE INTO {self._codec} VALUES ({', '.join('?' * len(values))})", values)
 
-    def write_centroids(self, centroids: NDArray[np.int8], cells: NDArray[np.uint16], first: int) -> None:
+    def _write_centroids(self, centroids: NDArray[np.int8], cells: NDArray[np.uint16], first: int) -> None:
         """Store the blocks of all centroids from number *first* on, the start of a block."""
         rows = []
         for begin in range(first, len(centroids), CENTROIDS_PER_BLOCK):
@@ -139,51 +148,37 @@ class CodecTables:
     def add_centroids(self, codec: StoredCodec, centroids: NDArray[np.int8], cells: NDArray[np.uint16]) -> StoredCodec:
         """Store *centroids*, of which the first ``codec.n_centroids`` are stored already. Call inside ``atomic``."""
         first = codec.n_centroids // CENTROIDS_PER_BLOCK * CENTROIDS_PER_BLOCK
-        self.write_centroids(centroids, cells, first)
+        self._write_centroids(centroids, cells, first)
         codec = dataclasses.replace(codec, n_centroids=len(centroids))
-        self.write_row(codec)
+        self.update(codec)
         return codec
 
-    def read(self, dim: int) -> StoredCodec | None:
-        """Return the codec; None while a build has not trained it yet.
+    def exists(self) -> bool:
+        """Return whether there is a codec: a build has none before it is trained."""
+        return self._conn.execute(f"SELECT 1 FROM {self._codec}").fetchone() is not None
 
-        :raises IndexCorrupt: if it is damaged or sizes contradict each other
+    def load(self) -> StoredCodec:
+        """Return the codec without its centroids.
+
+        :raises IndexCorrupt: if it is missing or damaged
         """
-        columns = ", ".join(field.name for field in dataclasses.fields(StoredCodec))
-        row = self._conn.execute(f"SELECT {columns}, checksum FROM {self._codec}").fetchone()
+        names = [field.name for field in dataclasses.fields(StoredCodec)]
+        row = self._conn.execute(f"SELECT {', '.join(names)}, checksum FROM {self._codec}").fetchone()
         if row is None:
-            return None
-        *values, found = row
-        name = self._name
-        if found != row_checksum(values):
-            raise IndexCorrupt(f"the codec of index {name!r} is damaged, its checksum differs: rebuild the index")
-        fields = dict(zip((field.name for field in dataclasses.fields(StoredCodec)), values, strict=True))
-        for part in ("bucket_cutoffs", "bucket_weights"):
-            fields[part] = from_blob(fields[part], FLOATS, f"{part} of {name!r}").astype(np.float32)
-        codec = StoredCodec(**fields)
-        sizes: list[object] = [codec.nbits, codec.dim, codec.n_centroids, codec.n_trained]
-        sizes += [codec.block_tokens, codec.stream_tokens, codec.trained_tokens]
-        figures: list[object] = [codec.avg_residual, codec.scale_step, codec.recent_tokens, codec.recent_residual]
-        sound = (
-            all(type(n) is int for n in sizes)
-            and all(isinstance(figure, float) and 0 <= figure < float("inf") for figure in figures)
-            and codec.nbits in NBITS
-            and codec.dim == dim > 0
-            and 0 < codec.n_trained <= codec.n_centroids <= _MOST_CENTROIDS
-            and len(codec.bucket_weights) == len(codec.bucket_cutoffs) + 1 == 1 << codec.nbits
-            # Residuals of unit vectors; written so that NaN is refused too.
-            and 0 <= (largest_weight := float(np.abs(codec.bucket_weights).max())) < _LARGEST_WEIGHT
-            and (largest_weight == 0 or largest_weight > 1 / _LARGEST_WEIGHT)
-            and 0 < codec.scale_step < _LARGEST_WEIGHT
-            and codec.avg_residual < _LARGEST_WEIGHT
-            and codec.codes_dtype in CODES
-            and codec.n_centroids <= 1 << 8 * CODES[codec.codes_dtype].itemsize
-            and 0 < codec.block_tokens <= 1 << 16
-            and 0 <= codec.stream_tokens < 1 << 40
-            and codec.trained_tokens >= 0
+            raise damaged("codec", self._index, "its row is missing")
+        *values, stored_checksum = row
+        if stored_checksum != row_checksum(values):
+            raise damaged("codec", self._index, "its checksum differs")
+        codec = StoredCodec(**dict(zip(names, values, strict=True)))
+        if fault := next(_type_faults(codec), None):
+            raise damaged("codec", self._index, fault)
+        codec = dataclasses.replace(
+            codec,
+            bucket_cutoffs=from_blob(codec.bucket_cutoffs, FLOATS, "bucket_cutoffs").astype(np.float32),
+            bucket_weights=from_blob(codec.bucket_weights, FLOATS, "bucket_weights").astype(np.float32),
         )
-        if not sound:
-            raise IndexCorrupt(f"the codec of index {name!r} contradicts itself: rebuild the index")
+        if fault := next(_faults(codec, self._dim), None):
+            raise damaged("codec", self._index, fault)
         return codec
 
     def last_checksum(self) -> object:
@@ -191,25 +186,62 @@ class CodecTables:
         sql = f"SELECT checksum FROM {self._centroids} ORDER BY block DESC LIMIT 1"
         return self._conn.execute(sql).fetchone()
 
-    def read_centroids(self, codec: StoredCodec) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
+    def centroids(self, codec: StoredCodec) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
         """Return int8 centroid directions [n_centroids, dim], not yet normalized, and their cells uint16 [n_centroids].
 
-        :raises IndexCorrupt: if they are damaged, or not as many as the codec says
+        :raises IndexCorrupt: if they are damaged
         """
-        what = f"centroids of index {self._name!r}"
         rows = self._conn.execute(f"SELECT centroids, cells, checksum FROM {self._centroids} ORDER BY block").fetchall()
+        what = f"centroids of index {self._index!r}"
         directions, _ = from_blobs([row[0] for row in rows], CENTROIDS, what)
         cells, _ = from_blobs([row[1] for row in rows], CELLS, what)
-        if (
-            any(checksum(*blobs) != found for *blobs, found in rows)
-            or directions.size != codec.n_centroids * codec.dim
-            or len(cells) != codec.n_centroids
-        ):
-            raise IndexCorrupt(f"the {what} are damaged: rebuild the index")
-        return (
-            directions.astype(np.int8, copy=False).reshape(codec.n_centroids, codec.dim),
-            cells.astype(np.uint16, copy=False),
-        )
+        for block, (*blobs, stored_checksum) in enumerate(rows):
+            if checksum(*blobs) != stored_checksum:
+                raise damaged("centroids", self._index, f"the checksum of block {block} differs")
+        n, dim = codec.n_centroids, codec.dim
+        if directions.size != n * dim or len(cells) != n:
+            detail = f"{directions.size / dim:g} of them and {len(cells)} cells, not {n}"
+            raise damaged("centroids", self._index, detail)
+        return directions.astype(np.int8, copy=False).reshape(n, dim), cells.astype(np.uint16, copy=False)
+
+
+def _type_faults(codec: StoredCodec) -> Iterator[str]:
+    """Yield what is wrong with the types of the fields: the file may come from anywhere."""
+    for field in dataclasses.fields(codec):
+        value: object = getattr(codec, field.name)
+        sound = {
+            "int": type(value) is int,
+            "float": isinstance(value, float) and 0 <= value < math.inf,
+            "str": isinstance(value, str),
+        }
+        if not sound.get(str(field.type), isinstance(value, bytes) and len(value) % FLOATS.itemsize == 0):
+            yield f"{field.name} is {value!r}"
+
+
+def _faults(codec: StoredCodec, dim: int) -> Iterator[str]:
+    """Yield what is wrong with the values of the fields."""
+    n_buckets = 1 << codec.nbits if codec.nbits in NBITS else 0
+    max_codes = 1 << 8 * CODES[codec.codes_dtype].itemsize if codec.codes_dtype in CODES else 0
+    sound = {
+        "nbits": n_buckets > 0,
+        "dim": codec.dim == dim > 0,
+        "codes_dtype": max_codes > 0,
+        "n_centroids": 0 < codec.n_centroids <= min(_MAX_CENTROIDS, max_codes),
+        "n_trained": 0 < codec.n_trained <= codec.n_centroids,
+        "scale_step": 0 < codec.scale_step < _MAX_WEIGHT,
+        "avg_residual": codec.avg_residual < _MAX_WEIGHT,
+        "block_tokens": 0 < codec.block_tokens <= _MAX_BLOCK_TOKENS,
+        "stream_tokens": 0 <= codec.stream_tokens < _MAX_STREAM_TOKENS,
+        "trained_tokens": codec.trained_tokens >= 0,
+    }
+    yield from (f"{name} is {getattr(codec, name)!r}" for name, is_sound in sound.items() if not is_sound)
+    for name, n in (("bucket_cutoffs", n_buckets - 1), ("bucket_weights", n_buckets)):
+        if len(getattr(codec, name)) != n:
+            yield f"{name} has {len(getattr(codec, name))} values, not {n}"
+    # Residuals of unit vectors. NaN compares with nothing.
+    largest = float(np.abs(codec.bucket_weights).max(initial=0))
+    if not (largest == 0 or 1 / _MAX_WEIGHT < largest < _MAX_WEIGHT):
+        yield f"bucket_weights has {largest:g}"
 
 
 def _bytes_per_token(dim: int, nbits: int) -> int:

@@ -16,11 +16,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from colbert_sqlite.encoders import Encoder
-from colbert_sqlite.engine import kmeans
-from colbert_sqlite.engine.codec import ResidualCodec, to_directions
-from colbert_sqlite.errors import IndexCorrupt
-from colbert_sqlite.indexing import (
+from colbert_sqlite.build import (
     CHUNK_BYTES,
     CHUNK_ROWS,
     Progress,
@@ -31,14 +27,18 @@ from colbert_sqlite.indexing import (
     chunks,
     pairs_of,
 )
+from colbert_sqlite.encoders import Encoder
+from colbert_sqlite.engine import kmeans
+from colbert_sqlite.engine.codec import ResidualCodec, to_directions
+from colbert_sqlite.errors import IndexCorrupt
+from colbert_sqlite.progress import BuildReport
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.blobs import CODES
-from colbert_sqlite.storage.check import Findings
+from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import atomic
 from colbert_sqlite.storage.source import Key, Source, SourceRow
 from colbert_sqlite.storage.store import EncodedRow, Store
-from colbert_sqlite.storage.stored_codec import StoredCodec
-from colbert_sqlite.timing import BuildReport
+from colbert_sqlite.verify import Findings
 
 # Text of rows compared at once.
 _COMPARED_BYTES = 4_000_000
@@ -207,10 +207,11 @@ class _Sync:
 
     def is_outgrown(self) -> bool:
         """Return whether the codec is outgrown and so little is indexed that training it anew is soon done."""
-        store, codec = self.store, self.store.read_codec()
+        store = self.store
         changed = self.counts["added"] + self.counts["updated"]
-        if codec is None or not (changed or store.is_being_built()):
+        if not (changed or store.is_being_built()):
             return False
+        codec = store.codec.load()
         # No count where it is plain: the stream holds what is indexed, and gaps.
         if codec.stream_tokens < OUTGROWN * codec.trained_tokens or OUTGROWN * codec.trained_tokens > RETRAINED_UP_TO:
             return False
@@ -313,8 +314,8 @@ class _Sync:
 
 def _grow(store: Store, codec: ResidualCodec) -> None:
     """Add the centroids that outliers have earned, and code these anew. Call inside ``atomic``."""
-    stored = store.read_codec()
-    assert stored is not None and codec.cells is not None and codec.scale_step is not None
+    stored = store.codec.load()
+    assert codec.cells is not None and codec.scale_step is not None
     passage_ids, positions, embeddings = store.take_outliers(stored)
     room = int((1 + _GROWTH) * stored.n_trained)
     room = min(room, 1 << 8 * CODES[stored.codes_dtype].itemsize) - stored.n_centroids
@@ -363,8 +364,7 @@ def repair(store: Store, found: Findings) -> None:
     rows = {*store.keys_of(found.passages.union(passage_id - 1 for passage_id in lost)), *found.rows}
     store.enqueue(rows)
     store.forget(rows, found.passages | found.orphans)
-    codec = store.read_codec()
-    assert codec is not None
+    codec = store.codec.load()
     store.stream.blank(codec, found.blocks)
     if found.lists or rows or found.orphans or found.passages:
         store.lists.clear()

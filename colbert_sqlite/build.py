@@ -18,21 +18,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from colbert_sqlite.codec import load_codec
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.encoders.queries import refuse_no_numbers
 from colbert_sqlite.engine.codec import ResidualCodec, n_centroids_for
 from colbert_sqlite.engine.pooling import clustering, pool
 from colbert_sqlite.errors import IndexCorrupt
 from colbert_sqlite.passages import PassageSplitter, PassageText, extract
+from colbert_sqlite.progress import BuildReport
 from colbert_sqlite.settings import IndexSettings
+from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import atomic, plain_rows
-from colbert_sqlite.storage.lists import Pairs
+from colbert_sqlite.storage.ivf import Pairs
+from colbert_sqlite.storage.lock import only_writer
 from colbert_sqlite.storage.scratch import Scratch, remove_scratch, scratch_path
 from colbert_sqlite.storage.source import Key, Source, SourceRow
 from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Outlier, Store
-from colbert_sqlite.storage.stored_codec import StoredCodec
-from colbert_sqlite.storage.writer import only_writer
-from colbert_sqlite.timing import BuildReport
 
 # Text of one write transaction: some seconds of encoding on two CPU cores, which is what a kill can cost.
 CHUNK_BYTES = 200_000
@@ -133,23 +134,6 @@ class RowEncoder:
         return _with_distances(encoded, np.concatenate(means), outliers) if recent else encoded
 
 
-def codec_from(store: Store, stored: StoredCodec) -> ResidualCodec:
-    """Return the codec of a store.
-
-    :raises IndexCorrupt: if its centroids are damaged
-    """
-    centroids, cells = store.codec.read_centroids(stored)
-    return ResidualCodec(
-        nbits=stored.nbits,
-        centroids=centroids,
-        bucket_cutoffs=stored.bucket_cutoffs,
-        bucket_weights=stored.bucket_weights,
-        avg_residual=stored.avg_residual,
-        scale_step=stored.scale_step,
-        cells=cells,
-    )
-
-
 def build(
     conn: sqlite3.Connection,
     name: str,
@@ -182,8 +166,8 @@ def build(
         build.train()
         build.encode_rows()
         build.invert()
-    except sqlite3.OperationalError:
-        # Whoever took the build over may have published it, and its tables are gone.
+    except (sqlite3.OperationalError, IndexCorrupt):
+        # Whoever took the build over may have published it, and its tables are gone, or have begun anew.
         store.check_build(build_id)
         raise
     with report.step("write"), atomic(conn):
@@ -217,7 +201,7 @@ class _Build:
 
     def train(self) -> None:
         """Train the codec on sampled rows, and keep those rows encoded: nothing is encoded twice."""
-        if self.store.read_codec() is not None:
+        if self.store.codec.exists():
             # An earlier run may have ended between storing the codec and this.
             if (path := scratch_path(self.store.conn, self.store.entry.name)) is not None:
                 remove_scratch(path)
@@ -268,7 +252,7 @@ class _Build:
 
     def encode_rows(self) -> None:
         """Encode every row that is not in the tables as it is now, and remove those that are gone."""
-        codec = codec_from(self.store, self._read_codec())
+        codec = load_codec(self.store).residual
         conn = self.store.conn
         after: Key | None = None
         self.n_done = self.store.counts()["rows"]
@@ -289,7 +273,7 @@ class _Build:
     def invert(self) -> None:
         """Write the inverted lists, some centroids at a time where there are too many pairs for memory."""
         self.progress(Progress("write", 0, 1))
-        codec = self._read_codec()
+        codec = self.store.codec.load()
         for first, end in centroid_ranges(codec):
             with self.report.step("invert"):
                 pairs = pairs_of(self.store.iter_codes(codec), first, end)
@@ -299,14 +283,6 @@ class _Build:
                         self.store.lists.clear()
                     self.store.lists.write(pairs)
         self.progress(Progress("write", 1, 1))
-
-    def _read_codec(self) -> StoredCodec:
-        codec = self.store.read_codec()
-        if codec is None:
-            # Another builder has begun anew, with other settings.
-            self.store.check_build(self.build_id)
-            raise IndexCorrupt(f"the build of index {self.store.entry.name!r} has no codec")
-        return codec
 
     def _bring_up(self, rows: list[SourceRow], codec: ResidualCodec) -> None:
         with self.report.step("read"):

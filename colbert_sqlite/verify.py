@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from colbert_sqlite.errors import ColbertError
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.blobs import CODES, HALVES, checksum, unpack_ids, verified
+from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import lenient_text
-from colbert_sqlite.storage.lists import PASSAGE_MASK, Pairs
+from colbert_sqlite.storage.ivf import PASSAGE_MASK, Pairs
 from colbert_sqlite.storage.schema import key_columns, quote_identifier
 from colbert_sqlite.storage.source import Key, Source
 from colbert_sqlite.storage.store import Store
-from colbert_sqlite.storage.stored_codec import StoredCodec
 
 _SHOWN = 5
 
@@ -76,17 +76,12 @@ def check(store: Store, source: Source | None) -> Findings:
         found.problems.append(f"tables are missing ({', '.join(missing)}): {way_out}")
         return found
     try:
-        codec = store.read_codec()
-        if codec is None:
-            found.problems.append(f"index {store.entry.name!r} has no codec: rebuild it")
-        else:
-            store.codec.read_centroids(codec)
+        codec = store.codec.load()
+        store.codec.centroids(codec)
     except ColbertError as error:
         found.problems.append(str(error))
-    if found.problems:
         found.codec = True
         return found
-    assert codec is not None
     with lenient_text(store.conn):
         _check_passages(store, codec, found)
         _check_residuals(store, codec, found)

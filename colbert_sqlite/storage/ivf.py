@@ -1,7 +1,7 @@
 """Inverted lists: the passages that have a token in a centroid.
 
 In: pairs of centroid and passage. Out: segments in the ivf table. Leaves to others: reading for a search
-(``snapshot.py``).
+(``postings.py``).
 
 A list is kept in segments of so many ids as fill a page, so that what a changed row has rewritten does not grow with
 the lists.

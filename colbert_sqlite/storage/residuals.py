@@ -1,7 +1,7 @@
 """The token stream: packed residuals of all passages, one after another, in blocks of one page each.
 
 In: bytes of passages, in the order of their ids. Out: the same. Leaves to others: where in the stream a passage begins
-(the passages table says so), and reading for a search (``snapshot.py``).
+(the passages table says so), and reading for a search (``postings.py``).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from colbert_sqlite.errors import IndexCorrupt
 from colbert_sqlite.storage.blobs import checksum, verified
+from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.schema import Tables
-from colbert_sqlite.storage.stored_codec import StoredCodec
 
 # Passages moved in one transaction when the stream is made dense.
 _COMPACTED_AT_ONCE = 1000

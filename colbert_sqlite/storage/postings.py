@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from colbert_sqlite.errors import IndexCorrupt
 from colbert_sqlite.memory import keep_freed_memory
 from colbert_sqlite.storage.blobs import CODES, GAPS, RESIDUALS, from_blobs, unpack_ids, verified
+from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import data_version
-from colbert_sqlite.storage.lists import PASSAGE_BITS, PASSAGE_MASK
+from colbert_sqlite.storage.ivf import PASSAGE_BITS, PASSAGE_MASK
 from colbert_sqlite.storage.store import Store
-from colbert_sqlite.storage.stored_codec import StoredCodec
 
 # What one query reads and frees the next one needs: without this a search took up to a third longer.
 MEGABYTES_KEPT = 24

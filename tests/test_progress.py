@@ -11,7 +11,7 @@ import pytest
 
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.index import Index
-from colbert_sqlite.timing import BuildReport, memory
+from colbert_sqlite.progress import BuildReport, memory
 
 
 def test_the_steps_of_a_stage_add_up() -> None:
@@ -63,7 +63,7 @@ def test_without_proc_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None
     anonymous, peak = memory()
     assert anonymous is None
     assert peak is not None and peak > 10_000_000
-    monkeypatch.setattr("colbert_sqlite.timing.resource", None)
+    monkeypatch.setattr("colbert_sqlite.progress.resource", None)
     assert memory() == (None, None)
 
 

@@ -1,0 +1,60 @@
+"""Indexes of another format.
+
+In: a database and the name of an index in it. Out: the same index, in the format of this release. Leaves to others:
+building (``build.py``).
+"""
+
+from __future__ import annotations
+
+from colbert_sqlite.build import ProgressCallback, build, no_progress, writing
+from colbert_sqlite.encoders import Encoder
+from colbert_sqlite.index import Index
+from colbert_sqlite.model import Model
+from colbert_sqlite.progress import BuildReport
+from colbert_sqlite.settings import Backend, ModelOptions
+from colbert_sqlite.storage.connection import Database, connected
+from colbert_sqlite.storage.registry import read_outdated
+from colbert_sqlite.storage.source import Source
+from colbert_sqlite.storage.store import Store
+
+
+def upgrade(
+    db: Database,
+    name: str,
+    *,
+    model: str | Encoder | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    batch_size: int | None = None,
+    trust_remote_code: bool = False,
+    backend: Backend = "auto",
+    progress: ProgressCallback | None = None,
+) -> int | None:
+    """Build an index of an older format anew, with its settings; return the format it had.
+
+    Return None if the index has the format of this release: nothing is done then. The old index is replaced in the
+    last transaction of the build. An interrupted upgrade goes on when it is run again.
+
+    :param model: where the model is now, if not under the name the index was built with
+    :raises IndexNotFound: if there is no such index
+    :raises IndexCorrupt: if its registry entry can't be read
+    :raises ModelMismatch: if *model* is not the one that the index was built with
+    :raises ModelNotFound: if the model is not on this machine
+    :raises SchemaVersionError: if a newer release wrote it
+    :raises SourceError: if its table is gone or can no longer be indexed
+    """
+    options = ModelOptions(
+        device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code, backend=backend
+    )
+    with connected(db) as conn:
+        with writing(conn, name, progress):
+            old = read_outdated(conn, name)
+            if old is None:
+                Store.open(conn, name)
+                return None
+            source = Source.of_index(conn, old.settings)
+            encoder = Model(old, model, options).load(many=True)
+            build(conn, old.name, source, old.settings, encoder, progress or no_progress, BuildReport(), replace=True)
+        if old.settings.triggers:
+            Index.open(conn, old.name, model=encoder).sync(progress=progress)
+        return old.schema_version
