@@ -236,9 +236,11 @@ class Index:
 
     @contextmanager
     def _write(self, progress: ProgressCallback | None) -> Iterator[Store]:
-        """The tables of the index, which nobody else writes meanwhile."""
+        """The tables of the index as it is now, which nobody else writes meanwhile."""
         with self._connections.use() as session, writing(session.conn, self.name, progress):
-            yield Store(session.conn, self._entry)
+            with self.read() as view:
+                store = view.store
+            yield store
 
     def search(
         self,

@@ -172,7 +172,7 @@ def opened(conn: sqlite3.Connection) -> Index:
 
 
 def build(conn: sqlite3.Connection, progress: Callable[[Progress], None]) -> None:
-    if any(entry["state"] == "ready" for entry in list_indexes(conn)):
+    if any(entry.state == "ready" for entry in list_indexes(conn)):
         opened(conn).sync(progress=progress)
     else:
         Index.create(conn, "t", ["body"], model=ENCODER, progress=progress)
@@ -285,7 +285,7 @@ def judge(path: Path, *, in_step: bool, may_be_damaged: bool) -> list[str]:
         problems = index.verify()
         if in_step or not may_be_damaged:
             wrong += [p for p in problems if in_step or not p.startswith(OUT_OF_STEP)]
-        grown = index.info()["n_centroids_added"]
+        grown = index.info().n_centroids_added
         rows = table(conn)
         texts = {row: [text_of(row, version) for version in range(VERSIONS)] for row in rows}
         for row, expected in expected_scores(conn, texts):

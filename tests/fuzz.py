@@ -137,8 +137,8 @@ def steps(path: Path, encoder: Encoder) -> Iterator[tuple[str, Callable[[], obje
     def listed() -> object:
         entries = list_indexes(path)
         for entry in entries:
-            if entry["state"] == "unreadable":
-                raise ColbertError(entry["problem"])
+            if entry.state == "unreadable":
+                raise ColbertError(entry.problem)
         return [_without(entry, "bytes") for entry in entries]
 
     def call(method: str, **arguments: Any) -> Callable[[], object]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import connection_of
 
 from colbert_sqlite.build import Progress
 from colbert_sqlite.errors import IndexBusy, IndexNotFound, SourceError
@@ -107,7 +108,7 @@ def test_never_two_writers_at_once(small_index: Index, db_path: Path) -> None:
 
 
 def test_the_second_of_two_syncs_waits(small_index: Index, db_path: Path) -> None:
-    small_index._store.conn.execute("INSERT INTO posts VALUES (9, 'Yeast', 'Feed the starter.')")
+    connection_of(small_index).execute("INSERT INTO posts VALUES (9, 'Yeast', 'Feed the starter.')")
     with holder(db_path) as first, start(SYNC, db_path) as second:
         waiting = threading.Event()
         mine: list[dict[str, int]] = []
@@ -146,7 +147,7 @@ def test_a_transaction_does_not_wait_for_another_writer(small_index: Index, db_p
     assert conn.in_transaction
     conn.commit()
     small_index.sync()
-    assert (small_index.counts["rows"], small_index.verify(), beside(db_path)) == (6, [], [])
+    assert (small_index.counts()["rows"], small_index.verify(), beside(db_path)) == (6, [], [])
 
 
 @pytest.mark.parametrize("behind", ["a database", "an empty file", "nothing", "a folder"])
@@ -168,7 +169,7 @@ def test_a_link_in_the_place_of_the_lock_is_refused_and_not_followed(
         lock.symlink_to(target)
     except OSError:
         pytest.skip("links can't be made here")
-    small_index._store.conn.execute("DELETE FROM posts WHERE id = 1")
+    connection_of(small_index).execute("DELETE FROM posts WHERE id = 1")
     assert_refused(small_index, lock)
     assert (target.read_bytes() if target.is_file() else None) == before
     assert [file.name for file in target.parent.iterdir()] == ([] if behind == "nothing" else [target.name])
@@ -179,13 +180,13 @@ def test_a_link_in_the_place_of_the_lock_is_refused_and_not_followed(
 def test_a_file_in_the_place_of_the_lock_is_refused_and_left_alone(small_index: Index, content: bytes) -> None:
     lock = lock_of(small_index)
     lock.write_bytes(content)
-    small_index._store.conn.execute("DELETE FROM posts WHERE id = 1")
+    connection_of(small_index).execute("DELETE FROM posts WHERE id = 1")
     assert_refused(small_index, lock)
     assert lock.read_bytes() == content
 
 
 def lock_of(index: Index) -> Path:
-    path = scratch_path(index._store.conn, index.name)
+    path = scratch_path(connection_of(index), index.name)
     assert path is not None
     return Path(f"{path}-lock")
 
@@ -234,7 +235,7 @@ def test_an_index_that_was_dropped_while_a_rebuild_waited_stays_dropped(small_in
 def test_indexes_of_one_database_do_not_wait_for_each_other(small_index: Index, db_path: Path) -> None:
     waited: list[bool] = []
     with holder(db_path) as process:
-        with only_writer(small_index._store.conn, "another", lambda: waited.append(True)):
+        with only_writer(connection_of(small_index), "another", lambda: waited.append(True)):
             pass
         process.communicate("")
     assert waited == []

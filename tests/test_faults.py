@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from helpers import connection_of
 
 from colbert_sqlite.build import Progress
 from colbert_sqlite.encoders import Encoder
@@ -208,13 +209,13 @@ def test_the_command_says_in_a_sentence_that_the_database_is_locked(
 def test_a_database_opened_for_reading_is_searched_and_not_synced(
     small_index: Index, db_path: Path, how: str, cli: Callable[..., tuple[int, str]]
 ) -> None:
-    small_index._store.conn.execute("UPDATE posts SET title = 'Sourdough', body = 'Feed the starter.' WHERE id = 1")
+    connection_of(small_index).execute("UPDATE posts SET title = 'Sourdough', body = 'Feed the starter.' WHERE id = 1")
     small_index.close()
     uri = f"{db_path.as_uri()}?{how}"
     with Index.open(uri, "posts") as index:
         assert index.search("comet", k=1)[0].pk == 2
         assert index.verify() == []
-        assert index.info()["pending_changes"] == 1
+        assert index.info().pending_changes == 1
         with pytest.raises(sqlite3.OperationalError, match="attempt to write a readonly database"):
             index.sync()
     assert cli("search", uri, "posts", "comet", "-k", "1")[0] == 0
@@ -227,7 +228,7 @@ def test_a_database_opened_for_reading_is_searched_and_not_synced(
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_wal_database_in_a_folder_that_cannot_be_written_is_searched(small_index: Index, db_path: Path) -> None:
-    small_index._store.conn.execute("PRAGMA journal_mode = WAL")
+    connection_of(small_index).execute("PRAGMA journal_mode = WAL")
     small_index.close()
     db_path.parent.chmod(0o555)
     try:
@@ -247,4 +248,4 @@ def test_threads_that_fail_to_write_let_others_write(db_path: Path, encoder: Enc
     built = threading.Thread(target=lambda: Index.create(db_path, "posts", ["body"], model=encoder).close())
     built.start()
     built.join()
-    assert [entry["state"] for entry in list_indexes(db_path)] == ["ready"]
+    assert [entry.state for entry in list_indexes(db_path)] == ["ready"]

@@ -39,7 +39,7 @@ def test_the_sound_index_has_everything_there_is_to_damage(sound: Path) -> None:
     assert counts["passages"] > 100 and counts["residuals"] > 20 and counts["queue"] == 3
     index = Index.open(conn, "posts", model="hashing-32")
     assert index.verify() == []
-    assert index.info()["bytes_reclaimable"] > 0
+    assert index.info().bytes_reclaimable > 0
 
 
 CRASHES_ON_1 = """

@@ -116,7 +116,7 @@ def test_a_killed_build_leaves_the_old_index_and_is_continued(path: Path, journa
         assert answers(path) == (old if nbits == 2 else new)
     run_build(path, 4)
     assert answers(path) == new
-    assert [entry["state"] for entry in list_indexes(path)] == ["ready"]
+    assert [entry.state for entry in list_indexes(path)] == ["ready"]
     assert list(path.parent.glob("*-colbert-*")) == []
     assert unfinished > KILLED_BUILDS // 2
 
@@ -151,7 +151,7 @@ def test_a_second_run_goes_on_where_the_first_stopped(path: Path, encoder: Encod
     with pytest.raises(Stop):
         Index.create(path, "t", ["body"], model=encoder, progress=stop_at("encode", 200))
     (entry,) = list_indexes(path)
-    assert (entry["state"], entry["rows"] >= 200) == ("building", True)
+    assert (entry.state, entry.rows >= 200) == ("building", True)
     conn = sqlite3.connect(path)
     conn.execute("DELETE FROM t WHERE id < 10")
     conn.execute("UPDATE t SET body = 'A walrus.' WHERE id = 20")
@@ -159,9 +159,9 @@ def test_a_second_run_goes_on_where_the_first_stopped(path: Path, encoder: Encod
     conn.commit()
     seen: list[Progress] = []
     with Index.create(path, "t", ["body"], model=encoder, progress=seen.append) as index:
-        assert next(p.done for p in seen if p.stage == "encode") >= entry["rows"] - 10
+        assert next(p.done for p in seen if p.stage == "encode") >= entry.rows - 10
         assert index.verify() == []
-        assert index.counts["rows"] == N_ROWS - 9
+        assert index.counts()["rows"] == N_ROWS - 9
         assert index.search("walrus", k=1)[0].pk == 20
         assert index.search("capybara", k=1)[0].pk == -5
 

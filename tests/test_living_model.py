@@ -412,7 +412,7 @@ class LivingIndex(RuleBasedStateMachine):
     def optimize(self) -> None:
         before = self.found()
         self.index.optimize()
-        assert self.index.info()["bytes_reclaimable"] == 0
+        assert self.index.info().bytes_reclaimable == 0
         assert self.found() == before
 
     def interrupt(self, what: Callable[[Index], object]) -> None:
@@ -470,7 +470,7 @@ class LivingIndex(RuleBasedStateMachine):
         self.indexed = {key: row.body for key, row in expected.items()}
         self.lost = False
         assert self.index.verify() == []
-        assert self.index.counts["rows"] == len(expected)
+        assert self.index.counts()["rows"] == len(expected)
         store = Store.open(self.conn, self.index.name)
         stored, codec = load_codec(store)
         build_id = store.entry.build_id
@@ -492,7 +492,7 @@ class LivingIndex(RuleBasedStateMachine):
                 owners.append((row.key, Passage(span, passage.start, passage.end, i)))
                 codes.append(passage.codes)
                 residuals.append(passage.residuals)
-        assert self.index.counts["passages"] == len(owners)
+        assert self.index.counts()["passages"] == len(owners)
         offsets = np.cumsum([0, *map(len, codes[1:])])
         postings = plaid.ArrayPostings(
             np.arange(len(owners)), np.concatenate(codes), offsets, np.concatenate(residuals)

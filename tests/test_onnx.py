@@ -454,7 +454,7 @@ def test_a_rebuild_works_where_only_the_export_is_left(checkpoint: Path, cache: 
         shutil.rmtree(checkpoint)
     with Index.open(db_path, "posts") as index:
         assert index.rebuild()["rows"] == 5
-        assert index.encoder.backend.startswith("onnxruntime ")
+        assert index.load_encoder().backend.startswith("onnxruntime ")
 
 
 def test_encoders_of_one_file_share_what_runs_it(exported: Path) -> None:
@@ -503,7 +503,7 @@ def run_without_torch(*words: object) -> subprocess.CompletedProcess[str]:
 def test_a_search_imports_no_torch_though_it_is_there(indexed: Path) -> None:
     code = (
         "import sys; from colbert_sqlite import Index;"
-        f"index = Index.open({str(indexed)!r}, 'posts'); print(index.search('bread')[0].rank, index.encoder.backend);"
+        f"index = Index.open({str(indexed)!r}, 'posts'); print(index.search('bread')[0].rank, index.load_encoder().backend);"
         "print({'torch', 'transformers', 'sentence_transformers', 'onnx'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -536,8 +536,8 @@ def test_an_export_alone_searches_and_indexes(indexed: Path, exported: Path, db_
     built = run_without_torch("index", db_path, "posts", "body", "--name", "again", "--model", exported, "--silent")
     assert (built.returncode, built.stderr) == (0, "")
     with Index.open(db_path, "again") as again, Index.open(db_path, "posts") as first:
-        assert again.info()["model_fingerprint"] == first.info()["model_fingerprint"]
-        assert again.counts == first.counts
+        assert again.info().model_fingerprint == first.info().model_fingerprint
+        assert again.counts() == first.counts()
 
 
 def test_an_int8_export_is_refused_by_an_index_of_the_model(indexed: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -288,13 +288,13 @@ def test_a_damaged_registry_row_is_one_sentence_and_can_be_dropped(damaged: Dama
         index.repair,
         index.optimize,
         index.rebuild,
-        lambda: index.counts,
+        index.counts(),
     ]
     for call in calls:
         with pytest.raises(ColbertError) as caught:
             call()
         assert "\n" not in str(caught.value) and "index" in str(caught.value)
-    ((name, state),) = [(entry["name"], entry["state"]) for entry in list_indexes(damaged.conn)]
+    ((name, state),) = [(entry.name, entry.state) for entry in list_indexes(damaged.conn)]
     assert (name, state) == ("posts", "unreadable")
     drop(damaged.conn, "posts")
     assert damaged.conn.execute("SELECT name FROM sqlite_master WHERE name LIKE '%colbert%'").fetchall() == []
@@ -320,7 +320,7 @@ def test_a_registry_row_of_another_name_is_another_index(damaged: Damaged, encod
     again = Index.create(damaged.conn, "posts", ["body"], model=encoder)
     assert again.verify() == []
     drop(damaged.conn, "other")
-    assert [entry["name"] for entry in list_indexes(damaged.conn)] == ["posts"]
+    assert [entry.name for entry in list_indexes(damaged.conn)] == ["posts"]
 
 
 def test_a_damaged_row_of_a_build_does_not_keep_the_index_from_use(damaged: Damaged) -> None:
@@ -329,9 +329,9 @@ def test_a_damaged_row_of_a_build_does_not_keep_the_index_from_use(damaged: Dama
         " model_fingerprint, dim, generation, build_id, created, updated, queue_complete, 0 FROM _colbert_indexes"
     )
     assert damaged.hits() == damaged.before
-    assert [entry["state"] for entry in list_indexes(damaged.conn)] == ["ready", "unreadable"]
+    assert [entry.state for entry in list_indexes(damaged.conn)] == ["ready", "unreadable"]
     damaged.index.rebuild()
-    assert [entry["state"] for entry in list_indexes(damaged.conn)] == ["ready"]
+    assert [entry.state for entry in list_indexes(damaged.conn)] == ["ready"]
 
 
 def test_a_row_without_codec_can_not_be_deleted(damaged: Damaged) -> None:
@@ -363,7 +363,7 @@ def test_deleting_beside_a_damaged_place_takes_little_else_along(damaged: Damage
 @pytest.mark.parametrize("doclen", ["-1 << 40", "'x'", "x'00'", "0.5"])
 def test_doclens_that_are_no_numbers_are_not_counted(damaged: Damaged, doclen: str) -> None:
     damaged.execute(f"UPDATE {{passages}} SET doclen = {doclen}")
-    for call in (damaged.index.info, lambda: damaged.index.counts):
+    for call in (damaged.index.info, lambda: damaged.index.counts()):
         with pytest.raises(IndexCorrupt, match="passages of index 'posts' are damaged: run verify, then repair"):
             call()
     damaged.index.repair()

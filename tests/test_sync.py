@@ -100,28 +100,28 @@ def test_what_changed_is_counted_and_encoded_once(
     conn.execute("UPDATE t SET body = NULL WHERE id = 3")
     conn.execute("DELETE FROM t WHERE id IN (4, 5)")
     conn.execute("UPDATE t SET kind = 'letter'")
-    assert index.info()["pending_changes"] == 6
+    assert index.info().pending_changes == 6
     assert index.sync() == {"added": 2, "updated": 2, "deleted": 2, "compared": 0}
     assert sorted(watched.passages) == ["word11 new", "word2 other"]
-    assert index.info()["pending_changes"] == 0
-    assert index.counts["rows_without_text"] == 2
+    assert index.info().pending_changes == 0
+    assert index.counts()["rows_without_text"] == 2
     assert_in_step(conn, index)
-    generation = index.info()["generation"]
+    generation = index.info().generation
     assert [index.sync(), index.sync()] == [NOTHING, NOTHING]
     assert index.sync(full=True) == {**NOTHING, "compared": 10}
-    assert (index.info()["generation"], len(watched.passages)) == (generation, 2)
+    assert (index.info().generation, len(watched.passages)) == (generation, 2)
 
 
 def test_a_change_taken_back_is_nothing_to_do(path: Path, conn: sqlite3.Connection, watched: WatchedEncoder) -> None:
     index = indexed(path, watched)
-    generation = index.info()["generation"]
+    generation = index.info().generation
     conn.execute("UPDATE t SET body = 'other' WHERE id = 2")
     conn.execute("UPDATE t SET body = 'word2 alone' WHERE id = 2")
     conn.execute("INSERT INTO t (id, body) VALUES (11, 'word11')")
     conn.execute("DELETE FROM t WHERE id = 11")
-    assert index.info()["pending_changes"] == 2
+    assert index.info().pending_changes == 2
     assert index.sync() == NOTHING
-    assert (watched.passages, index.info()["generation"], index.info()["pending_changes"]) == ([], generation, 0)
+    assert (watched.passages, index.info().generation, index.info().pending_changes) == ([], generation, 0)
 
 
 def test_no_model_is_loaded_where_there_is_nothing_to_encode(
@@ -203,7 +203,7 @@ def test_without_triggers_sync_compares_all_rows(path: Path, conn: sqlite3.Conne
     conn.execute("UPDATE t SET body = 'word1 other' WHERE id = 1")
     conn.execute("DELETE FROM t WHERE id = 2")
     conn.execute("INSERT INTO t (id, body) VALUES (11, 'word11')")
-    assert index.info()["pending_changes"] is None
+    assert index.info().pending_changes is None
     assert index.sync() == {"added": 1, "updated": 1, "deleted": 1, "compared": 10}
     assert sorted(watched.passages) == ["word1 other", "word11"]
     assert index.sync() == {**NOTHING, "compared": 10}
@@ -285,7 +285,7 @@ def test_a_row_that_changes_while_it_is_encoded_is_not_lost(
     assert index.verify() == [] if triggers else True
     index.sync()
     assert_in_step(conn, index)
-    assert index.info()["pending_changes"] == (0 if triggers else None)
+    assert index.info().pending_changes == (0 if triggers else None)
 
 
 def test_a_row_that_never_stops_changing_stays_queued(
@@ -295,7 +295,7 @@ def test_a_row_that_never_stops_changing_stays_queued(
     conn.execute("UPDATE t SET body = 'word' WHERE id < 3")
     watched.meanwhile = [lambda: conn.execute("UPDATE t SET body = body || ' again' WHERE id = 1")] * 100
     assert index.sync() == {**NOTHING, "updated": 1}
-    assert index.info()["pending_changes"] == 1
+    assert index.info().pending_changes == 1
     assert index.verify() == []
     watched.meanwhile = []
     assert index.sync() == {**NOTHING, "updated": 1}
@@ -373,8 +373,8 @@ def test_an_interrupted_sync_goes_on(
     with pytest.raises(Interruption):
         index.sync()
     assert index.verify() == []
-    assert 0 < index.info()["pending_changes"] < 10
-    pending = index.info()["pending_changes"]
+    assert 0 < index.info().pending_changes < 10
+    pending = index.info().pending_changes
     assert index.sync() == {**NOTHING, "updated": pending}
     assert_in_step(conn, index)
 
@@ -446,10 +446,10 @@ def test_a_missing_queue_is_named_and_made_anew(path: Path, conn: sqlite3.Connec
     index = indexed(path, watched)
     conn.execute("DROP TABLE _colbert_t_queue")
     assert index.verify() == ["tables are missing (queue): sync makes it anew and compares every row"]
-    assert index.info()["pending_changes"] is None
+    assert index.info().pending_changes is None
     assert len(index.search("word", k=100)) == 10
     assert index.sync() == {**NOTHING, "compared": 10}
-    assert index.info()["pending_changes"] == 0
+    assert index.info().pending_changes == 0
     # A connection that knows the table as missing looks for it again when asked for it, not when a trigger is.
     assert conn.execute("SELECT * FROM _colbert_t_queue").fetchall() == []
     conn.execute("UPDATE t SET body = 'word1 changed' WHERE id = 1")
@@ -566,8 +566,8 @@ def test_outliers_earn_centroids_of_their_own(
     conn.executemany("INSERT INTO t (body) VALUES (?)", [(text,) for text in many_words(150, "zq", 1)])
     assert index.sync() == {**NOTHING, "added": 150}
     info = index.info()
-    assert info["n_centroids_added"] > 0
-    assert info["n_centroids"] == before.n_centroids + info["n_centroids_added"]
+    assert info.n_centroids_added > 0
+    assert info.n_centroids == before.n_centroids + info.n_centroids_added
     assert_in_step(conn, index)
 
     with reading(conn):
@@ -611,9 +611,9 @@ def test_the_codec_grows_by_a_quarter_at_most(
         index.sync()
         assert_in_step(conn, index)
     info = index.info()
-    assert info["n_centroids_added"] <= (info["n_centroids"] - info["n_centroids_added"]) // 4
+    assert info.n_centroids_added <= (info.n_centroids - info.n_centroids_added) // 4
     assert index.rebuild()["rows"] == 190
-    assert index.info()["n_centroids_added"] == 0
+    assert index.info().n_centroids_added == 0
     assert_in_step(conn, index)
 
 
@@ -628,14 +628,14 @@ def test_centroids_of_a_transaction_rolled_back_are_forgotten(
     conn.execute("BEGIN")
     conn.executemany("INSERT INTO t (body) VALUES (?)", first)
     index.sync()
-    n_centroids = index.info()["n_centroids"]
+    n_centroids = index.info().n_centroids
     assert_in_step(conn, index)
     conn.execute("ROLLBACK")
     conn.executemany("INSERT INTO t (body) VALUES (?)", second)
     with Index.open(path, "t", model=watched) as opened_anew:
         opened_anew.sync()
         info = opened_anew.info()
-        assert (info["n_centroids"], info["n_centroids_added"] > 0) == (n_centroids, True)
+        assert (info.n_centroids, info.n_centroids_added > 0) == (n_centroids, True)
         for query in ("mandarin7 mandarin8", "zq3", "word1"):
             assert index.search(query, k=100) == opened_anew.search(query, k=100)
 
@@ -652,9 +652,9 @@ def test_optimize_leaves_no_gap_and_changes_no_hit(tmp_path: Path, watched: Watc
         conn.execute(f"DELETE FROM t WHERE {condition}")
         index.sync()
         before = [[(hit.pk, hit.score) for hit in hits] for hits in index.search_many(queries, k=1000)]
-        free = index.info()["bytes_reclaimable"]
+        free = index.info().bytes_reclaimable
         assert index.optimize() == free
-        assert index.info()["bytes_reclaimable"] == 0
+        assert index.info().bytes_reclaimable == 0
         assert [[(hit.pk, hit.score) for hit in hits] for hits in index.search_many(queries, k=1000)] == before
         assert_in_step(conn, index)
         assert index.optimize() == 0
@@ -694,7 +694,7 @@ def test_an_index_that_began_empty_is_trained_on_the_rows_that_come(tmp_path: Pa
     conn = sqlite3.connect(tmp_path / "t.db", isolation_level=None)
     conn.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT)")
     index = Index.create(conn, "t", ["body"], model="hashing-32")
-    assert index.info()["n_centroids"] == 1
+    assert index.info().n_centroids == 1
     words = random.Random(0)
     for i in range(30):
         conn.execute(
@@ -720,12 +720,12 @@ def test_rows_that_come_one_by_one_have_the_codec_trained_again_and_again(tmp_pa
     bodies = [" ".join(f"word{words.randrange(2000)}" for _ in range(40)) for _ in range(400)]
     conn.executemany("INSERT INTO t VALUES (?, ?)", enumerate(bodies[:40]))
     index = Index.create(conn, "t", ["body"], model="hashing-32")
-    n_centroids = [index.info()["n_centroids"]]
+    n_centroids = [index.info().n_centroids]
     for first in range(40, 400, 20):
         conn.executemany("INSERT INTO t VALUES (?, ?)", list(enumerate(bodies))[first : first + 20])
         assert index.sync()["added"] == 20
-        assert index.info()["rebuild_pays"] is None
-        n_centroids.append(index.info()["n_centroids"])
+        assert index.info().why_rebuild is None
+        n_centroids.append(index.info().n_centroids)
     assert 2 <= len(set(n_centroids)) - 1 <= 4
     assert n_centroids == sorted(n_centroids)
     assert index.verify() == []
@@ -738,7 +738,7 @@ def test_a_training_that_was_interrupted_goes_on_with_the_next_sync(
     conn.executemany("INSERT INTO t (body) VALUES (?)", [(text,) for text in many_words(90, "new", 0)])
     with pytest.raises(Interruption):
         index.sync(progress=interrupt_training)
-    assert (index.info()["pending_changes"], len(index.search("word", k=1000))) == (90, 10)
+    assert (index.info().pending_changes, len(index.search("word", k=1000))) == (90, 10)
     n_encoded = len(watched.passages)
     counts = index.sync()
     assert (counts, n_encoded) == ({**NOTHING, "added": 90}, 100)
@@ -759,7 +759,7 @@ def test_a_training_of_an_outgrown_codec_that_was_interrupted_goes_on_with_the_n
     conn.executemany("INSERT INTO t (body) VALUES (?)", texts[46:])
     with pytest.raises(Interruption):
         index.sync(progress=interrupt_training)
-    assert (index.info()["pending_changes"], index.info()["rebuild_pays"] is None) == (0, False)
+    assert (index.info().pending_changes, index.info().why_rebuild is None) == (0, False)
     assert_in_step(conn, index)
     assert index.sync() == NOTHING
     assert_trained_anew(path, conn, index)
@@ -772,8 +772,8 @@ def interrupt_training(now: Progress) -> None:
 
 def assert_trained_anew(path: Path, conn: sqlite3.Connection, index: Index) -> None:
     """The codec was trained on all there is, and nothing of the training is left, in the database or beside it."""
-    assert index.info()["rebuild_pays"] is None
-    assert Store.open(conn, "t").codec.load().trained_tokens == index.counts["tokens"]
+    assert index.info().why_rebuild is None
+    assert Store.open(conn, "t").codec.load().trained_tokens == index.counts()["tokens"]
     assert_in_step(conn, index)
     assert conn.execute("SELECT name FROM sqlite_master WHERE name LIKE '%building%'").fetchall() == []
     assert [file.name for file in path.parent.iterdir()] == [path.name]

@@ -244,7 +244,7 @@ def triggers_of(conn: sqlite3.Connection) -> list[str]:
 
 def texts(conn: sqlite3.Connection, index: Index) -> dict[Any, tuple[Any, ...]]:
     """What decides the passages of each row that is to be found, by key; rows without a whole key left out."""
-    keys = index.info()["key_columns"]
+    keys = index.info().key_columns
     settings = index.settings
     text = ", ".join(f'"{c}"' for c in [*settings.columns, *([settings.heading] if settings.heading else [])])
     condition = f"WHERE {settings.where}" if settings.where else ""
@@ -259,7 +259,7 @@ def texts(conn: sqlite3.Connection, index: Index) -> dict[Any, tuple[Any, ...]]:
 
 
 def key_in(row: dict[str, Any], index: Index) -> Any:
-    keys = tuple(row[column] for column in index.info()["key_columns"])
+    keys = tuple(row[column] for column in index.info().key_columns)
     return keys[0] if len(keys) == 1 else keys
 
 

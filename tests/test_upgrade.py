@@ -57,9 +57,9 @@ def test_an_upgraded_index_answers_and_follows_its_table(old: Path) -> None:
         assert [hit.pk for hit in index.search("comet dust", k=2)] == [2, 3]
         (n_triggers,) = conn.execute("SELECT count(*) FROM sqlite_master WHERE type = 'trigger'").fetchone()
         assert n_triggers >= 3
-        assert index.info()["pending_changes"] == 0
+        assert index.info().pending_changes == 0
         conn.execute("INSERT INTO posts (id, body) VALUES (0, 'A narwhal.')")
-        assert index.info()["pending_changes"] == 1
+        assert index.info().pending_changes == 1
         assert index.sync() == {"added": 1, "updated": 0, "deleted": 0, "compared": 0}
         assert index.search("narwhal", k=1)[0].pk == 0
         assert index.verify() == []
@@ -182,7 +182,7 @@ def test_a_new_index_fits_beside_an_old_one(old: Path) -> None:
     with Index.create(old, "posts", ["title"], name="titles", model="hashing-32") as index:
         assert index.verify() == []
     upgrade(old, "posts")
-    assert [entry["name"] for entry in list_indexes(old)] == ["posts", "titles"]
+    assert [entry.name for entry in list_indexes(old)] == ["posts", "titles"]
     for name in ("posts", "titles"):
         assert Index.open(old, name).verify() == []
 

@@ -50,7 +50,7 @@ import onnxruntime, tokenizers
 mark("import onnxruntime, tokenizers")
 index = Index.open(database, name)
 mark("open the index")
-encoder = index.encoder
+encoder = index.load_encoder()
 mark("load the model")
 encoder.encode_queries([query])
 mark("encode the query")

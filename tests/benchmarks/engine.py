@@ -87,7 +87,7 @@ def main() -> None:
             index = Index.create(path, "passages", ["body"], model=encoder, nbits=nbits, progress=mark)
             seconds = time.perf_counter() - began
             info = index.info()
-            growth = (path.stat().st_size - before) / info["tokens"]
+            growth = (path.stat().st_size - before) / info.tokens
             for k in arguments.k:
                 index.search("0", k=k)
                 times, found = [], []

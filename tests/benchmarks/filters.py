@@ -58,15 +58,14 @@ def measure(judged: Judged, model: str, n_queries: int) -> None:
     offsets = np.concatenate([[0], np.cumsum([len(one) for one in embeddings])])
     flat = np.concatenate(embeddings)
     queries = list(judged.queries.values())[:n_queries]
-    encoded = judged.index.encoder.encode_queries(queries)
+    encoded = judged.index.load_encoder().encode_queries(queries)
     uncompressed = [maxsim_scores(query, flat, offsets) for query in encoded]
-    with judged.index._reading():
-        searcher = judged.index._searcher()
+    with judged.index.read() as view:
         found = [
-            plaid.search(query, searcher.codec, searcher.snapshot, SearchSettings.for_k(10), exhaustive=True)
+            plaid.search(query, view.codec.residual, view.postings, SearchSettings.for_k(10), exhaustive=True)
             for query in encoded
         ]
-        rows = searcher.store.passage_rows(found[0][0].tolist())
+        rows = view.store.passage_rows(found[0][0].tolist())
     stored = [([str(rows[i].key[0]) for i in ids.tolist()], scores) for ids, scores in found]
     for share in SELECTIVITIES:
         n = max(1, round(share * len(places)))

@@ -117,14 +117,14 @@ class Living:
 
     def delete(self) -> None:
         keys = random.Random(1).sample(range(self.n_rows), DELETED)
-        n_before = self.index.counts["rows"]
+        n_before = self.index.counts()["rows"]
         places = ", ".join(map(str, keys))
         self.say(
             f"DELETE of {DELETED:,} rows",
             f"{timed(lambda: self.conn.execute(f'DELETE FROM docs WHERE id IN ({places})')):.3f} s",
         )
         seconds, _, counts = synced(self.index)
-        assert counts["deleted"] == n_before - self.index.counts["rows"] == DELETED
+        assert counts["deleted"] == n_before - self.index.counts()["rows"] == DELETED
         self.say("sync after that", f"{seconds:.2f} s")
         self.conn.executemany("INSERT INTO docs VALUES (?, ?)", [(key, next(self.texts)) for key in keys])
         seconds, encoding, counts = synced(self.index)

@@ -128,7 +128,7 @@ def write(path: Path, n_rows: int, every: float, start: Barrier, stop: Event) ->
     log, chance, version = Log(), random.Random(0), 0
     with closing(connect(path)) as conn:
         index = Index.open(conn, "t", model=MODEL)
-        index.encoder.encode_queries(["warm up"])
+        index.load_encoder().encode_queries(["warm up"])
         start.wait(PATIENCE)
         rebuilt = -every
         while not stop.is_set():

@@ -119,14 +119,14 @@ def build(path: Path, folder: Path, n_passages: int, nbits: int) -> Record:
     report = index.build_report
     assert report is not None
     return {
-        "tokens": info["tokens"],
-        "centroids": info["n_centroids"],
+        "tokens": info.tokens,
+        "centroids": info.n_centroids,
         "build_s": round(seconds, 2),
         "stages_s": {name: round(stage.seconds, 2) for name, stage in report.stages.items()},
         "build_mb": peak.mb,
         "file_mb": round(growth / 1e6, 1),
-        "bytes_per_token": round(growth / info["tokens"], 1),
-        "bytes_by_part": info["bytes_by_part"],
+        "bytes_per_token": round(growth / info.tokens, 1),
+        "bytes_by_part": info.bytes_by_part,
     }
 
 
