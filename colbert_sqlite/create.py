@@ -1,6 +1,6 @@
-"""What stands before a build: the settings it is made with, and the model.
+"""Makes an index of a table: checks the settings, loads the model, builds, and catches up with what changed meanwhile.
 
-In: what the caller asked for. Out: a name, a source table, complete settings, an encoder. Leaves to others: the build.
+In: a database, settings, a model. Out: what an :class:`Index` is made of. Leaves to others: the build (``build.py``).
 """
 
 from __future__ import annotations
@@ -9,24 +9,72 @@ import dataclasses
 import sqlite3
 from typing import NamedTuple
 
+from colbert_sqlite.build import ProgressCallback, build, no_progress, writing
+from colbert_sqlite.codec import load_codec
 from colbert_sqlite.encoders import Encoder, load_encoder
+from colbert_sqlite.model import Model
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS
 from colbert_sqlite.progress import BuildReport
 from colbert_sqlite.settings import IndexSettings, ModelOptions
-from colbert_sqlite.storage.connection import plain_rows
-from colbert_sqlite.storage.registry import refuse_to_replace
+from colbert_sqlite.storage.connection import Database, plain_rows
+from colbert_sqlite.storage.registry import Entry, refuse_to_replace
 from colbert_sqlite.storage.source import Source
+from colbert_sqlite.storage.threads import Connections, connections_to
+from colbert_sqlite.sync import sync
 
 
-class Plan(NamedTuple):
-    """What is built: the settings lack only what the model decides."""
+class Created(NamedTuple):
+    """A new index: where it is, its registry entry, its model, and what the build cost."""
+
+    connections: Connections
+    entry: Entry
+    model: Model
+    report: BuildReport
+
+
+class _Plan(NamedTuple):
+    """What is built. The settings lack only what the model decides."""
 
     name: str
     source: Source
     settings: IndexSettings
 
 
-def plan(conn: sqlite3.Connection, name: str | None, settings: IndexSettings, *, replace: bool) -> Plan:
+def create_index(
+    db: Database,
+    name: str | None,
+    settings: IndexSettings,
+    model: str | Encoder | None,
+    options: ModelOptions,
+    *,
+    progress: ProgressCallback | None,
+    replace: bool,
+) -> Created:
+    """Build an index with these settings, or finish a build of the same settings that was interrupted.
+
+    Arguments and errors as in :meth:`Index.create`.
+    """
+    report = BuildReport()
+    connections = connections_to(db, name or settings.table)
+    try:
+        with connections.use() as session:
+            # Before the model: a wrong argument should not cost the seconds of loading it.
+            name, source, settings = _plan(session.conn, name, settings, replace=replace)
+            encoder, settings = _load_encoder(settings, model, options, report)
+            with writing(session.conn, name, progress):
+                tell = progress or no_progress
+                store = build(session.conn, name, source, settings, encoder, tell, report, replace=replace)
+                built = Model(store.entry, encoder, options)
+                if settings.triggers:
+                    # Rows may have changed while the index was built.
+                    sync(store, source, lambda many: encoder, lambda s: load_codec(s).residual, tell, report)
+        return Created(connections, store.entry, built, report)
+    except BaseException:
+        connections.close()
+        raise
+
+
+def _plan(conn: sqlite3.Connection, name: str | None, settings: IndexSettings, *, replace: bool) -> _Plan:
     """Return what is built, with the names that the schema has.
 
     :param name: of the index; None: that of the table
@@ -35,23 +83,16 @@ def plan(conn: sqlite3.Connection, name: str | None, settings: IndexSettings, *,
     :raises IndexExists: if there is an index of that name and *replace* is not set
     """
     with plain_rows(conn):
-        source = Source.inspect(
-            conn,
-            settings.table,
-            settings.columns,
-            heading=settings.heading,
-            where=settings.where,
-            params=settings.params,
-        )
+        source = Source.of_index(conn, settings)
         name = source.table if name is None else name
         if not name.strip() or "\0" in name:
             raise ValueError(f"{name!r} can't be the name of an index")
         refuse_to_replace(conn, name, replace)
     settings = dataclasses.replace(settings, table=source.table, columns=source.columns, heading=source.heading)
-    return Plan(name, source, settings)
+    return _Plan(name, source, settings)
 
 
-def load_for(
+def _load_encoder(
     settings: IndexSettings, model: str | Encoder | None, options: ModelOptions, report: BuildReport
 ) -> tuple[Encoder, IndexSettings]:
     """Return the encoder, and the settings with what it decides.

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colbert_sqlite.build import Progress, ProgressCallback
 from colbert_sqlite.errors import MissingDependency, SourceError
-from colbert_sqlite.storage.connection import Database, connected
+from colbert_sqlite.settings import Filter
 from colbert_sqlite.storage.source import Source
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from colbert_sqlite.settings import Fusion, Mode
 
 Qrels = Mapping[str, Mapping[str, int]]
-ProgressCallback = Callable[[int, int], None]
 
 MEASURES = ("nDCG@10", "RR@10", "R@10", "R@100")
 QUERIES_AT_ONCE = 64
@@ -66,7 +66,7 @@ def evaluate(
     :param k: hits of each query; a measure with a greater cut-off sees no more
     :param id_column: column of the table that holds the document ids; default: its primary key, as text
     :param where: search only the rows that meet this condition, an SQL expression, as in :meth:`Index.search`
-    :param progress: called with the queries done and all of them
+    :param progress: called with a :class:`Progress` of stage "search", counted in queries
     :raises ValueError: if there is nothing to measure, a measure is unknown, or the key has several columns
     :raises MissingDependency: if ir_measures is not installed
     """
@@ -83,7 +83,7 @@ def evaluate(
         found = index.search_many([judged[qid] for qid in batch], k, nprobe=nprobe, ndocs=ndocs, **how)
         run |= {qid: _ranks(hits, id_column) for qid, hits in zip(batch, found, strict=True)}
         if progress is not None:
-            progress(len(run), len(ids))
+            progress(Progress("search", len(run), len(ids)))
     wanted = {qid: dict(qrels[qid]) for qid in ids}
     means, each = library.calc(parsed, wanted, run)
     per_query: dict[str, dict[str, float]] = {qid: {} for qid in ids}
@@ -121,24 +121,20 @@ def relevant_documents(qrels: Qrels) -> set[str]:
 
 
 def missing_documents(
-    db: Database,
-    index: Index,
-    qrels: Qrels,
-    id_column: str | None = None,
-    where: str | None = None,
-    params: Mapping[str, Any] | None = None,
+    index: Index, qrels: Qrels, id_column: str | None = None, filter: Filter | None = None
 ) -> set[str]:
     """The ids of relevant documents that are not in the table of *index*: no search can find them.
 
-    :param where: nor those that do not meet this condition
+    :param filter: its condition narrows the table
     :raises ValueError: if the key has several columns and *id_column* is None
     """
-    with connected(db) as conn:
-        columns = [] if id_column is None else [id_column]
-        source = Source.inspect(conn, index.settings.table, columns, where=where, params=params)
+    filter, columns = filter or Filter(), [] if id_column is None else [id_column]
+    with index.read() as view:
+        table = index.settings.table
+        source = Source.inspect(view.conn, table, columns, where=filter.where, params=filter.params)
         column = _only(source.keys if len(source.keys) > 1 else source.keys[0]) if id_column is None else id_column
-        known = {str(value) for value in source.values(conn, column)}
-    return relevant_documents(qrels) - known
+        ids = {str(value) for value in source.values(view.conn, column)}
+    return relevant_documents(qrels) - ids
 
 
 def _measure(name: str) -> Any:

@@ -14,19 +14,19 @@ from typing import Any
 from colbert_sqlite import indexes
 from colbert_sqlite.build import ProgressCallback, build, no_progress, writing
 from colbert_sqlite.codec import CodecCache
-from colbert_sqlite.create import load_for, plan
+from colbert_sqlite.create import create_index
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.encoders.queries import check_queries
 from colbert_sqlite.errors import MissingDependency, ModelError, ModelMismatch, ModelNotFound
 from colbert_sqlite.explain import Explainer, Explanation
-from colbert_sqlite.info import bytes_reclaimable, index_info, pending_changes, why_rebuild
+from colbert_sqlite.info import bytes_reclaimable, index_info, pending_changes
 from colbert_sqlite.model import Model
 from colbert_sqlite.progress import BuildReport
 from colbert_sqlite.query import Query, encode_queries, encode_query
 from colbert_sqlite.results import Hit, IndexInfo, Similar
 from colbert_sqlite.search import hits, passage_to_explain, search
 from colbert_sqlite.settings import Backend, Filter, Fusion, Html, IndexSettings, Mode, ModelOptions, SearchSettings
-from colbert_sqlite.similar import rows_like_each, similar, similar_settings
+from colbert_sqlite.similar import similar, similar_settings, similar_to_each
 from colbert_sqlite.storage.connection import Database, atomic, file_of, plain_rows, reading
 from colbert_sqlite.storage.registry import Entry
 from colbert_sqlite.storage.similar_table import try_related, write_related
@@ -91,17 +91,10 @@ class Index:
         :param db: a path, a ``sqlite3.Connection`` or a ``sqlite_utils.Database``
         :param name: name of the index; default: that of the table
         :param model: alias, folder or hub id of a ColBERT model, or an encoder; default: ``minilm``
-        :param nbits: bits of residual per dimension: 1, 2, 4 or 8
-        :param where: SQL condition; only rows that meet it are indexed. *params* are its named parameters
-        :param heading: column, such as a title, repeated at the top of every passage of a row
-        :param html: strip HTML markup: ``auto``, ``yes`` or ``no``
-        :param max_tokens: longest passage in tokens; default: the model's document length, at most 256
-        :param pool_factor: keep one token in so many, merging those of a passage that are most alike; needs scipy
-        :param triggers: let triggers on the table note which rows change; without them :meth:`sync` compares every row
-        :param device: ``cpu``, ``cuda``, ``mps``; default: the best there is
-        :param dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, what the model computes in
-        :param backend: ``torch``, ``onnx``, or ``auto``, the faster one
+        :param nbits: this and the arguments up to *pool_factor*, and *triggers*, are fields of :class:`IndexSettings`
+        :param device: this and the arguments up to *backend* are fields of :class:`ModelOptions`
         :param progress: called with a :class:`Progress` after every chunk of rows
+        :param replace: replace an index of that name
         :raises ValueError: if an argument is out of range
         :raises IndexExists: if there is an index of that name and *replace* is not set
         :raises SourceError: if the table or a column is missing, or the table has no primary key
@@ -128,22 +121,9 @@ class Index:
             pool_factor=pool_factor,
             triggers=triggers,
         )
-        report = BuildReport()
-        connections = connections_to(db, name or table)
-        try:
-            with connections.use() as session:
-                # Before the model: a wrong argument should not cost the seconds of loading it.
-                name, source, settings = plan(session.conn, name, settings, replace=replace)
-                encoder, settings = load_for(settings, model, options, report)
-                with writing(session.conn, name, progress):
-                    store = build(
-                        session.conn, name, source, settings, encoder, progress or no_progress, report, replace=replace
-                    )
-                    index = cls(connections, store.entry, Model(store.entry, encoder, options))
-                    index._catch_up(store, source, progress, report)
-        except BaseException:
-            connections.close()
-            raise
+        created = create_index(db, name, settings, model, options, progress=progress, replace=replace)
+        index = cls(created.connections, created.entry, created.model)
+        index.build_report = created.report
         return index
 
     @classmethod
@@ -372,22 +352,16 @@ class Index:
         Otherwise as :meth:`similar`.
         """
         settings, filter = similar_settings(k, nprobe=nprobe, ndocs=ndocs), Filter.of(where, params)
-        with self._connections.use() as session:
+        with self._connections.use() as session, plain_rows(session.conn):
             with self.read() as view:
                 source = view.source
             if into is not None:
-                with plain_rows(session.conn):
-                    try_related(session.conn, source, into)
+                try_related(session.conn, source, into)
             with self.read() as view:
-                related = rows_like_each(view, settings, filter, progress or no_progress)
+                rows = similar_to_each(view, settings, filter, progress or no_progress)
             if into is not None:
-                with plain_rows(session.conn):
-                    write_related(session.conn, source, into, related)
-        return [
-            Similar(pk_of(key), rank, pk_of(other), score)
-            for key, others in related
-            for rank, (other, score) in enumerate(others, start=1)
-        ]
+                write_related(session.conn, source, into, rows)
+        return [Similar(pk_of(row.key), row.rank, pk_of(row.related), row.score) for row in rows]
 
     def explain(self, query: str, pk: Any, *, ordinal: int | None = None) -> Explanation:
         """Return which query token met which token of a row's passage, as a search scores them.
@@ -422,11 +396,6 @@ class Index:
         """Return how many changed rows the next sync looks at; None where it has to compare all rows."""
         with self.read() as view:
             return pending_changes(view)
-
-    def why_rebuild(self) -> str | None:
-        """Return why a :meth:`rebuild` would pay; None if it would not."""
-        with self.read() as view:
-            return why_rebuild(view.codec.stored, view.store.counts()["tokens"])
 
     def verify(self) -> list[str]:
         """Return a sentence per problem found; none when the index is sound and in step with its table.

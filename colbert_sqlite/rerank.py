@@ -84,14 +84,16 @@ def rerank(
         indexing=True,
     )
     encoded = encode_query(encoder, query)
-    scores = score_documents(encoder, encoded, [[text_value(text)] for text in texts])
+    scores = score_documents(encoder, encoded, [[raw_value(text)] for text in texts])
     best = sorted(range(len(texts)), key=lambda position: (-scores[position], position))
     return [Reranked(at, scores[at], texts[at], encoded.normalized(scores[at])) for at in best[:k]]
 
 
-def text_value(text: str) -> RawValue:
-    """*text* as SQLite would hold it."""
-    return RawValue("text", text.encode(errors="replace"))
+def raw_value(value: str | bytes | None) -> RawValue:
+    """Return *value* as SQLite would hold it."""
+    if isinstance(value, str):
+        return RawValue("text", value.encode(errors="replace"))
+    return RawValue("null" if value is None else "blob", value)
 
 
 def score_documents(encoder: Encoder, query: Query, documents: Sequence[Sequence[RawValue]]) -> list[float]:

@@ -13,8 +13,9 @@ import importlib
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
@@ -22,11 +23,15 @@ from urllib.parse import unquote
 from colbert_sqlite.errors import IndexNotFound, ModelMismatch, SourceError
 from colbert_sqlite.storage.connection import (
     Database,
+    attach,
     connect,
     data_version,
     files_of,
     is_locked,
+    lenient_text,
     locked,
+    plain_rows,
+    reading,
     refuse_writes,
 )
 from colbert_sqlite.storage.schema import REGISTRY, quote_identifier
@@ -34,17 +39,22 @@ from colbert_sqlite.storage.schema import REGISTRY, quote_identifier
 if TYPE_CHECKING:
     from colbert_sqlite.encoders import DEFAULT_MODEL, Encoder
     from colbert_sqlite.encoders.queries import check_queries
+    from colbert_sqlite.evaluate import MEASURES, missing_documents, relevant_documents
     from colbert_sqlite.explain import Explainer
     from colbert_sqlite.index import Index
     from colbert_sqlite.indexes import RegisteredIndex, attached_file, drop, index_tables, registered_indexes
+    from colbert_sqlite.info import pending_changes, why_rebuild
+    from colbert_sqlite.progress import Stage, memory
     from colbert_sqlite.query import encode_query
     from colbert_sqlite.search import RankedRow, hits_with_passages, search
+    from colbert_sqlite.settings import IndexSettings, ModelOptions
     from colbert_sqlite.storage.source import pk_of
     from colbert_sqlite.storage.threads import Connections, Session
     from colbert_sqlite.view import View
 
 __all__ = [
     "DEFAULT_MODEL",
+    "MEASURES",
     "REGISTRY",
     "Database",
     "Explainer",
@@ -52,10 +62,14 @@ __all__ = [
     "Pool",
     "RankedRow",
     "RegisteredIndex",
+    "Stage",
+    "UnfinishedBuild",
     "View",
     "attached_file",
     "check_queries",
+    "check_source",
     "close_pools",
+    "column_names",
     "data_version",
     "drop",
     "encode_query",
@@ -63,21 +77,35 @@ __all__ = [
     "encoder_of",
     "files_of",
     "guard_connection",
+    "has_fts",
     "hits_with_passages",
     "index_tables",
     "is_guarded",
+    "lock_errors",
+    "memory",
+    "missing_documents",
+    "one_state",
+    "open_read_only",
+    "path_of",
+    "pending_changes",
     "pk_of",
     "pool_of",
     "quote_identifier",
     "registered_indexes",
+    "relevant_documents",
+    "rerank_rows",
     "search",
+    "unfinished_build",
+    "why_rebuild",
 ]
 
 _HOMES = {
     "DEFAULT_MODEL": "encoders",
     "Explainer": "explain",
+    "MEASURES": "evaluate",
     "RankedRow": "search",
     "RegisteredIndex": "indexes",
+    "Stage": "progress",
     "View": "view",
     "attached_file": "indexes",
     "check_queries": "encoders.queries",
@@ -85,9 +113,14 @@ _HOMES = {
     "encode_query": "query",
     "hits_with_passages": "search",
     "index_tables": "indexes",
+    "memory": "progress",
+    "missing_documents": "evaluate",
+    "pending_changes": "info",
     "pk_of": "storage.source",
     "registered_indexes": "indexes",
+    "relevant_documents": "evaluate",
     "search": "search",
+    "why_rebuild": "info",
 }
 
 Result = TypeVar("Result")
@@ -96,6 +129,9 @@ Result = TypeVar("Result")
 MAX_FILES = 8
 # Not longer: what holds the lock may be the very statement that waits for us.
 BUSY_SECONDS = 5
+
+# torch loads seconds longer than onnxruntime and encodes faster: from about so much text on it pays.
+MIN_BYTES_FOR_TORCH = 150_000
 
 _GUARDED = "_colbert_guarded"
 
@@ -265,6 +301,125 @@ def lock_errors(address: str) -> Iterator[None]:
         if is_locked(error):
             raise locked(path_of(address), BUSY_SECONDS) from None
         raise
+
+
+@contextmanager
+def one_state(conn: sqlite3.Connection) -> Iterator[None]:
+    """Several reads of one state of a database, whatever others commit meanwhile."""
+    with plain_rows(conn), reading(conn):
+        yield
+
+
+@contextmanager
+def open_read_only(
+    path: str,
+    attached: Sequence[tuple[str, str]] = (),
+    prepare: Callable[[sqlite3.Connection], object] | None = None,
+) -> Iterator[sqlite3.Connection]:
+    """A connection to a file for SQL that may not write, and that may meet text of any encoding; closed at the end.
+
+    :param attached: schemas and paths of other files that the SQL reads
+    :param prepare: puts functions on the connection
+    :raises SourceError: if a file is missing, or is not a database
+    """
+    conn, _ = connect(path)
+    with closing(conn):
+        for schema, other in attached:
+            attach(conn, other, schema)
+        if prepare is not None:
+            prepare(conn)
+        refuse_writes(conn)
+        with lenient_text(conn):
+            yield conn
+
+
+def check_source(
+    conn: sqlite3.Connection, table: str, columns: Sequence[str] = (), *, heading: str | None = None
+) -> str:
+    """Return a table's name as the schema has it, if the table and its columns can be indexed.
+
+    :raises SourceError: if not
+    """
+    from colbert_sqlite.storage.source import Source
+
+    with plain_rows(conn):
+        return Source.inspect(conn, table, columns, heading=heading).table
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedBuild:
+    """A build that was interrupted. ``replace``: an index of that name is in use meanwhile."""
+
+    index: str
+    settings: IndexSettings
+    replace: bool
+
+
+def unfinished_build(conn: sqlite3.Connection, index: str) -> UnfinishedBuild:
+    """Return the build of an index that was interrupted.
+
+    :raises IndexNotFound: if there is no such build
+    :raises IndexCorrupt: if its settings can't be read
+    """
+    from colbert_sqlite.indexes import registered_indexes
+    from colbert_sqlite.storage.registry import read_entry
+
+    with plain_rows(conn):
+        entry = read_entry(conn, index, "building")
+        ready = {one.name.lower() for one in registered_indexes(conn) if one.state == "ready"}
+    if entry is None:
+        raise IndexNotFound(f"no build of index {index!r} is unfinished")
+    return UnfinishedBuild(entry.name, entry.settings, entry.name.lower() in ready)
+
+
+def column_names(index: Index, columns: Sequence[str]) -> list[str]:
+    """Return columns of the source table by the names that its schema has for them.
+
+    :raises SourceError: if there is no such column
+    """
+    from colbert_sqlite.storage.source import Source
+
+    with index.read() as view:
+        return list(Source.inspect(view.conn, index.settings.table, columns).columns)
+
+
+def has_fts(view: View) -> bool:
+    """Return whether the table has an FTS5 index of its own, which the modes fts and hybrid need."""
+    from colbert_sqlite.storage.fts import FullText
+
+    try:
+        FullText.of(view.conn, view.source)
+    except SourceError:
+        return False
+    return True
+
+
+def rerank_rows(
+    query: str, documents: Sequence[Sequence[str | bytes | None]], model: str | None, options: ModelOptions
+) -> tuple[list[float], Encoder]:
+    """Return the score of each document, ``-inf`` for one without text, and the encoder behind the scores.
+
+    :param documents: the values of each row
+    :raises ValueError: if the query is empty. Other errors as in :func:`load_encoder`
+    """
+    from colbert_sqlite.encoders.cache import cached_encoder
+    from colbert_sqlite.encoders.queries import check_queries
+    from colbert_sqlite.query import encode_query
+    from colbert_sqlite.rerank import raw_value, score_documents
+
+    check_queries([query])
+    values = [list(map(raw_value, document)) for document in documents]
+    n_bytes = sum(len(value.raw or b"") for document in values for value in document)
+    encoder = cached_encoder(
+        model,
+        device=options.device,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+        trust_remote_code=options.trust_remote_code,
+        backend=options.backend,
+        indexing=n_bytes > MIN_BYTES_FOR_TORCH,
+    )
+    return score_documents(encoder, encode_query(encoder, query), values), encoder
 
 
 def path_of(address: str) -> str:

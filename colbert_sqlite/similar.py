@@ -17,6 +17,7 @@ from colbert_sqlite.engine.salience import salient_centroids
 from colbert_sqlite.query import Query
 from colbert_sqlite.search import QUERIES_AT_ONCE, Allowed, RankedRow, passes, rank
 from colbert_sqlite.settings import MAX_K, Filter, SearchSettings
+from colbert_sqlite.storage.similar_table import SimilarKeys
 from colbert_sqlite.storage.source import Key
 from colbert_sqlite.view import View
 
@@ -62,20 +63,22 @@ def similar(
             yield query, [row for row in scored if passes(row, query, settings)]
 
 
-def rows_like_each(
+def similar_to_each(
     view: View, settings: SearchSettings, filter: Filter, progress: ProgressCallback
-) -> list[tuple[Key, list[tuple[Key, float]]]]:
-    """Return the key of every row that a filter lets through, and the keys and scores of those most like it."""
+) -> list[SimilarKeys]:
+    """Return the rows most like each row that a filter lets through, by the keys that they have now."""
     allowed = view.passage_ids(filter)
     current = ((key, view.source.key_now(view.conn, key)) for key in view.store.indexed_keys(allowed))
-    current_keys = {key: now for key, now in current if now is not None}
-    keys = [*current_keys]
-    related = []
+    key_now = {key: now for key, now in current if now is not None}
+    keys = [*key_now]
+    similar_rows: list[SimilarKeys] = []
     progress(Progress("similar", 0, len(keys)))
-    for key, (_, rows) in zip(keys, similar(view, keys, settings, allowed), strict=True):
-        related.append((current_keys[key], [(current_keys[row.key], row.score) for row in rows]))
-        progress(Progress("similar", len(related), len(keys)))
-    return related
+    for n, (_, rows) in enumerate(similar(view, keys, settings, allowed)):
+        similar_rows += (
+            SimilarKeys(key_now[keys[n]], rank, key_now[row.key], row.score) for rank, row in enumerate(rows, start=1)
+        )
+        progress(Progress("similar", n + 1, len(keys)))
+    return similar_rows
 
 
 def _salient_tokens(view: View, passage_ids: NDArray[np.int64], n_passages: int) -> NDArray[np.float32]:

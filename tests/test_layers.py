@@ -13,10 +13,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOW = """errors values settings progress memory passages encoders engine storage model codec results indexes build
-verify sync query view words highlight explain rerank search similar create info index upgrade multi serving
+verify sync query view words highlight explain rerank search similar create info index evaluate upgrade multi serving
 sql""".split()
 APART = {"encoders", "engine", "storage"}
-NEIGHBORS = {"evaluate", "integrations", "training"}
+NEIGHBORS = {"integrations", "training"}
 HOSTS = {"click", "tqdm", "tabulate", "datasette", "llm", "sqlite_utils_colbert", "datasette_colbert", "llm_colbert"}
 HEAVY = {"torch", "transformers", "sentence_transformers", "numba", "numkong", "scipy", "onnxruntime"}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.storage.connection import atomic
@@ -15,9 +16,16 @@ from colbert_sqlite.storage.schema import qualified, quote_identifier
 from colbert_sqlite.storage.source import Key, Source
 
 
-def write_related(
-    conn: sqlite3.Connection, source: Source, into: str, related: Iterable[tuple[Key, Sequence[tuple[Key, float]]]]
-) -> None:
+class SimilarKeys(NamedTuple):
+    """A row like another, by their keys. ``rank`` counts from 1 for each ``key``."""
+
+    key: Key
+    rank: int
+    related: Key
+    score: float
+
+
+def write_related(conn: sqlite3.Connection, source: Source, into: str, rows: Iterable[SimilarKeys]) -> None:
     """Fill the table *into*, made if it is missing, with the rows most like each row.
 
     It has the key columns of the source, ``rank`` from 1, the key of the similar row with ``related_`` before its
@@ -30,11 +38,7 @@ def write_related(
         conn.execute(f"DELETE FROM {qualified(into)}")
         conn.executemany(
             f"INSERT INTO {qualified(into)} VALUES ({', '.join('?' * len(names))})",
-            (
-                (*key, rank, *other, score)
-                for key, ranked in related
-                for rank, (other, score) in enumerate(ranked, start=1)
-            ),
+            ((*row.key, row.rank, *row.related, row.score) for row in rows),
         )
 
 
