@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from colbert_sqlite.build import Progress
     from colbert_sqlite.catalogue import list_indexes
     from colbert_sqlite.encoders import load_encoder
     from colbert_sqlite.errors import (
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from colbert_sqlite.highlighting import highlight, snippet
     from colbert_sqlite.index import Index
     from colbert_sqlite.multi import search_all
+    from colbert_sqlite.progress import Progress
     from colbert_sqlite.reranking import Reranked, rerank
     from colbert_sqlite.results import Hit, Passage
     from colbert_sqlite.settings import IndexSettings, SearchSettings
@@ -83,7 +83,7 @@ _HOMES = {
     "Match": "explain:Match",
     "Passage": "results:Passage",
     "PassageWord": "explain:PassageWord",
-    "Progress": "indexing:Progress",
+    "Progress": "progress:Progress",
     "Reranked": "reranking:Reranked",
     "SearchSettings": "settings:SearchSettings",
     "highlight": "highlighting:highlight",

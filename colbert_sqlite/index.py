@@ -7,21 +7,19 @@ statement; this module wires encoders, engine and storage together.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Thread
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.build import Progress, ProgressCallback, build, no_progress, writing
+from colbert_sqlite.build import build
 from colbert_sqlite.catalogue import drop, summary
 from colbert_sqlite.codec import CodecCache
-from colbert_sqlite.encoders import Encoder, backend_for, load_encoder
+from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.encoders.queries import check_queries, encode_queries
-from colbert_sqlite.engine import plaid
 from colbert_sqlite.errors import (
     MissingDependency,
     ModelError,
@@ -30,26 +28,26 @@ from colbert_sqlite.errors import (
     SourceError,
 )
 from colbert_sqlite.explain import Explainer, Explanation
+from colbert_sqlite.growth import drift, why_rebuild
+from colbert_sqlite.model import Model
+from colbert_sqlite.optimize import optimize
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS
-from colbert_sqlite.progress import BuildReport
+from colbert_sqlite.progress import BuildReport, IndexCounts, Progress, ProgressCallback, SyncResult, no_progress
 from colbert_sqlite.results import Hit
 from colbert_sqlite.searching import Searcher
-from colbert_sqlite.settings import Fusion, Html, IndexSettings, Mode, SearchSettings
+from colbert_sqlite.settings import Backend, Fusion, Html, IndexSettings, Mode, ModelOptions, SearchSettings
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import Database, atomic, connect, file_of, plain_rows, reading
 from colbert_sqlite.storage.fts import FullText
+from colbert_sqlite.storage.lock import writing
 from colbert_sqlite.storage.postings import Checked, Snapshot
 from colbert_sqlite.storage.registry import refuse_to_replace
 from colbert_sqlite.storage.similar_table import try_related, write_related
 from colbert_sqlite.storage.source import Key, Source, pk_of
 from colbert_sqlite.storage.store import Store
-from colbert_sqlite.sync import compact, is_outgrown, repair, sync
-from colbert_sqlite.verify import check
-
-# When a rebuild pays: recent rows lie so much farther from the centroids, and there are so many of them.
-_DRIFT = 0.2
-_DRIFTED_SHARE = 0.05
+from colbert_sqlite.sync import sync
+from colbert_sqlite.verify import check, repair
 
 
 class Index:
@@ -59,14 +57,10 @@ class Index:
     when it was opened from a path. Like its connection, it belongs to the thread that made it.
     """
 
-    def __init__(
-        self, store: Store, *, owns_connection: bool, load: Callable[[bool], Encoder], backend: Callable[[], str]
-    ) -> None:
+    def __init__(self, store: Store, model: Model, *, owns_connection: bool) -> None:
         self._store = store
         self._owns_connection = owns_connection
-        self._load = load
-        self._backend = backend
-        self._loaded: Encoder | None = None
+        self._model = model
         self._checked = Checked()
         self.database = file_of(store.conn)
         """Path of the file that the index is in; empty for a database in memory."""
@@ -94,7 +88,7 @@ class Index:
         dtype: str = "auto",
         batch_size: int | None = None,
         trust_remote_code: bool = False,
-        backend: str = "auto",
+        backend: Backend = "auto",
         triggers: bool = True,
         progress: ProgressCallback | None = None,
         replace: bool = False,
@@ -167,7 +161,7 @@ class Index:
             )
             with writing(conn, name, progress):
                 store = build(conn, name, source, settings, encoder, progress or no_progress, report, replace=replace)
-                index = cls(store, owns_connection=owned, load=lambda _: encoder, backend=lambda: encoder.backend)
+                index = cls(store, Model(store.entry, encoder, ModelOptions()), owns_connection=owned)
                 index._catch_up(source, progress, report)
         except BaseException:
             if owned:
@@ -183,16 +177,8 @@ class Index:
 
     def _sync(
         self, source: Source, progress: ProgressCallback | None, report: BuildReport, *, full: bool = False
-    ) -> dict[str, int]:
-        return sync(
-            self._store,
-            source,
-            lambda many: self._encoder(indexing=many),
-            lambda store: self._codecs.load(store).residual,
-            progress or no_progress,
-            report,
-            full=full,
-        )
+    ) -> SyncResult:
+        return sync(self._store, source, self._model, self._codecs, progress or no_progress, report, full=full)
 
     @classmethod
     def open(
@@ -205,13 +191,16 @@ class Index:
         dtype: str = "auto",
         batch_size: int | None = None,
         trust_remote_code: bool = False,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> Index:
         """Return the index called *name*. The model is loaded when the first query needs it.
 
         :param model: where the model is now, if not under the name the index was built with
         :raises IndexNotFound: if there is no such index
         """
+        options = ModelOptions(
+            device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code, backend=backend
+        )
         conn, owned = connect(db)
         try:
             with plain_rows(conn):
@@ -221,33 +210,7 @@ class Index:
                 conn.close()
             raise
 
-        def load(indexing: bool) -> Encoder:
-            if model is not None and not isinstance(model, str):
-                return model
-            return load_encoder(
-                model or store.entry.model,
-                device=device,
-                dtype=dtype,
-                batch_size=batch_size,
-                trust_remote_code=trust_remote_code,
-                backend=backend,
-                # Where the user names a model, that model is looked at.
-                fingerprint=None if model else store.entry.model_fingerprint,
-                indexing=indexing,
-            )
-
-        def describe() -> str:
-            if model is not None and not isinstance(model, str):
-                return model.backend
-            return backend_for(
-                model or store.entry.model,
-                fingerprint=store.entry.model_fingerprint,
-                device=device,
-                dtype=dtype,
-                backend=backend,
-            )
-
-        return cls(store, owns_connection=owned, load=load, backend=describe)
+        return cls(store, Model(store.entry, model, options), owns_connection=owned)
 
     def __enter__(self) -> Index:
         return self
@@ -281,7 +244,7 @@ class Index:
     @property
     def is_loaded(self) -> bool:
         """Whether the model has been loaded."""
-        return self._loaded is not None
+        return self._model.is_loaded
 
     @property
     def key_columns(self) -> tuple[str, ...]:
@@ -314,7 +277,7 @@ class Index:
     def counts(self) -> dict[str, int]:
         """Rows, rows without text, passages and tokens in the index."""
         with self._reading():
-            return self._store.counts()
+            return self._store.counts().to_dict()
 
     @property
     def encoder(self) -> Encoder:
@@ -322,25 +285,7 @@ class Index:
 
         :raises ModelMismatch: if it is not the one the index was built with
         """
-        return self._encoder(indexing=False)
-
-    def _encoder(self, *, indexing: bool) -> Encoder:
-        if self._loaded is None:
-            kernels = Thread(target=plaid.load_kernels, args=[self._store.entry.settings.nbits])
-            kernels.start()
-            try:
-                encoder, entry = self._load(indexing), self._store.entry
-            finally:
-                # A process forked meanwhile would inherit numba's lock.
-                kernels.join()
-            if (encoder.fingerprint, encoder.dim) != (entry.model_fingerprint, entry.dim):
-                raise ModelMismatch(
-                    f"index {entry.name!r} was built with {entry.model!r} (dim {entry.dim}, fingerprint "
-                    f"{entry.model_fingerprint[:12]}), not {encoder.name!r} (dim {encoder.dim}, fingerprint "
-                    f"{encoder.fingerprint[:12]}): pass the model it was built with, or build it again with --replace"
-                )
-            self._loaded = encoder
-        return self._loaded
+        return self._model.load()
 
     def search(
         self,
@@ -544,7 +489,6 @@ class Index:
             bytes_by_part = self._store.bytes_by_part()
             facts = summary(self._store)
             tokens = facts["tokens"]
-            drift = _drift(codec)
             total = sum(bytes_by_part.values())
             return {
                 **facts,
@@ -556,13 +500,13 @@ class Index:
                 "pool_factor": entry.settings.pool_factor,
                 "key_columns": list(entry.key_columns),
                 "model_fingerprint": entry.model_fingerprint,
-                "backend": self._backend(),
+                "backend": self._model.describe(),
                 "triggers": entry.settings.triggers,
                 "pending_changes": self._pending(),
                 "n_centroids": codec.n_centroids,
                 "n_centroids_added": codec.n_centroids - codec.n_trained,
-                "drift": drift,
-                "rebuild_pays": _why_rebuild(codec, tokens, drift),
+                "drift": drift(codec),
+                "rebuild_pays": why_rebuild(codec, tokens),
                 "generation": entry.generation,
                 "schema_version": entry.schema_version,
                 "created": entry.created,
@@ -576,7 +520,7 @@ class Index:
         """Return why a :meth:`rebuild` would pay; None if it would not."""
         with self._reading():
             codec = self._store.codec.load()
-            return _why_rebuild(codec, self._store.counts()["tokens"], _drift(codec))
+            return why_rebuild(codec, self._store.counts().tokens)
 
     @property
     def pending_changes(self) -> int | None:
@@ -605,12 +549,12 @@ class Index:
         with self._reading():
             problems = check(self._store, self._source()).problems
         try:
-            self._encoder(indexing=False)
+            self._model.load()
         except (ModelNotFound, ModelMismatch, ModelError, MissingDependency) as error:
             problems.append(str(error))
         return problems
 
-    def sync(self, *, full: bool = False, progress: ProgressCallback | None = None) -> dict[str, int]:
+    def sync(self, *, full: bool = False, progress: ProgressCallback | None = None) -> SyncResult:
         """Bring the index in step with its table; return how many rows were added, updated, deleted and compared.
 
         Where triggers note what changes, only that is looked at. All rows are compared, by their content hashes, where
@@ -635,7 +579,7 @@ class Index:
         self.build_report = report
         return counts
 
-    def repair(self, *, progress: ProgressCallback | None = None) -> dict[str, int]:
+    def repair(self, *, progress: ProgressCallback | None = None) -> SyncResult:
         """Remove what :meth:`verify` finds damaged and encode the rows it belonged to again; then :meth:`sync` fully.
 
         Return how many rows were added, updated, deleted and compared. Errors as in :meth:`sync`.
@@ -649,7 +593,7 @@ class Index:
                 found = check(self._store, source)
             if found.passages or found.rows or found.orphans:
                 # What is removed could not be encoded again without it.
-                self._encoder(indexing=False)
+                self._model.load()
             if found.damaged:
                 with atomic(self._store.conn):
                     repair(self._store.check_ready(), found)
@@ -668,7 +612,7 @@ class Index:
         with writing(self._store.conn, self.name, progress):
             with self._reading():
                 before = self._reclaimable(self._store.codec.load())
-            compact(self._store)
+            optimize(self._store)
             with self._reading():
                 return before - self._reclaimable(self._store.codec.load())
 
@@ -680,7 +624,7 @@ class Index:
         self,
         *,
         progress: ProgressCallback | None = None,
-    ) -> dict[str, int]:
+    ) -> IndexCounts:
         """Train new centroids and encode every row again, with the same settings; return the counts.
 
         Readers keep the old index until the new one is complete.
@@ -691,7 +635,7 @@ class Index:
         """
         report = BuildReport()
         with report.step("load"):
-            encoder = self._encoder(indexing=True)
+            encoder = self._model.load(many=True)
         with writing(self._store.conn, self.name, progress):
             with self._reading():
                 entry = self._store.entry
@@ -707,8 +651,10 @@ class Index:
                 replace=True,
             )
             self._catch_up(source, progress, report)
+            with self._reading():
+                counts = self._store.counts()
         self.build_report = report
-        return self.counts
+        return counts
 
     def drop(self) -> None:
         """Remove the index, and what an interrupted rebuild of it left. The source table is not touched."""
@@ -778,21 +724,6 @@ class Index:
         codec = self._codecs.load(self._store)
         snapshot = Snapshot(self._store, codec.stored, self._checked)
         return Searcher(self._store, self._source(), codec.residual, snapshot, self.database)
-
-
-def _drift(codec: StoredCodec) -> float | None:
-    """How much farther from their centroids the tokens of rows synced lately are than the first ones were."""
-    if not codec.recent_tokens or not codec.avg_residual:
-        return None
-    return round(codec.recent_residual / codec.recent_tokens / codec.avg_residual - 1, 3)
-
-
-def _why_rebuild(codec: StoredCodec, n_tokens: int, drift: float | None) -> str | None:
-    if n_tokens and drift is not None and drift >= _DRIFT and codec.recent_tokens >= _DRIFTED_SHARE * n_tokens:
-        return f"rows added lately fit the codec {drift:.0%} worse than the first ones"
-    if is_outgrown(codec, n_tokens):
-        return f"{n_tokens:,} tokens have outgrown a codec that was trained for {codec.trained_tokens:,}"
-    return None
 
 
 def _settings_of_similar(

@@ -45,7 +45,7 @@ def test_any_name_works_for_tables_columns_keys_and_indexes(
     hit = index.search("camel", k=1)[0]
     assert (hit.pk, hit.row) == ("k2", {f"key {name}": "k2", f"head {name}": "Land", name: "A camel walks."})
     assert index.search("camel", where=f"{key} = :k", params={"k": "k1"})[0].pk == "k1"
-    assert index.rebuild()["rows"] == 2
+    assert index.rebuild().rows == 2
     assert [entry["name"] for entry in list_indexes(conn)] == [name]
     index.drop()
     assert list_indexes(conn) == []

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from colbert_sqlite.build import Progress
 from colbert_sqlite.catalogue import drop, list_indexes
 from colbert_sqlite.errors import IndexBusy, IndexNotFound, SourceError
 from colbert_sqlite.index import Index
+from colbert_sqlite.progress import Progress, SyncResult
 from colbert_sqlite.storage.lock import only_writer
 from colbert_sqlite.storage.scratch import scratch_path
 from tests.benchmarks.readers import measure
@@ -66,7 +66,7 @@ from colbert_sqlite.index import Index
 seen = []
 with Index.open(sys.argv[1], "posts") as index:
     counts = index.sync(progress=lambda now: seen.append(now.stage))
-print(json.dumps([seen[:1], counts]))
+print(json.dumps([seen[:1], counts.to_dict()]))
 """
 
 
@@ -110,7 +110,7 @@ def test_the_second_of_two_syncs_waits(small_index: Index, db_path: Path) -> Non
     small_index._store.conn.execute("INSERT INTO posts VALUES (9, 'Yeast', 'Feed the starter.')")
     with holder(db_path) as first, start(SYNC, db_path) as second:
         waiting = threading.Event()
-        mine: list[dict[str, int]] = []
+        mine: list[SyncResult] = []
 
         def sync_too() -> None:
             with Index.open(db_path, "posts") as index:
@@ -124,7 +124,7 @@ def test_the_second_of_two_syncs_waits(small_index: Index, db_path: Path) -> Non
         third.join()
         assert second.stdout is not None
         _, theirs = json.loads(second.stdout.read())
-    assert sorted([mine[0]["added"], theirs["added"]]) == [0, 1]
+    assert sorted([mine[0].added, theirs["added"]]) == [0, 1]
     assert (small_index.verify(), beside(db_path)) == ([], [])
 
 

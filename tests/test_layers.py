@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOW = """errors values settings progress memory passages encoders engine storage model codec catalogue build verify
-sync results highlighting explain reranking searching index upgrade multi sql_functions""".split()
+FLOW = """errors values settings progress memory passages encoders engine storage model codec catalogue rows build
+growth sync verify optimize upgrade results highlighting explain reranking searching index multi
+sql_functions""".split()
 APART = {"encoders", "engine", "storage"}
 NEIGHBOURS = {"evaluation", "integrations", "training"}
 HOSTS = {"click", "tqdm", "tabulate", "datasette", "llm", "sqlite_utils_colbert", "datasette_colbert", "llm_colbert"}

@@ -453,7 +453,7 @@ def test_a_rebuild_works_where_only_the_export_is_left(checkpoint: Path, cache: 
     with Index.create(db_path, "posts", ["body"], model=str(checkpoint)) as index:
         shutil.rmtree(checkpoint)
     with Index.open(db_path, "posts") as index:
-        assert index.rebuild()["rows"] == 5
+        assert index.rebuild().rows == 5
         assert index.encoder.backend.startswith("onnxruntime ")
 
 

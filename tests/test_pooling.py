@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from colbert_sqlite.build import Progress
 from colbert_sqlite.catalogue import list_indexes
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.engine.pooling import pool
 from colbert_sqlite.errors import MissingDependency
 from colbert_sqlite.index import Index
+from colbert_sqlite.progress import Progress
 
 pytest.importorskip("scipy", reason="pip install 'colbert-sqlite[pooling]'")
 
@@ -121,7 +121,7 @@ def test_a_rebuild_pools_as_before(path: Path, encoder: Encoder) -> None:
     with Index.create(path, "t", ["body"], model=encoder, pool_factor=3) as index:
         counts = index.counts
     with Index.open(path, "t") as index:
-        assert index.rebuild() == counts
+        assert index.rebuild().to_dict() == counts
         assert index.settings.pool_factor == 3
 
 
