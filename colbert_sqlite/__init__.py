@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from colbert_sqlite.build import Progress
     from colbert_sqlite.encoders import Encoder, KnownModel, Token, export_model, known_models, load_encoder
     from colbert_sqlite.errors import (
         BuildInterrupted,
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from colbert_sqlite.index import Index
     from colbert_sqlite.indexes import attached_file, list_indexes
     from colbert_sqlite.multi import search_all
-    from colbert_sqlite.progress import BuildReport
+    from colbert_sqlite.progress import BuildReport, IndexCounts, Progress, SyncResult
     from colbert_sqlite.query import Query
     from colbert_sqlite.rerank import Reranked, rerank
     from colbert_sqlite.results import Hit, IndexInfo, IndexSummary, Passage, Similar
@@ -57,6 +56,7 @@ __all__ = [
     "Hit",
     "Index",
     "IndexBusy",
+    "IndexCounts",
     "IndexCorrupt",
     "IndexExists",
     "IndexInfo",
@@ -81,6 +81,7 @@ __all__ = [
     "ShapeError",
     "Similar",
     "SourceError",
+    "SyncResult",
     "Token",
     "WrongThread",
     "attached_file",
@@ -108,6 +109,7 @@ _HOMES = {
     "Fusion": "settings",
     "Hit": "results",
     "Index": "index",
+    "IndexCounts": "progress",
     "IndexInfo": "results",
     "IndexSettings": "settings",
     "IndexSummary": "results",
@@ -117,11 +119,12 @@ _HOMES = {
     "ModelOptions": "settings",
     "Passage": "results",
     "PassageWord": "explain",
-    "Progress": "build",
+    "Progress": "progress",
     "Query": "query",
     "Reranked": "rerank",
     "SearchSettings": "settings",
     "Similar": "results",
+    "SyncResult": "progress",
     "Token": "encoders",
     "attached_file": "indexes",
     "evaluate": "evaluate",

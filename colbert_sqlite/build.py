@@ -11,35 +11,27 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.codec import load_codec
 from colbert_sqlite.encoders import Encoder
-from colbert_sqlite.encoders.queries import refuse_no_numbers
 from colbert_sqlite.engine.codec import ResidualCodec, n_centroids_for
-from colbert_sqlite.engine.pooling import clustering, pool
+from colbert_sqlite.engine.pooling import clustering
 from colbert_sqlite.errors import IndexCorrupt
-from colbert_sqlite.passages import PassageSplitter, PassageText, extract
-from colbert_sqlite.progress import BuildReport
+from colbert_sqlite.progress import BuildReport, Progress, ProgressCallback
+from colbert_sqlite.rows import CHUNK_ROWS, RowEncoder, SplitRow, assemble, chunks
 from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage.codec import StoredCodec
-from colbert_sqlite.storage.connection import atomic, plain_rows
+from colbert_sqlite.storage.connection import atomic
 from colbert_sqlite.storage.ivf import Pairs
-from colbert_sqlite.storage.lock import only_writer
 from colbert_sqlite.storage.scratch import Scratch, remove_scratch, scratch_path
 from colbert_sqlite.storage.source import Key, Source, SourceRow
-from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Outlier, Store
+from colbert_sqlite.storage.store import Store
 
-# Text of one write transaction: some seconds of encoding on two CPU cores, which is what a kill can cost.
-CHUNK_BYTES = 200_000
-CHUNK_ROWS = 4096
-# Passages encoded at once: at most 65,536 tokens, 32 MB of float32 at 128 dimensions.
-_BATCH_PASSAGES = 256
 # Sampled tokens per centroid, and in all; the cap keeps the sample at 256 MB of float16 at 128 dimensions.
 _SAMPLE_PER_CENTROID = 32
 _SAMPLE_TOKENS = 1 << 20
@@ -47,91 +39,6 @@ _SAMPLE_ROWS = 1 << 17
 _SAMPLE_PASSAGES = 512
 # Pairs of centroid and passage sorted at once, 8 bytes each.
 _PAIRS_IN_MEMORY = 1 << 23
-# A token farther from its centroid than so many times the mean when the codec was trained, is an outlier. On the
-# benchmark set 1 of 100 tokens of passages that the codec had not seen is farther than 1.77 times.
-OUTLIER_RESIDUAL = 1.77
-
-
-class Progress(NamedTuple):
-    """Where a build or a sync is.
-
-    ``stage`` is "encode", "compare" or "similar" (counted in rows), "train" or "write" (one step each), or "wait", for
-    another process that writes the same index.
-    """
-
-    stage: str
-    done: int
-    total: int
-
-
-ProgressCallback = Callable[[Progress], None]
-
-
-class SplitRow(NamedTuple):
-    """A row and the passages that its text is cut into."""
-
-    key: Key
-    content_hash: bytes
-    passages: list[PassageText]
-
-
-class RowEncoder:
-    """Makes rows into compressed passages, with the model and the settings of one index."""
-
-    def __init__(self, encoder: Encoder, settings: IndexSettings, report: BuildReport) -> None:
-        assert settings.max_tokens is not None
-        self._encoder = encoder
-        self._settings = settings
-        self._max_tokens = settings.max_tokens
-        self._report = report
-        self._splitter = PassageSplitter(encoder.tokenizer, settings.max_tokens, encoder.n_special_tokens)
-
-    def split(self, row: SourceRow) -> SplitRow:
-        extracted = extract(row.values, row.heading, html=self._settings.html, max_tokens=self._max_tokens)
-        return SplitRow(row.key, row.content_hash, self._splitter.split(extracted))
-
-    def embed(self, rows: Sequence[SplitRow]) -> Iterator[list[NDArray[np.float16]]]:
-        """Yield the embeddings of all passages in order, a bounded number of them at a time.
-
-        In half precision, which is all that a build keeps of its sample: a row is then compressed to the same codes
-        and residuals whenever that is done.
-        """
-        texts = [passage.text for row in rows for passage in row.passages]
-        for first in range(0, len(texts), _BATCH_PASSAGES):
-            with self._report.step("encode"):
-                batch = self._encoder.encode_passages(texts[first : first + _BATCH_PASSAGES])
-            self._report.n_tokens += sum(map(len, batch))
-            refuse_no_numbers(self._encoder, batch)
-            if self._settings.pool_factor > 1:
-                with self._report.step("pool"):
-                    batch = [pool(embedding, self._settings.pool_factor) for embedding in batch]
-            yield [embedding.astype(np.float16) for embedding in batch]
-
-    def encode(self, rows: Sequence[SplitRow], codec: ResidualCodec, *, recent: bool = False) -> list[EncodedRow]:
-        """Return the rows compressed.
-
-        :param recent: note also how far their tokens are from the centroids, and which are outliers
-        """
-        doclens: list[int] = []
-        codes = [np.empty(0, np.uint32)]
-        residuals = [np.empty((0, codec.bytes_per_token), np.uint8)]
-        means = [np.empty(0, np.float32)]
-        outliers: dict[int, NDArray[np.float16]] = {}
-        n_tokens = 0
-        for batch in self.embed(rows):
-            doclens += map(len, batch)
-            embeddings = np.concatenate(batch)
-            with self._report.step("compress"):
-                batch_codes, batch_residuals = codec.compress(embeddings)
-                if recent:
-                    means.append(codec.mean_residuals(embeddings, batch_codes))
-                    far = np.flatnonzero(means[-1] > OUTLIER_RESIDUAL * codec.avg_residual)
-                    outliers |= {n_tokens + i: embeddings[i] for i in far.tolist()}
-            n_tokens += len(embeddings)
-            codes.append(batch_codes)
-            residuals.append(batch_residuals)
-        encoded = assemble(rows, doclens, np.concatenate(codes), np.concatenate(residuals))
-        return _with_distances(encoded, np.concatenate(means), outliers) if recent else encoded
 
 
 def build(
@@ -255,7 +162,7 @@ class _Build:
         codec = load_codec(self.store).residual
         conn = self.store.conn
         after: Key | None = None
-        self.n_done = self.store.counts()["rows"]
+        self.n_done = self.store.counts().rows
         while chunk := next(self.report.steps("read", chunks(self.source.iter_rows(conn, after))), None):
             after = chunk[-1].key
             self._bring_up(chunk, codec)
@@ -355,54 +262,6 @@ class _Build:
         return {key: place for key, place in drawn if key}
 
 
-def chunks(rows: Iterable[SourceRow], n_bytes: int | None = None) -> Iterator[list[SourceRow]]:
-    """Yield consecutive rows in lists of about as much text each, by default what one transaction takes."""
-    chunk: list[SourceRow] = []
-    size = 0
-    for row in rows:
-        chunk.append(row)
-        size += row.n_bytes
-        if size >= (n_bytes or CHUNK_BYTES) or len(chunk) == CHUNK_ROWS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def assemble(
-    rows: Sequence[SplitRow], doclens: Sequence[int], codes: NDArray[np.uint32], residuals: NDArray[np.uint8]
-) -> list[EncodedRow]:
-    """Give the tokens of all passages, in order, back to the rows they come from."""
-    end = 0
-    remaining = iter(doclens)
-    encoded = []
-    for row in rows:
-        passages = []
-        for passage in row.passages:
-            start, end = end, end + next(remaining)
-            if end > start:
-                passages.append(EncodedPassage(passage.start, passage.end, codes[start:end], residuals[start:end]))
-        encoded.append(EncodedRow(row.key, row.content_hash, passages))
-    return encoded
-
-
-def _with_distances(
-    rows: Iterable[EncodedRow], means: NDArray[np.float32], outliers: dict[int, NDArray[np.float16]]
-) -> list[EncodedRow]:
-    """Give each row how far its tokens are from the centroids, and its outliers, by the number of the token."""
-    end = 0
-    complete = []
-    for row in rows:
-        begin = end
-        passages = []
-        for passage in row.passages:
-            start, end = end, end + len(passage.codes)
-            mine = [Outlier(i - start, outliers[i]) for i in range(start, end) if i in outliers]
-            passages.append(passage._replace(outliers=mine))
-        complete.append(row._replace(passages=passages, residual=float(means[begin:end].sum())))
-    return complete
-
-
 def centroid_ranges(codec: StoredCodec) -> Iterator[tuple[int, int]]:
     """Yield ranges of centroids whose inverted lists are made at once, as many as memory allows."""
     step = -(-codec.n_centroids // -(-max(1, codec.stream_tokens) // _PAIRS_IN_MEMORY))
@@ -419,15 +278,3 @@ def pairs_of(
         owners = np.repeat(passage_ids, doclens)[inside]
         places.append(Pairs(codes[inside].astype(np.int64), owners).places)
     return Pairs.at(np.concatenate(places))
-
-
-@contextmanager
-def writing(conn: sqlite3.Connection, name: str, progress: ProgressCallback | None) -> Iterator[None]:
-    """Be the only one who writes an index."""
-    report = progress or no_progress
-    with plain_rows(conn), only_writer(conn, name, lambda: report(Progress("wait", 0, 1))):
-        yield
-
-
-def no_progress(_: object) -> None:
-    """Tell nobody."""

@@ -9,14 +9,15 @@ import dataclasses
 import sqlite3
 from typing import NamedTuple
 
-from colbert_sqlite.build import ProgressCallback, build, no_progress, writing
-from colbert_sqlite.codec import load_codec
+from colbert_sqlite.build import build
+from colbert_sqlite.codec import CodecCache
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.model import Model
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS
-from colbert_sqlite.progress import BuildReport
+from colbert_sqlite.progress import BuildReport, ProgressCallback, no_progress
 from colbert_sqlite.settings import IndexSettings, ModelOptions
 from colbert_sqlite.storage.connection import Database, plain_rows
+from colbert_sqlite.storage.lock import writing
 from colbert_sqlite.storage.registry import Entry, refuse_to_replace
 from colbert_sqlite.storage.source import Source
 from colbert_sqlite.storage.threads import Connections, connections_to
@@ -67,7 +68,7 @@ def create_index(
                 built = Model(store.entry, encoder, options)
                 if settings.triggers:
                     # Rows may have changed while the index was built.
-                    sync(store, source, lambda many: encoder, lambda s: load_codec(s).residual, tell, report)
+                    sync(store, source, built, CodecCache(), tell, report)
         return Created(connections, store.entry, built, report)
     except BaseException:
         connections.close()

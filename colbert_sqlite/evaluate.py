@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colbert_sqlite.build import Progress, ProgressCallback
 from colbert_sqlite.errors import MissingDependency, SourceError
+from colbert_sqlite.progress import Progress, ProgressCallback
 from colbert_sqlite.settings import Filter
 from colbert_sqlite.storage.source import Source
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from colbert_sqlite import indexes
-from colbert_sqlite.build import ProgressCallback, build, no_progress, writing
+from colbert_sqlite.build import build
 from colbert_sqlite.codec import CodecCache
 from colbert_sqlite.create import create_index
 from colbert_sqlite.encoders import Encoder
@@ -21,21 +21,23 @@ from colbert_sqlite.errors import MissingDependency, ModelError, ModelMismatch, 
 from colbert_sqlite.explain import Explainer, Explanation
 from colbert_sqlite.info import bytes_reclaimable, index_info, pending_changes
 from colbert_sqlite.model import Model
-from colbert_sqlite.progress import BuildReport
+from colbert_sqlite.optimize import optimize
+from colbert_sqlite.progress import BuildReport, IndexCounts, ProgressCallback, SyncResult, no_progress
 from colbert_sqlite.query import Query, encode_queries, encode_query
 from colbert_sqlite.results import Hit, IndexInfo, Similar
 from colbert_sqlite.search import hits, passage_to_explain, search
 from colbert_sqlite.settings import Backend, Filter, Fusion, Html, IndexSettings, Mode, ModelOptions, SearchSettings
 from colbert_sqlite.similar import similar, similar_settings, similar_to_each
 from colbert_sqlite.storage.connection import Database, atomic, file_of, plain_rows, reading
+from colbert_sqlite.storage.lock import writing
 from colbert_sqlite.storage.registry import Entry
 from colbert_sqlite.storage.similar_table import try_related, write_related
 from colbert_sqlite.storage.source import Source, pk_of
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.threads import Connections, connections_to
-from colbert_sqlite.sync import compact, repair, sync
+from colbert_sqlite.sync import sync
 from colbert_sqlite.values import plain_value
-from colbert_sqlite.verify import check
+from colbert_sqlite.verify import check, repair
 from colbert_sqlite.view import View, inspect_source
 
 
@@ -387,7 +389,7 @@ class Index:
         with self.read() as view:
             return index_info(view, self._model)
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> IndexCounts:
         """Return how much is indexed: rows, rows without text, passages and tokens."""
         with self.read() as view:
             return view.store.counts()
@@ -415,7 +417,7 @@ class Index:
             problems.append(str(error))
         return problems
 
-    def sync(self, *, full: bool = False, progress: ProgressCallback | None = None) -> dict[str, int]:
+    def sync(self, *, full: bool = False, progress: ProgressCallback | None = None) -> SyncResult:
         """Bring the index in step with its table; return how many rows were added, updated, deleted and compared.
 
         Where triggers note what changes, only that is looked at. All rows are compared, by their content hashes, where
@@ -443,26 +445,11 @@ class Index:
         report: BuildReport,
         *,
         full: bool = False,
-    ) -> dict[str, int]:
-        counts = sync(
-            store,
-            source,
-            lambda many: self._model.load(many=many),
-            lambda store: self._codecs.load(store).residual,
-            progress or no_progress,
-            report,
-            full=full,
-        )
+    ) -> SyncResult:
         self.build_report = report
-        return counts
+        return sync(store, source, self._model, self._codecs, progress or no_progress, report, full=full)
 
-    def _catch_up(self, store: Store, source: Source, progress: ProgressCallback | None, report: BuildReport) -> None:
-        """Encode the rows that changed while the index was built, if triggers noted them."""
-        self.build_report = report
-        if self.settings.triggers:
-            self._sync(store, source, progress, report)
-
-    def repair(self, *, progress: ProgressCallback | None = None) -> dict[str, int]:
+    def repair(self, *, progress: ProgressCallback | None = None) -> SyncResult:
         """Remove what :meth:`verify` finds damaged and encode the rows it belonged to again; then :meth:`sync` fully.
 
         Return how many rows were added, updated, deleted and compared. Errors as in :meth:`sync`.
@@ -491,11 +478,11 @@ class Index:
         with self._write(progress) as store:
             with self.read() as view:
                 before = bytes_reclaimable(view)
-            compact(store)
+            optimize(store)
             with self.read() as view:
                 return before - bytes_reclaimable(view)
 
-    def rebuild(self, *, progress: ProgressCallback | None = None) -> dict[str, int]:
+    def rebuild(self, *, progress: ProgressCallback | None = None) -> IndexCounts:
         """Train new centroids and encode every row again, with the same settings; return the counts.
 
         Readers keep the old index until the new one is complete.
@@ -514,9 +501,11 @@ class Index:
             store = build(
                 store.conn, entry.name, source, entry.settings, encoder, progress or no_progress, report, replace=True
             )
-            self._entry = store.entry
-            self._catch_up(store, source, progress, report)
-        return self.counts()
+            self._entry, self.build_report = store.entry, report
+            if entry.settings.triggers:
+                # Rows may have changed meanwhile.
+                self._sync(store, source, progress, report)
+            return self.counts()
 
     def drop(self) -> None:
         """Remove the index, and what an interrupted rebuild of it left. The source table is not touched."""

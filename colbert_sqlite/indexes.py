@@ -52,10 +52,10 @@ def summarize(store: Store) -> IndexSummary:
         model=entry.model,
         dim=entry.dim,
         nbits=entry.settings.nbits,
-        rows=counts["rows"],
-        rows_without_text=counts["rows_without_text"],
-        passages=counts["passages"],
-        tokens=counts["tokens"],
+        rows=counts.rows,
+        rows_without_text=counts.rows_without_text,
+        passages=counts.passages,
+        tokens=counts.tokens,
         bytes=sum(store.bytes_by_part().values()),
     )
 

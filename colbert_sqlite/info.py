@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from colbert_sqlite.growth import drift, why_rebuild
 from colbert_sqlite.indexes import summarize
 from colbert_sqlite.model import Model
 from colbert_sqlite.results import IndexInfo
 from colbert_sqlite.storage import triggers
-from colbert_sqlite.storage.codec import StoredCodec
-from colbert_sqlite.sync import is_outgrown
 from colbert_sqlite.view import View
-
-# When a rebuild pays: recent rows lie so much farther from the centroids, and there are so many of them.
-_DRIFT = 0.2
-_DRIFTED_SHARE = 0.05
 
 
 def index_info(view: View, model: Model) -> IndexInfo:
@@ -67,20 +62,3 @@ def bytes_reclaimable(view: View) -> int:
     """Return the bytes of residuals of passages that are gone."""
     codec = view.codec.stored
     return view.store.stream.dead_tokens(codec) * codec.bytes_per_token
-
-
-def drift(codec: StoredCodec) -> float | None:
-    """How much farther from their centroids the tokens of rows synced lately are than the first ones were."""
-    if not codec.recent_tokens or not codec.avg_residual:
-        return None
-    return round(codec.recent_residual / codec.recent_tokens / codec.avg_residual - 1, 3)
-
-
-def why_rebuild(codec: StoredCodec, n_tokens: int) -> str | None:
-    """Return why a rebuild would pay; None if it would not."""
-    drifted = drift(codec)
-    if n_tokens and drifted is not None and drifted >= _DRIFT and codec.recent_tokens >= _DRIFTED_SHARE * n_tokens:
-        return f"rows added lately fit the codec {drifted:.0%} worse than the first ones"
-    if is_outgrown(codec, n_tokens):
-        return f"{n_tokens:,} tokens have outgrown a codec that was trained for {codec.trained_tokens:,}"
-    return None

@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     from colbert_sqlite.encoders.queries import check_queries
     from colbert_sqlite.evaluate import MEASURES, missing_documents, relevant_documents
     from colbert_sqlite.explain import Explainer
+    from colbert_sqlite.growth import why_rebuild
     from colbert_sqlite.index import Index
     from colbert_sqlite.indexes import RegisteredIndex, attached_file, drop, index_tables, registered_indexes
-    from colbert_sqlite.info import pending_changes, why_rebuild
+    from colbert_sqlite.info import pending_changes
     from colbert_sqlite.progress import Stage, memory
     from colbert_sqlite.query import encode_query
     from colbert_sqlite.search import RankedRow, hits_with_passages, search
@@ -120,7 +121,7 @@ _HOMES = {
     "registered_indexes": "indexes",
     "relevant_documents": "evaluate",
     "search": "search",
-    "why_rebuild": "info",
+    "why_rebuild": "growth",
 }
 
 Result = TypeVar("Result")

@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.build import Progress, ProgressCallback
 from colbert_sqlite.engine.salience import salient_centroids
+from colbert_sqlite.progress import Progress, ProgressCallback
 from colbert_sqlite.query import Query
 from colbert_sqlite.search import QUERIES_AT_ONCE, Allowed, RankedRow, passes, rank
 from colbert_sqlite.settings import MAX_K, Filter, SearchSettings

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.errors import ColbertError
+from colbert_sqlite.build import centroid_ranges, pairs_of
+from colbert_sqlite.errors import ColbertError, IndexCorrupt
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.blobs import CODES, HALVES, checksum, unpack_ids, verified
 from colbert_sqlite.storage.codec import StoredCodec
@@ -273,3 +274,28 @@ def _owners(places: NDArray[np.int64]) -> list[int]:
 def _some(found: Sequence[object]) -> str:
     shown = ", ".join(str(item[0] if isinstance(item, tuple) and len(item) == 1 else item) for item in found[:_SHOWN])
     return shown + (", …" if len(found) > _SHOWN else "")
+
+
+def repair(store: Store, found: Findings) -> None:
+    """Remove what is damaged, queue the rows it belonged to, and make the inverted lists anew if need be.
+
+    Call inside ``atomic``; a full sync then encodes those rows again.
+
+    :raises IndexCorrupt: if the codec is lost: only a rebuild helps then
+    """
+    if found.codec:
+        raise IndexCorrupt(f"{found.problems[0]}; repair can't help")
+    # What has lost its row may have been the last passage of the row before it, which then looks complete.
+    lost = {passage_id for passage_id in found.orphans if type(passage_id) is int and passage_id > 0} | store.strays(
+        found.rows
+    )
+    rows = {*store.keys_of(found.passages.union(passage_id - 1 for passage_id in lost)), *found.rows}
+    store.enqueue(rows)
+    store.forget(rows, found.passages | found.orphans)
+    codec = store.codec.load()
+    store.stream.blank(codec, found.blocks)
+    if found.lists or rows or found.orphans or found.passages:
+        store.lists.clear()
+        for first, end in centroid_ranges(codec):
+            store.lists.write(pairs_of(store.iter_codes(codec), first, end))
+    store.update_entry()

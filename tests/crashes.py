@@ -30,14 +30,15 @@ from typing import Any
 import numpy as np
 
 from colbert_sqlite import build as building
+from colbert_sqlite import growth, rows
 from colbert_sqlite import sync as syncing
-from colbert_sqlite.build import Progress
 from colbert_sqlite.codec import load_codec
 from colbert_sqlite.encoders import load_encoder
 from colbert_sqlite.engine.maxsim import maxsim
 from colbert_sqlite.errors import IndexCorrupt, IndexNotFound, SchemaVersionError
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import drop, list_indexes
+from colbert_sqlite.progress import Progress
 from colbert_sqlite.storage import residuals
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.upgrade import upgrade
@@ -58,13 +59,13 @@ OUT_OF_STEP = ("the triggers on the table", "rows not indexed", "indexed rows th
 
 def many_small_transactions() -> None:
     """Have everything done in small portions, and the codec grow early."""
-    building.CHUNK_BYTES = syncing.CHUNK_BYTES = 1500
+    rows.CHUNK_BYTES = syncing.CHUNK_BYTES = 1500
     building._SAMPLE_TOKENS = 1500
     building._PAIRS_IN_MEMORY = 1000
     syncing._COMPARED_BYTES = 3000
-    syncing.OUTLIERS_AT_ONCE = 100
-    syncing._OUTLIERS_PER_CENTROID = 8
-    syncing._FEWEST_SERVED = 4
+    growth.OUTLIERS_AT_ONCE = 100
+    growth._OUTLIERS_PER_CENTROID = 8
+    growth._MIN_SERVED = 4
     residuals._COMPACTED_AT_ONCE = 15
 
 

@@ -45,7 +45,7 @@ def test_any_name_works_for_tables_columns_keys_and_indexes(
     hit = index.search("camel", k=1)[0]
     assert (hit.pk, hit.row) == ("k2", {f"key {name}": "k2", f"head {name}": "Land", name: "A camel walks."})
     assert index.search("camel", where=f"{key} = :k", params={"k": "k1"})[0].pk == "k1"
-    assert index.rebuild()["rows"] == 2
+    assert index.rebuild().rows == 2
     assert [entry.name for entry in list_indexes(conn)] == [name]
     index.drop()
     assert list_indexes(conn) == []
@@ -116,7 +116,7 @@ def test_odd_values_are_indexed_or_counted(conn: sqlite3.Connection, encoder: En
     conn.execute("INSERT INTO t VALUES (1, CAST(x'77616c727573ff21' AS TEXT)), (2, 'camel' || char(0) || 'heron')")
     conn.execute("INSERT INTO t VALUES (3, x'00ff00ff'), (4, 1234567), (5, NULL), (6, '   '), (7, x'6f74746572')")
     index = Index.create(conn, "t", ["body"], model=encoder)
-    assert index.counts()["rows_without_text"] == 3
+    assert index.counts().rows_without_text == 3
     assert [index.search(w, k=1)[0].pk for w in ("walrus", "heron", "1234567", "otter")] == [1, 2, 4, 7]
     assert index.search("walrus", k=1)[0].row["body"] == "walrus\ufffd!"
 

@@ -433,7 +433,7 @@ def test_a_wrong_search_is_one_line(indexed: str, words: tuple[str, ...]) -> Non
 # A process that was started in the background ignores SIGINT, and so would its children.
 COMMANDS_THAT_WAIT_TO_BE_INTERRUPTED = """
 import signal, time
-from colbert_sqlite import build
+from colbert_sqlite import rows
 from sqlite_utils_colbert import cli, maintaining, progress
 
 class Display(progress.ProgressDisplay):
@@ -444,7 +444,7 @@ class Display(progress.ProgressDisplay):
             time.sleep(60)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-build.CHUNK_BYTES = 5000
+rows.CHUNK_BYTES = 5000
 maintaining.ProgressDisplay = Display
 cli.colbert()
 """

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from helpers import connection_of
 
-from colbert_sqlite.build import Progress
 from colbert_sqlite.errors import IndexBusy, IndexNotFound, SourceError
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import drop, list_indexes
+from colbert_sqlite.progress import Progress, SyncResult
 from colbert_sqlite.storage.lock import only_writer
 from colbert_sqlite.storage.scratch import scratch_path
 from tests.benchmarks.readers import measure
@@ -67,7 +67,7 @@ from colbert_sqlite.index import Index
 seen = []
 with Index.open(sys.argv[1], "posts") as index:
     counts = index.sync(progress=lambda now: seen.append(now.stage))
-print(json.dumps([seen[:1], counts]))
+print(json.dumps([seen[:1], counts.to_dict()]))
 """
 
 
@@ -111,7 +111,7 @@ def test_the_second_of_two_syncs_waits(small_index: Index, db_path: Path) -> Non
     connection_of(small_index).execute("INSERT INTO posts VALUES (9, 'Yeast', 'Feed the starter.')")
     with holder(db_path) as first, start(SYNC, db_path) as second:
         waiting = threading.Event()
-        mine: list[dict[str, int]] = []
+        mine: list[SyncResult] = []
 
         def sync_too() -> None:
             with Index.open(db_path, "posts") as index:
@@ -125,7 +125,7 @@ def test_the_second_of_two_syncs_waits(small_index: Index, db_path: Path) -> Non
         third.join()
         assert second.stdout is not None
         _, theirs = json.loads(second.stdout.read())
-    assert sorted([mine[0]["added"], theirs["added"]]) == [0, 1]
+    assert sorted([mine[0].added, theirs["added"]]) == [0, 1]
     assert (small_index.verify(), beside(db_path)) == ([], [])
 
 
@@ -147,7 +147,7 @@ def test_a_transaction_does_not_wait_for_another_writer(small_index: Index, db_p
     assert conn.in_transaction
     conn.commit()
     small_index.sync()
-    assert (small_index.counts()["rows"], small_index.verify(), beside(db_path)) == (6, [], [])
+    assert (small_index.counts().rows, small_index.verify(), beside(db_path)) == (6, [], [])
 
 
 @pytest.mark.parametrize("behind", ["a database", "an empty file", "nothing", "a folder"])

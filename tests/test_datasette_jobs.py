@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from datasette_colbert.jobs import KEPT, PATIENT_ROUNDS, AutoSync, Create, Drop, Job, Jobs, Rebuild, Sync, unfinished
 
-from colbert_sqlite.build import Progress, ProgressCallback
 from colbert_sqlite.errors import IndexNotFound
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import list_indexes
+from colbert_sqlite.progress import Progress, ProgressCallback
 from colbert_sqlite.settings import IndexSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ def jobs() -> Iterator[Jobs]:
 @pytest.fixture
 def long_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file with a table that takes many chunks to index."""
-    monkeypatch.setattr("colbert_sqlite.build.CHUNK_BYTES", 3000)
+    monkeypatch.setattr("colbert_sqlite.rows.CHUNK_BYTES", 3000)
     monkeypatch.setattr("colbert_sqlite.build._SAMPLE_TOKENS", 4000)
     words = random.Random(0)
     bodies = [" ".join(f"word{words.randrange(2000)}" for _ in range(60)) for _ in range(N_ROWS)]
@@ -279,10 +279,10 @@ import signal, sys, time
 from pathlib import Path
 # Whatever a shell starts in the background ignores it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from colbert_sqlite import build
+from colbert_sqlite import build, rows
 from datasette_colbert.jobs import Create, Jobs
 from colbert_sqlite.settings import IndexSettings
-build.CHUNK_BYTES, build._SAMPLE_TOKENS = 3000, 4000
+rows.CHUNK_BYTES, build._SAMPLE_TOKENS = 3000, 4000
 jobs = Jobs()
 settings = IndexSettings(table="posts", columns=("body",), model="hashing")
 job = jobs.submit(Create(database="long", path=sys.argv[1], index="posts", table="posts", settings=settings))

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from colbert_sqlite.build import Progress, ProgressCallback
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import list_indexes
+from colbert_sqlite.progress import Progress, ProgressCallback
 from colbert_sqlite.settings import IndexSettings
 
 pytest.importorskip("datasette")

@@ -16,16 +16,16 @@ import pytest
 from click.testing import CliRunner
 from helpers import connection_of
 
-from colbert_sqlite.build import Progress
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import list_indexes
+from colbert_sqlite.progress import Progress
 from tests import crashes
 from tests.crashes import JOURNALS, OPERATIONS, judge, left_beside
 
 SMALL_PORTIONS = (
-    ("build.CHUNK_BYTES", 1500),
+    ("rows.CHUNK_BYTES", 1500),
     ("sync.CHUNK_BYTES", 1500),
     ("build._SAMPLE_TOKENS", 1500),
     ("storage.residuals._COMPACTED_AT_ONCE", 15),

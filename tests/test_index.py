@@ -45,8 +45,8 @@ def test_the_row_with_the_words_comes_first(small_index: Index) -> None:
 
 
 def test_a_row_without_text_is_counted_and_never_found(small_index: Index) -> None:
-    assert small_index.counts()["rows"] == 5
-    assert small_index.counts()["rows_without_text"] == 1
+    assert small_index.counts().rows == 5
+    assert small_index.counts().rows_without_text == 1
     assert sorted(hit.pk for hit in small_index.search("bread", k=100)) == [1, 2, 3, 5]
 
 
@@ -209,7 +209,7 @@ def test_a_rebuild_follows_the_table_under_new_passage_ids(small_index: Index, d
     conn.execute("INSERT INTO posts VALUES (6, 'Walrus', 'A walrus on the beach.')")
     conn.commit()
     before = {row[0] for row in conn.execute("SELECT passage_id FROM _colbert_posts_passages")}
-    assert small_index.rebuild()["rows"] == 6
+    assert small_index.rebuild().rows == 6
     assert small_index.search("walrus", k=1)[0].pk == 6
     assert before.isdisjoint(row[0] for row in conn.execute("SELECT passage_id FROM _colbert_posts_passages"))
 
@@ -264,9 +264,9 @@ def test_info_adds_up(small_index: Index) -> None:
 
 def test_only_rows_that_meet_the_condition_are_indexed(db_path: Path, encoder: Encoder) -> None:
     index = Index.create(db_path, "posts", ["body"], model=encoder, where="id > :n", params={"n": 2})
-    assert index.counts()["rows"] == 3
+    assert index.counts().rows == 3
     assert index.verify() == []
-    assert Index.open(db_path, "posts", model=encoder).rebuild()["rows"] == 3
+    assert Index.open(db_path, "posts", model=encoder).rebuild().rows == 3
 
 
 def test_the_four_stages_agree_with_scoring_everything(tmp_path: Path, encoder: Encoder) -> None:
@@ -320,7 +320,7 @@ def test_conditions_see_only_the_source_table(tmp_path: Path, encoder: Encoder) 
     assert index.verify() == []
     assert [hit.pk for hit in index.search("words", where='kind = "start"')] == [1]
     ended = Index.create(db, "t", ["body"], name="ended", model=encoder, where='kind = "end"')
-    assert (ended.counts()["rows"], ended.verify()) == (1, [])
+    assert (ended.counts().rows, ended.verify()) == (1, [])
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_the_callers_row_and_text_factories_do_not_matter(db_path: Path, encoder
     hit = index.search("comet", k=1, where="id > 1")[0]
     assert (hit.pk, hit.row["title"], index.verify()) == (2, "Comets", [])
     assert [entry.name for entry in list_indexes(conn)] == ["posts"]
-    assert index.rebuild()["rows"] == 5
+    assert index.rebuild().rows == 5
     assert (conn.row_factory, conn.text_factory) == (factory, bytes)
 
 
@@ -413,7 +413,7 @@ def test_a_temporary_table_does_not_hide_the_source(db_path: Path, encoder: Enco
     conn = sqlite3.connect(db_path)
     conn.execute("CREATE TEMP TABLE posts (id INTEGER PRIMARY KEY, title TEXT, body TEXT)")
     index = Index.create(conn, "posts", ["body"], model=encoder)
-    assert index.counts()["rows"] == 5
+    assert index.counts().rows == 5
     assert [hit.row["title"] for hit in index.search("comet", k=1, where="posts.id = 2")] == ["Comets"]
 
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from colbert_sqlite.build import Progress
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.errors import BuildInterrupted
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import drop, list_indexes
+from colbert_sqlite.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = int(os.environ.get("COLBERT_KILLS", "12"))
@@ -35,9 +35,9 @@ MOMENTS += [(("write", 0), ("write", 1))]
 
 BUILD = """
 import sys
-from colbert_sqlite import build
+from colbert_sqlite import build, rows
 from colbert_sqlite.index import Index
-build.CHUNK_BYTES, build._SAMPLE_TOKENS = 3000, 4000
+rows.CHUNK_BYTES, build._SAMPLE_TOKENS = 3000, 4000
 say = lambda now: print(now.stage, now.done, flush=True)
 Index.create(sys.argv[1], "t", ["body"], model="hashing-32", nbits=int(sys.argv[2]), replace=True, progress=say).close()
 print("end", flush=True)
@@ -46,7 +46,7 @@ print("end", flush=True)
 
 @pytest.fixture(autouse=True)
 def many_small_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("colbert_sqlite.build.CHUNK_BYTES", 3000)
+    monkeypatch.setattr("colbert_sqlite.rows.CHUNK_BYTES", 3000)
     monkeypatch.setattr("colbert_sqlite.build._SAMPLE_TOKENS", 4000)
 
 
@@ -161,7 +161,7 @@ def test_a_second_run_goes_on_where_the_first_stopped(path: Path, encoder: Encod
     with Index.create(path, "t", ["body"], model=encoder, progress=seen.append) as index:
         assert next(p.done for p in seen if p.stage == "encode") >= entry.rows - 10
         assert index.verify() == []
-        assert index.counts()["rows"] == N_ROWS - 9
+        assert index.counts().rows == N_ROWS - 9
         assert index.search("walrus", k=1)[0].pk == 20
         assert index.search("capybara", k=1)[0].pk == -5
 

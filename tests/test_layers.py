@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import colbert_sqlite
+from colbert_sqlite import serving
+
 ROOT = Path(__file__).resolve().parent.parent
-FLOW = """errors values settings progress memory passages encoders engine storage model codec results indexes build
-verify sync query view words highlight explain rerank search similar create info index evaluate upgrade multi serving
-sql""".split()
+FLOW = """errors values settings progress memory passages encoders engine storage model codec results indexes growth
+rows build verify sync optimize query view words highlight explain rerank search similar create info index evaluate
+upgrade multi serving sql""".split()
 APART = {"encoders", "engine", "storage"}
 NEIGHBORS = {"integrations", "training"}
 HOSTS = {"click", "tqdm", "tabulate", "datasette", "llm", "sqlite_utils_colbert", "datasette_colbert", "llm_colbert"}
@@ -44,7 +47,8 @@ def imported_names(path: str) -> Iterator[str]:
 
 
 def rooms_imported_by(path: str) -> set[str]:
-    return {name.split(".")[1] for name in imported_names(path) if name.startswith("colbert_sqlite.")}
+    names = (name.split(".")[1] for name in imported_names(path) if name.startswith("colbert_sqlite."))
+    return {name for name in names if name not in colbert_sqlite.__all__ or name in FLOW}
 
 
 @pytest.mark.parametrize("path", core_modules())
@@ -53,6 +57,21 @@ def test_rooms_import_only_from_earlier_rooms(path: str) -> None:
     earlier = FLOW[: FLOW.index(room)]
     allowed = {room, *earlier} - (APART - {room} if room in APART else set())
     assert rooms_imported_by(path) - allowed == set()
+
+
+def hosts() -> list[str]:
+    """Files that stand on the public names and on ``serving``."""
+    plugins = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "plugins").rglob("*.py"))
+    return ["colbert_sqlite/sql.py", *plugins]
+
+
+@pytest.mark.parametrize("path", hosts())
+def test_hosts_import_only_public_names_and_serving(path: str) -> None:
+    names = {
+        name.removeprefix("colbert_sqlite.") for name in imported_names(path) if name.startswith("colbert_sqlite.")
+    }
+    served = {f"serving.{name}" for name in serving.__all__}
+    assert names - {*colbert_sqlite.__all__, "serving", *served} == set()
 
 
 @pytest.mark.parametrize("path", core_modules())

@@ -30,7 +30,6 @@ from hypothesis.stateful import (
 )
 from numpy.typing import NDArray
 
-from colbert_sqlite.build import RowEncoder
 from colbert_sqlite.codec import load_codec
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.engine import plaid
@@ -38,6 +37,7 @@ from colbert_sqlite.index import Index
 from colbert_sqlite.passages import RawValue, extract
 from colbert_sqlite.progress import BuildReport
 from colbert_sqlite.results import Passage
+from colbert_sqlite.rows import RowEncoder
 from colbert_sqlite.settings import SearchSettings
 from colbert_sqlite.storage.source import SourceRow
 from colbert_sqlite.storage.store import EncodedRow, Store
@@ -368,7 +368,7 @@ class LivingIndex(RuleBasedStateMachine):
         expected = self.expected()
         added = {key for key in expected if key not in self.indexed}
         updated = {key for key in expected if key in self.indexed and self.indexed[key] != expected[key].body}
-        counts = self.index.sync(full=full)
+        counts = self.index.sync(full=full).to_dict()
         compared = counts.pop("compared")
         assert counts == {
             "added": len(added),
@@ -470,7 +470,7 @@ class LivingIndex(RuleBasedStateMachine):
         self.indexed = {key: row.body for key, row in expected.items()}
         self.lost = False
         assert self.index.verify() == []
-        assert self.index.counts()["rows"] == len(expected)
+        assert self.index.counts().rows == len(expected)
         store = Store.open(self.conn, self.index.name)
         stored, codec = load_codec(store)
         build_id = store.entry.build_id
@@ -492,7 +492,7 @@ class LivingIndex(RuleBasedStateMachine):
                 owners.append((row.key, Passage(span, passage.start, passage.end, i)))
                 codes.append(passage.codes)
                 residuals.append(passage.residuals)
-        assert self.index.counts()["passages"] == len(owners)
+        assert self.index.counts().passages == len(owners)
         offsets = np.cumsum([0, *map(len, codes[1:])])
         postings = plaid.ArrayPostings(
             np.arange(len(owners)), np.concatenate(codes), offsets, np.concatenate(residuals)
@@ -515,7 +515,7 @@ class LivingIndex(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def codec_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("colbert_sqlite.sync.OUTLIERS_AT_ONCE", 1 << 60)
+    monkeypatch.setattr("colbert_sqlite.growth.OUTLIERS_AT_ONCE", 1 << 60)
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)

@@ -453,7 +453,7 @@ def test_a_rebuild_works_where_only_the_export_is_left(checkpoint: Path, cache: 
     with Index.create(db_path, "posts", ["body"], model=str(checkpoint)) as index:
         shutil.rmtree(checkpoint)
     with Index.open(db_path, "posts") as index:
-        assert index.rebuild()["rows"] == 5
+        assert index.rebuild().rows == 5
         assert index.load_encoder().backend.startswith("onnxruntime ")
 
 
@@ -503,7 +503,8 @@ def run_without_torch(*words: object) -> subprocess.CompletedProcess[str]:
 def test_a_search_imports_no_torch_though_it_is_there(indexed: Path) -> None:
     code = (
         "import sys; from colbert_sqlite import Index;"
-        f"index = Index.open({str(indexed)!r}, 'posts'); print(index.search('bread')[0].rank, index.load_encoder().backend);"
+        f"index = Index.open({str(indexed)!r}, 'posts');"
+        "print(index.search('bread')[0].rank, index.load_encoder().backend);"
         "print({'torch', 'transformers', 'sentence_transformers', 'onnx'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -71,7 +71,7 @@ def test_a_build_reports_its_stages_and_an_index_that_is_opened_has_none(db_path
     with Index.create(db_path, "posts", ["body"], model=encoder) as index:
         assert index.build_report is not None
         assert list(index.build_report.stages) == ["read", "encode", "train", "compress", "write", "invert"]
-        assert index.build_report.n_tokens == index.counts()["tokens"]
+        assert index.build_report.n_tokens == index.counts().tokens
     with Index.open(db_path, "posts") as index:
         assert index.build_report is None
         index.rebuild()

@@ -42,7 +42,7 @@ def pks(hits: list[Hit]) -> list[Any]:
 
 def test_rows_of_markdown_with_text_keys_are_found_by_their_own_words(make_index: MakeIndex) -> None:
     index = make_index("til.db", "til", "body", heading="title", where="topic = 'sqlite'")
-    assert index.counts()["rows"] == 55
+    assert index.counts().rows == 55
     for query, pk in [
         ("steampipe extensions", "sqlite_steampipe.md"),
         ("multipolygon countries territories", "sqlite_geopoly.md"),
@@ -56,7 +56,7 @@ def test_rows_of_markdown_with_text_keys_are_found_by_their_own_words(make_index
 
 def test_rows_of_html_are_found_by_their_own_words_and_shown_without_tags(make_index: MakeIndex) -> None:
     index = make_index("blog.db", "blog_entry", "body", heading="title", where="id % 80 = 0")
-    assert index.counts()["rows"] == 29
+    assert index.counts().rows == 29
     for query, pk in [
         ("spectators at transatlantic aviation ansari", 240),
         ("incarcerated inmate offender", 2240),
@@ -73,7 +73,7 @@ def test_rows_of_html_are_found_by_their_own_words_and_shown_without_tags(make_i
 
 def test_rows_with_compound_keys_and_no_rowid_are_found_by_their_own_words(make_index: MakeIndex) -> None:
     index = make_index("docs.db", "section", "text", heading="heading", where="project = 'llm'")
-    assert index.counts()["rows"] == 410
+    assert index.counts().rows == 410
     for query, anchor in [
         ("siberian dalmatian poodle", "schemas#getting-started-with-dogs"),
         ("lethal exfiltration attacker", "tools#tools-warning"),

@@ -16,6 +16,7 @@ from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.errors import ColbertError, IndexCorrupt, IndexNotFound, ModelMismatch
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import drop, list_indexes
+from colbert_sqlite.progress import SyncResult
 
 N_ROWS = 40
 QUERIES = ["word3 word17 word91", "word5", "word60 word61 word62 word63", "nothing of this"]
@@ -195,7 +196,7 @@ def test_repair_encodes_the_damaged_rows_and_no_others(
 
 def test_repairing_what_is_sound_changes_nothing(damaged: Damaged) -> None:
     before = "\n".join(damaged.conn.iterdump())
-    assert damaged.index.repair() == {"added": 0, "updated": 0, "deleted": 0, "compared": N_ROWS}
+    assert damaged.index.repair() == SyncResult(compared=N_ROWS)
     assert "\n".join(damaged.conn.iterdump()) == before
 
 

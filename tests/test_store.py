@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colbert_sqlite.errors import BuildInterrupted, IndexCorrupt, IndexNotFound, SchemaVersionError
+from colbert_sqlite.progress import IndexCounts
 from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import atomic
@@ -110,12 +111,12 @@ def test_tokens_come_back_whatever_was_added_and_deleted_before(
             assert residuals[starts[i] : starts[i] + len(found)].tolist() == passage.residuals.tolist()
         ids.update(passage_ids.tolist())
     assert snapshot.all_passage_ids().tolist() == sorted(ids)
-    assert store.counts() == {
-        "rows": len(expected),
-        "rows_without_text": sum(not row.passages for row in expected.values()),
-        "passages": sum(len(row.passages) for row in expected.values()),
-        "tokens": sum(len(p.codes) for row in expected.values() for p in row.passages),
-    }
+    assert store.counts() == IndexCounts(
+        rows=len(expected),
+        rows_without_text=sum(not row.passages for row in expected.values()),
+        passages=sum(len(row.passages) for row in expected.values()),
+        tokens=sum(len(p.codes) for row in expected.values() for p in row.passages),
+    )
 
 
 def test_deleting_everything_frees_the_blocks() -> None:

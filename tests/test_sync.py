@@ -19,18 +19,19 @@ import pytest
 import sqlite_utils
 from numpy.typing import NDArray
 
-from colbert_sqlite.build import OUTLIER_RESIDUAL, Progress
 from colbert_sqlite.codec import load_codec
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.errors import IndexCorrupt, ModelNotFound
 from colbert_sqlite.index import Index
+from colbert_sqlite.progress import Progress, SyncResult
+from colbert_sqlite.rows import OUTLIER_RESIDUAL
 from colbert_sqlite.settings import MAX_K, MAX_QUERY_CHARACTERS
 from colbert_sqlite.storage.connection import reading
 from colbert_sqlite.storage.postings import Snapshot
 from colbert_sqlite.storage.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTHING = {"added": 0, "updated": 0, "deleted": 0, "compared": 0}
+NOTHING = SyncResult()
 LOST = ["the triggers on the table are not those they should be: sync puts them back"]
 
 
@@ -101,14 +102,14 @@ def test_what_changed_is_counted_and_encoded_once(
     conn.execute("DELETE FROM t WHERE id IN (4, 5)")
     conn.execute("UPDATE t SET kind = 'letter'")
     assert index.info().pending_changes == 6
-    assert index.sync() == {"added": 2, "updated": 2, "deleted": 2, "compared": 0}
+    assert index.sync() == SyncResult(added=2, updated=2, deleted=2)
     assert sorted(watched.passages) == ["word11 new", "word2 other"]
     assert index.info().pending_changes == 0
-    assert index.counts()["rows_without_text"] == 2
+    assert index.counts().rows_without_text == 2
     assert_in_step(conn, index)
     generation = index.info().generation
     assert [index.sync(), index.sync()] == [NOTHING, NOTHING]
-    assert index.sync(full=True) == {**NOTHING, "compared": 10}
+    assert index.sync(full=True) == SyncResult(compared=10)
     assert (index.info().generation, len(watched.passages)) == (generation, 2)
 
 
@@ -130,14 +131,14 @@ def test_no_model_is_loaded_where_there_is_nothing_to_encode(
     index = indexed(path, watched)
     with Index.open(path, "t", model="no/such-model") as without_model:
         assert without_model.sync() == NOTHING
-        assert without_model.sync(full=True) == {**NOTHING, "compared": 10}
+        assert without_model.sync(full=True) == SyncResult(compared=10)
         conn.execute("DELETE FROM t WHERE id = 1")
-        assert without_model.sync() == {**NOTHING, "deleted": 1}
+        assert without_model.sync() == SyncResult(deleted=1)
         assert without_model.optimize() > 0
         conn.execute("INSERT INTO t (id, body) VALUES (11, 'word11')")
         with pytest.raises(ModelNotFound):
             without_model.sync()
-    assert index.sync() == {**NOTHING, "added": 1}
+    assert index.sync() == SyncResult(added=1)
     assert_in_step(conn, index)
 
 
@@ -191,7 +192,7 @@ def test_a_reloaded_table_has_only_rows_of_other_text_encoded(
     assert index.verify() == (LOST if compared else []) + (
         ["rows that were changed after they were indexed: 3"] if compared else []
     )
-    assert index.sync() == {**NOTHING, "updated": 1, "compared": compared}
+    assert index.sync() == SyncResult(updated=1, compared=compared)
     assert watched.passages == ["word3 in company"]
     assert conn.execute(installed).fetchall() == before
     assert_in_step(conn, index)
@@ -204,9 +205,9 @@ def test_without_triggers_sync_compares_all_rows(path: Path, conn: sqlite3.Conne
     conn.execute("DELETE FROM t WHERE id = 2")
     conn.execute("INSERT INTO t (id, body) VALUES (11, 'word11')")
     assert index.info().pending_changes is None
-    assert index.sync() == {"added": 1, "updated": 1, "deleted": 1, "compared": 10}
+    assert index.sync() == SyncResult(added=1, updated=1, deleted=1, compared=10)
     assert sorted(watched.passages) == ["word1 other", "word11"]
-    assert index.sync() == {**NOTHING, "compared": 10}
+    assert index.sync() == SyncResult(compared=10)
     assert conn.execute("SELECT count(*) FROM sqlite_master WHERE type = 'trigger'").fetchone() == (0,)
     assert_in_step(conn, index)
 
@@ -220,7 +221,7 @@ def test_more_rows_than_are_compared_at_once(
     conn.execute("UPDATE t SET body = body || ' more' WHERE id % 3")
     conn.execute("DELETE FROM t WHERE id = 10")
     events: list[Progress] = []
-    assert index.sync(progress=events.append) == {"added": 0, "updated": 6, "deleted": 1, "compared": 9}
+    assert index.sync(progress=events.append) == SyncResult(updated=6, deleted=1, compared=9)
     assert [event for event in events if event.stage == "compare"][-1] == Progress("compare", 9, 9)
     assert events[-1] == Progress("encode", 7, 7)
     assert_in_step(conn, index)
@@ -232,11 +233,11 @@ def test_a_condition_with_a_parameter_lets_rows_in_and_out(
     index = indexed(path, watched, where="kind = :kind", params={"kind": "letter"})
     assert found(index) == {}
     conn.execute("UPDATE t SET kind = 'letter' WHERE id <= 3")
-    assert index.sync() == {**NOTHING, "added": 3}
+    assert index.sync() == SyncResult(added=3)
     conn.execute("UPDATE t SET kind = 'note' WHERE id = 1")
     conn.execute("UPDATE t SET body = 'word2 other' WHERE id = 2")
     assert sorted(hit.pk for hit in index.search("word", k=10)) == [2, 3]
-    assert index.sync() == {**NOTHING, "updated": 1, "deleted": 1}
+    assert index.sync() == SyncResult(updated=1, deleted=1)
     assert_in_step(conn, index)
 
 
@@ -246,11 +247,11 @@ def test_a_condition_on_another_table_compares_keys(
     conn.execute("CREATE TABLE published (id INTEGER PRIMARY KEY)")
     conn.execute("INSERT INTO published VALUES (1), (2)")
     index = indexed(path, watched, where="id IN (SELECT id FROM published)")
-    assert index.sync() == {**NOTHING, "compared": 2}
+    assert index.sync() == SyncResult(compared=2)
     conn.execute("UPDATE published SET id = 3 WHERE id = 1")
     conn.execute("UPDATE t SET body = 'word2 other' WHERE id = 2")
     assert sorted(hit.pk for hit in index.search("word", k=10)) == [2]
-    assert index.sync() == {"added": 1, "updated": 1, "deleted": 1, "compared": 2}
+    assert index.sync() == SyncResult(added=1, updated=1, deleted=1, compared=2)
     assert sorted(watched.passages) == ["word2 other", "word3 alone"]
     assert_in_step(conn, index)
 
@@ -263,7 +264,7 @@ def test_a_condition_on_the_clock_compares_keys(path: Path, conn: sqlite3.Connec
         time.sleep(0.05)
     assert sorted(hit.pk for hit in until.search("word", k=10)) == [2, 4, 6, 8, 10]
     for index in (until, since):
-        assert index.sync()["compared"] == 5
+        assert index.sync().compared == 5
         assert_in_step(conn, index)
     assert sorted(found(since)) == [1, 3, 5, 7, 9]
 
@@ -294,11 +295,11 @@ def test_a_row_that_never_stops_changing_stays_queued(
     index = indexed(path, watched)
     conn.execute("UPDATE t SET body = 'word' WHERE id < 3")
     watched.meanwhile = [lambda: conn.execute("UPDATE t SET body = body || ' again' WHERE id = 1")] * 100
-    assert index.sync() == {**NOTHING, "updated": 1}
+    assert index.sync() == SyncResult(updated=1)
     assert index.info().pending_changes == 1
     assert index.verify() == []
     watched.meanwhile = []
-    assert index.sync() == {**NOTHING, "updated": 1}
+    assert index.sync() == SyncResult(updated=1)
     assert_in_step(conn, index)
 
 
@@ -318,7 +319,7 @@ def test_changes_during_a_build_are_in_the_index_at_its_end(
     moment: int,
     rebuild: bool,
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.build.CHUNK_BYTES", 25)
+    monkeypatch.setattr("colbert_sqlite.rows.CHUNK_BYTES", 25)
     monkeypatch.setattr("colbert_sqlite.build._SAMPLE_TOKENS", 10)
     index = indexed(path, watched) if rebuild else None
     watched.meanwhile = [lambda: None] * moment + [lambda: conn.executescript(CHANGES)]
@@ -359,7 +360,7 @@ def test_a_rebuild_that_puts_lost_triggers_back_and_is_interrupted_hides_no_chan
     watched.meanwhile = [interrupt]
     with pytest.raises(Interruption):
         index.rebuild()
-    assert index.sync() == {**NOTHING, "updated": 1, "compared": 10}
+    assert index.sync() == SyncResult(updated=1, compared=10)
     assert_in_step(conn, index)
 
 
@@ -375,7 +376,7 @@ def test_an_interrupted_sync_goes_on(
     assert index.verify() == []
     assert 0 < index.info().pending_changes < 10
     pending = index.info().pending_changes
-    assert index.sync() == {**NOTHING, "updated": pending}
+    assert index.sync() == SyncResult(updated=pending)
     assert_in_step(conn, index)
 
 
@@ -391,7 +392,7 @@ def test_sync_joins_the_callers_transaction(
         conn.execute("UPDATE t SET body = 'word1 changed' WHERE id = 1")
         conn.execute("DELETE FROM t WHERE id = 2")
         counts = index.sync()
-        assert counts == {**NOTHING, "updated": 1, "deleted": 1, "compared": 0 if triggers else 9}
+        assert counts == SyncResult(updated=1, deleted=1, compared=0 if triggers else 9)
         assert conn.in_transaction
         assert_in_step(conn, index)
         conn.execute(end)
@@ -448,15 +449,15 @@ def test_a_missing_queue_is_named_and_made_anew(path: Path, conn: sqlite3.Connec
     assert index.verify() == ["tables are missing (queue): sync makes it anew and compares every row"]
     assert index.info().pending_changes is None
     assert len(index.search("word", k=100)) == 10
-    assert index.sync() == {**NOTHING, "compared": 10}
+    assert index.sync() == SyncResult(compared=10)
     assert index.info().pending_changes == 0
     # A connection that knows the table as missing looks for it again when asked for it, not when a trigger is.
     assert conn.execute("SELECT * FROM _colbert_t_queue").fetchall() == []
     conn.execute("UPDATE t SET body = 'word1 changed' WHERE id = 1")
-    assert index.sync() == {**NOTHING, "updated": 1}
+    assert index.sync() == SyncResult(updated=1)
     assert_in_step(conn, index)
     conn.execute("DROP TABLE _colbert_t_queue")
-    assert index.repair() == {**NOTHING, "compared": 10}
+    assert index.repair() == SyncResult(compared=10)
     assert_in_step(conn, index)
 
 
@@ -490,7 +491,7 @@ def test_a_row_whose_first_passage_was_lost_is_indexed_again_when_its_text_chang
     assert conn.execute("SELECT count(*) FROM _colbert_t_passages WHERE pk_id = 3").fetchone() > (1,)
     conn.execute("DELETE FROM _colbert_t_passages WHERE passage_id = ?", (passage_id,))
     conn.execute("UPDATE t SET body = 'topic3 changed. ' || body WHERE id = 3")
-    assert index.sync() == {**NOTHING, "added": 1}
+    assert index.sync() == SyncResult(added=1)
     hits = conn.execute("SELECT ordinal FROM _colbert_t_passages WHERE pk_id = 3 ORDER BY passage_id").fetchall()
     assert hits == [(ordinal,) for ordinal in range(len(hits))]
     assert index.verify() != []
@@ -526,7 +527,7 @@ def test_sync_waits_for_another_process_that_writes_the_index(
                 other.stdin.flush()
 
         assert found(index) == dict(conn.execute("SELECT id, body FROM t"))
-        assert index.sync(progress=lambda now: release(now) if now.stage == "wait" else None)["deleted"] == 1
+        assert index.sync(progress=lambda now: release(now) if now.stage == "wait" else None).deleted == 1
     assert {*events} == {Progress("wait", 0, 1)}
     assert sorted(file.name for file in path.parent.iterdir() if "colbert" in file.name) == []
 
@@ -542,7 +543,7 @@ def test_sync_waits_while_the_database_is_locked(path: Path, conn: sqlite3.Conne
         threading.Timer(0.3, lambda: locker.execute("COMMIT")).start()
 
     watched.meanwhile = [lock]
-    assert index.sync()["updated"] >= 1
+    assert index.sync().updated >= 1
     index.sync()
     assert_in_step(conn, index)
 
@@ -556,7 +557,7 @@ def many_words(n_rows: int, vocabulary: str, seed: int) -> list[str]:
 def test_outliers_earn_centroids_of_their_own(
     tmp_path: Path, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch, nbits: int
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.sync.OUTLIERS_AT_ONCE", 200)
+    monkeypatch.setattr("colbert_sqlite.growth.OUTLIERS_AT_ONCE", 200)
     path = tmp_path / "grow.db"
     conn = sqlite3.connect(path, isolation_level=None)
     conn.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT)")
@@ -564,7 +565,7 @@ def test_outliers_earn_centroids_of_their_own(
     index = indexed(path, watched, nbits=nbits)
     before = load_codec(Store.open(conn, "t")).residual
     conn.executemany("INSERT INTO t (body) VALUES (?)", [(text,) for text in many_words(150, "zq", 1)])
-    assert index.sync() == {**NOTHING, "added": 150}
+    assert index.sync() == SyncResult(added=150)
     info = index.info()
     assert info.n_centroids_added > 0
     assert info.n_centroids == before.n_centroids + info.n_centroids_added
@@ -602,7 +603,7 @@ def test_outliers_earn_centroids_of_their_own(
 def test_the_codec_grows_by_a_quarter_at_most(
     path: Path, conn: sqlite3.Connection, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.sync.OUTLIERS_AT_ONCE", 50)
+    monkeypatch.setattr("colbert_sqlite.growth.OUTLIERS_AT_ONCE", 50)
     monkeypatch.setattr("colbert_sqlite.sync.CHUNK_BYTES", 10_000)
     index = indexed(path, watched)
     for seed, vocabulary in enumerate(("zq", "mandarin", "xyz")):
@@ -612,7 +613,7 @@ def test_the_codec_grows_by_a_quarter_at_most(
         assert_in_step(conn, index)
     info = index.info()
     assert info.n_centroids_added <= (info.n_centroids - info.n_centroids_added) // 4
-    assert index.rebuild()["rows"] == 190
+    assert index.rebuild().rows == 190
     assert index.info().n_centroids_added == 0
     assert_in_step(conn, index)
 
@@ -620,8 +621,8 @@ def test_the_codec_grows_by_a_quarter_at_most(
 def test_centroids_of_a_transaction_rolled_back_are_forgotten(
     path: Path, conn: sqlite3.Connection, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colbert_sqlite.sync.OUTLIERS_AT_ONCE", 50)
-    monkeypatch.setattr("colbert_sqlite.sync.FEWEST_NEW", 1000)
+    monkeypatch.setattr("colbert_sqlite.growth.OUTLIERS_AT_ONCE", 50)
+    monkeypatch.setattr("colbert_sqlite.sync.MIN_NEW_ROWS", 1000)
     indexed(path, watched).close()
     index = Index.open(conn, "t", model=watched)
     first, second = ([(text,) for text in many_words(60, vocabulary, 0)] for vocabulary in ("zq", "mandarin"))
@@ -687,7 +688,7 @@ def test_rows_of_other_kinds_of_values_are_compared_as_they_were_indexed(
         conn.execute("UPDATE t SET body = ?", (value,))
         assert index.verify() == [], json.dumps(repr(value))
         index.sync()
-        assert index.sync(full=True) == {**NOTHING, "compared": 1}
+        assert index.sync(full=True) == SyncResult(compared=1)
 
 
 def test_an_index_that_began_empty_is_trained_on_the_rows_that_come(tmp_path: Path) -> None:
@@ -700,13 +701,13 @@ def test_an_index_that_began_empty_is_trained_on_the_rows_that_come(tmp_path: Pa
         conn.execute(
             "INSERT INTO t VALUES (?, ?)", (i, f"topic{i} " + " ".join(words.choices(string.ascii_letters, k=8)))
         )
-        assert index.sync()["added"] == 1
+        assert index.sync().added == 1
         assert index.search(f"topic{i}", k=1)[0].pk == i
     conn.executemany(
         "INSERT INTO t VALUES (?, ?)",
         ((i, f"topic{i} " + " ".join(f"word{words.randrange(500)}" for _ in range(20))) for i in range(100, 400)),
     )
-    assert index.sync()["added"] == 300
+    assert index.sync().added == 300
     facts = index.info()
     assert (facts["rebuild_pays"], facts["pending_changes"], index.verify()) == (None, 0, [])
     assert facts["n_centroids"] > 100
@@ -723,7 +724,7 @@ def test_rows_that_come_one_by_one_have_the_codec_trained_again_and_again(tmp_pa
     n_centroids = [index.info().n_centroids]
     for first in range(40, 400, 20):
         conn.executemany("INSERT INTO t VALUES (?, ?)", list(enumerate(bodies))[first : first + 20])
-        assert index.sync()["added"] == 20
+        assert index.sync().added == 20
         assert index.info().why_rebuild is None
         n_centroids.append(index.info().n_centroids)
     assert 2 <= len(set(n_centroids)) - 1 <= 4
@@ -741,7 +742,7 @@ def test_a_training_that_was_interrupted_goes_on_with_the_next_sync(
     assert (index.info().pending_changes, len(index.search("word", k=1000))) == (90, 10)
     n_encoded = len(watched.passages)
     counts = index.sync()
-    assert (counts, n_encoded) == ({**NOTHING, "added": 90}, 100)
+    assert (counts, n_encoded) == (SyncResult(added=90), 100)
     # Those that were encoded before the training waited in a file beside the database.
     assert len(watched.passages) == n_encoded
     assert_trained_anew(path, conn, index)
@@ -773,7 +774,7 @@ def interrupt_training(now: Progress) -> None:
 def assert_trained_anew(path: Path, conn: sqlite3.Connection, index: Index) -> None:
     """The codec was trained on all there is, and nothing of the training is left, in the database or beside it."""
     assert index.info().why_rebuild is None
-    assert Store.open(conn, "t").codec.load().trained_tokens == index.counts()["tokens"]
+    assert Store.open(conn, "t").codec.load().trained_tokens == index.counts().tokens
     assert_in_step(conn, index)
     assert conn.execute("SELECT name FROM sqlite_master WHERE name LIKE '%building%'").fetchall() == []
     assert [file.name for file in path.parent.iterdir()] == [path.name]

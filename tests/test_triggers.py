@@ -13,6 +13,7 @@ import sqlite_utils
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.index import Index
+from colbert_sqlite.progress import SyncResult
 
 PLAIN = """
 CREATE TABLE t (id INTEGER PRIMARY KEY, title TEXT, body TEXT, n INTEGER DEFAULT 0);
@@ -295,10 +296,10 @@ def test_a_change_queues_the_keys_it_concerns(
     for hit in index.search("apple", k=1000):
         assert hit.pk == key_in(hit.row, index)
         assert hit.stale == (was.get(*spelled([hit.pk])) != after.get(hit.pk))
-    compared = index.sync()["compared"]
+    compared = index.sync().compared
     assert compared == 0
     assert_in_step(conn, index)
-    assert index.sync() == {"added": 0, "updated": 0, "deleted": 0, "compared": 0}
+    assert index.sync() == SyncResult()
 
 
 @pytest.mark.parametrize("recursive", [False, True])
@@ -350,7 +351,7 @@ def test_rows_replaced_through_a_unique_index_that_no_trigger_looks_into_are_fou
     assert queue(conn) == (queued | {replaced} if recursive else queued)
     assert replaced not in {hit.pk for hit in index.search("banana")}
     added = len(queued)
-    assert index.sync() == {"added": added, "updated": 0, "deleted": 1, "compared": 2 + added}
+    assert index.sync() == SyncResult(added=added, deleted=1, compared=2 + added)
     assert_in_step(conn, index)
 
 
@@ -384,7 +385,7 @@ def test_a_collation_of_one_connection_keeps_no_other_from_changing_rows(path: P
     other.execute("UPDATE t SET body = 'date delta' WHERE id = 1")
     assert queue(other) == {1}
     knows.execute("REPLACE INTO t VALUES (4, 'tWO', 'egg epsilon', 0)")
-    assert index.sync() == {"added": 1, "updated": 1, "deleted": 1, "compared": 3}
+    assert index.sync() == SyncResult(added=1, updated=1, deleted=1, compared=3)
     assert_in_step(knows, index)
     with Index.open(path, "t", model=small_encoder) as elsewhere:
         assert elsewhere.search("egg", k=1)[0].pk == 4
@@ -404,12 +405,12 @@ def test_a_key_may_change_its_case_where_the_primary_key_ignores_it(
     assert {str(key).lower() for key in queue(conn)} == {"anna"}
     assert {hit.pk for hit in index.search("apple")} == {"ANNA", "bob"}
     updated = int("body" in change)
-    assert index.sync() == {"added": 0, "updated": updated, "deleted": 0, "compared": 0}
-    assert index.sync(full=True) == {"added": 0, "updated": 0, "deleted": 0, "compared": 2}
+    assert index.sync() == SyncResult(updated=updated)
+    assert index.sync(full=True) == SyncResult(compared=2)
     assert_in_step(conn, index)
     assert [hit.pk for hit in index.search("apple", pks=["Anna"])] == ["ANNA"]
     conn.execute("DELETE FROM t WHERE id = 'ANNA'")
-    assert index.sync() == {"added": 0, "updated": 0, "deleted": 1, "compared": 0}
+    assert index.sync() == SyncResult(deleted=1)
     assert_in_step(conn, index)
 
 
@@ -424,15 +425,15 @@ def test_keys_that_differ_in_case_are_two_where_the_primary_key_says_so(path: Pa
     assert_in_step(conn, index)
     conn.execute("UPDATE t SET body = 'date delta' WHERE id = 'anna' COLLATE BINARY")
     assert queue(conn) == {"anna"}
-    assert index.sync() == {"added": 0, "updated": 1, "deleted": 0, "compared": 0}
-    assert index.sync(full=True) == {"added": 0, "updated": 0, "deleted": 0, "compared": 3}
+    assert index.sync() == SyncResult(updated=1)
+    assert index.sync(full=True) == SyncResult(compared=3)
     assert_in_step(conn, index)
     assert [hit.pk for hit in index.search("apple", pks=["Anna"])] == ["Anna"]
     conn.execute("UPDATE t SET id = 'ANNA' WHERE id = 'Anna' COLLATE BINARY")
-    assert index.sync() == {"added": 1, "updated": 0, "deleted": 1, "compared": 0}
+    assert index.sync() == SyncResult(added=1, deleted=1)
     conn.execute("UPDATE OR REPLACE t SET slug = 's2' WHERE id = 'ANNA' COLLATE BINARY")
     assert queue(conn) == {"anna"}
-    assert index.sync() == {"added": 0, "updated": 0, "deleted": 1, "compared": 0}
+    assert index.sync() == SyncResult(deleted=1)
     assert_in_step(conn, index)
 
 
@@ -455,11 +456,11 @@ def test_a_unique_index_made_later_is_watched_from_the_next_sync_on(
     conn.execute("CREATE UNIQUE INDEX titles ON t (title)")
     if when == "after":
         assert index.verify() == ["the triggers on the table are not those they should be: sync puts them back"]
-        assert index.sync() == {"added": 0, "updated": 0, "deleted": 0, "compared": 3}
+        assert index.sync() == SyncResult(compared=3)
     conn.execute("REPLACE INTO t VALUES (4, 'Two', 'date delta', 0)")
     assert queue(conn) == ({2, 4} if when == "after" else {4})
     compared = 0 if when == "after" else 3
-    assert index.sync() == {"added": 1, "updated": 0, "deleted": 1, "compared": compared}
+    assert index.sync() == SyncResult(added=1, deleted=1, compared=compared)
     assert_in_step(conn, index)
 
 
@@ -472,7 +473,7 @@ def test_through_sqlite_utils_too(path: Path, small_encoder: Encoder) -> None:
     table.update(4, {"body": "date eta"})
     table.delete(3)
     assert queue(conn) == {1, 2, 3, 4, 5}
-    assert index.sync() == {"added": 2, "updated": 1, "deleted": 2, "compared": 0}
+    assert index.sync() == SyncResult(added=2, updated=1, deleted=2)
     assert_in_step(conn, index)
     assert index.search("fig", k=1)[0].pk == 5
 
@@ -490,9 +491,9 @@ def test_a_null_key_is_the_users_business_and_verify_names_it(path: Path, small_
         assert {hit.row["id"] for hit in index.search("date", k=10)} == {"a", "b"}
     conn.execute("UPDATE t SET id = 'c' WHERE body = 'banana'")
     conn.execute("UPDATE t SET id = NULL WHERE body = 'apple'")
-    assert index.sync() == {"added": 1, "updated": 0, "deleted": 1, "compared": 0}
+    assert index.sync() == SyncResult(added=1, deleted=1)
     conn.execute("DELETE FROM t WHERE id IS NULL")
-    assert index.sync() == {"added": 0, "updated": 0, "deleted": 0, "compared": 0}
+    assert index.sync() == SyncResult()
     assert_in_step(conn, index)
 
 
@@ -527,8 +528,8 @@ def test_any_names_work(path: Path, small_encoder: Encoder, name: str) -> None:
     conn.execute(f"REPLACE INTO {quoted} VALUES ('k3', 's2', 'cherry')")
     conn.execute(f"UPDATE {quoted} SET {quoted} = 'date'")
     assert {row[0] for row in conn.execute(f'SELECT * FROM "_colbert_{quoted[1:-1]}_queue"')} == {"k1", "k2", "k3"}
-    assert index.sync() == {"added": 1, "updated": 1, "deleted": 1, "compared": 0}
-    assert index.sync() == {"added": 0, "updated": 0, "deleted": 0, "compared": 0}
+    assert index.sync() == SyncResult(added=1, updated=1, deleted=1)
+    assert index.sync() == SyncResult()
     assert index.verify() == []
     assert [hit.pk for hit in index.search("date", k=9)] in (["k1", "k3"], ["k3", "k1"])
 
@@ -544,11 +545,11 @@ def test_a_temp_table_of_the_same_name_is_left_alone(path: Path, small_encoder: 
     conn.execute("DELETE FROM temp.t")
     assert conn.execute("SELECT pk_id FROM main._colbert_t_queue ORDER BY 1").fetchall() == [("B",), ("D",)]
     assert conn.execute("SELECT count(*) FROM temp._colbert_t_queue").fetchone() == (0,)
-    assert index.sync() == {"added": 1, "updated": 0, "deleted": 1, "compared": 0}
+    assert index.sync() == SyncResult(added=1, deleted=1)
     assert index.verify() == []
     with Index.open(path, "t") as elsewhere:
         assert elsewhere.verify() == []
-        assert elsewhere.sync() == {"added": 0, "updated": 0, "deleted": 0, "compared": 0}
+        assert elsewhere.sync() == SyncResult()
 
 
 @pytest.mark.parametrize(
@@ -565,7 +566,7 @@ def test_the_rest_of_the_table_may_change(path: Path, small_encoder: Encoder, al
     conn.execute(alter)
     conn.execute("UPDATE t SET body = 'date' WHERE id = 1")
     assert queue(conn) == {1}
-    assert index.sync() == {"added": 0, "updated": 1, "deleted": 0, "compared": 0}
+    assert index.sync() == SyncResult(updated=1)
     assert_in_step(conn, index)
 
 
@@ -592,7 +593,7 @@ def test_what_is_indexed_may_be_renamed_and_back(
     index.sync()
     assert_in_step(conn, index)
     conn.execute("DELETE FROM t WHERE id = 2")
-    assert index.sync()["compared"] == 0
+    assert index.sync().compared == 0
 
 
 def test_changes_through_an_attached_database_are_seen(path: Path, small_encoder: Encoder, tmp_path: Path) -> None:
@@ -614,9 +615,9 @@ def test_an_index_does_not_see_tables_of_attached_databases(path: Path, small_en
     conn.execute("ATTACH ? AS other", (str(tmp_path / "other.db"),))
     with Index.open(conn, "t", model=small_encoder) as index:
         conn.execute("DELETE FROM other.t")
-        assert index.sync() == {"added": 0, "updated": 0, "deleted": 0, "compared": 0}
+        assert index.sync() == SyncResult()
         conn.execute("DELETE FROM t")
-        assert index.sync()["deleted"] == 3
+        assert index.sync().deleted == 3
         assert_in_step(conn, index)
 
 
@@ -631,8 +632,8 @@ def test_a_cautious_connection_may_write(path: Path, small_encoder: Encoder) -> 
     conn.execute("REPLACE INTO t VALUES (4, 'b', 'date')")
     conn.execute("UPDATE t SET body = 'egg' WHERE id = 1")
     with Index.open(conn, "t", model=small_encoder) as cautious:
-        assert cautious.sync() == {"added": 1, "updated": 1, "deleted": 1, "compared": 0}
-        assert cautious.rebuild()["rows"] == 3
+        assert cautious.sync() == SyncResult(added=1, updated=1, deleted=1)
+        assert cautious.rebuild().rows == 3
         assert_in_step(conn, cautious)
     assert index.verify() == []
 
@@ -657,7 +658,7 @@ def test_triggers_go_with_their_index_and_the_last_leaves_nothing(path: Path, sm
     assert [name for name in ours(conn) if "_t_" in name] == []
     conn.execute("REPLACE INTO t VALUES (4, 'b', 'date')")
     assert queue(conn, "other") == {2, 4}
-    assert other.sync() == {"added": 1, "updated": 0, "deleted": 1, "compared": 0}
+    assert other.sync() == SyncResult(added=1, deleted=1)
     assert_in_step(conn, other)
     other.drop()
     assert ours(conn) == []
@@ -674,10 +675,10 @@ def test_indexes_of_one_table_have_queues_of_their_own(path: Path, small_encoder
     conn.execute("UPDATE t SET body = 'date' WHERE id = 2")
     conn.execute("UPDATE t SET n = 1 WHERE id = 3")
     assert (queue(conn), queue(conn, "titles"), queue(conn, "some")) == ({2}, {1}, {1, 2, 3})
-    assert bodies.sync() == {"added": 0, "updated": 1, "deleted": 0, "compared": 0}
+    assert bodies.sync() == SyncResult(updated=1)
     assert (queue(conn), queue(conn, "titles"), queue(conn, "some")) == (set(), {1}, {1, 2, 3})
-    assert titles.sync() == {"added": 0, "updated": 1, "deleted": 0, "compared": 0}
-    assert some.sync() == {"added": 1, "updated": 0, "deleted": 0, "compared": 0}
+    assert titles.sync() == SyncResult(updated=1)
+    assert some.sync() == SyncResult(added=1)
     for index in (bodies, titles, some):
         assert_in_step(conn, index)
     bodies.rebuild()
@@ -690,7 +691,7 @@ def test_an_index_without_triggers_puts_none_on_the_table(path: Path, small_enco
     triggers = "SELECT count(*) FROM sqlite_master WHERE type = 'trigger'"
     assert conn.execute(triggers).fetchone() == (0,)
     conn.execute("UPDATE t SET body = 'date' WHERE id = 2")
-    assert index.sync() == {"added": 0, "updated": 1, "deleted": 0, "compared": 3}
+    assert index.sync() == SyncResult(updated=1, compared=3)
     assert conn.execute(triggers).fetchone() == (0,)
     assert_in_step(conn, index)
 
@@ -709,6 +710,6 @@ def test_triggers_that_were_altered_are_put_back_and_all_rows_compared(path: Pat
         "the triggers on the table are not those they should be: sync puts them back",
         "rows that were changed after they were indexed: 2",
     ]
-    assert index.sync() == {"added": 0, "updated": 1, "deleted": 0, "compared": 3}
+    assert index.sync() == SyncResult(updated=1, compared=3)
     assert conn.execute(installed).fetchall() == before
     assert_in_step(conn, index)

@@ -14,6 +14,7 @@ from damage import make_older
 from colbert_sqlite import Index, list_indexes, upgrade
 from colbert_sqlite.errors import IndexCorrupt, IndexNotFound, ModelMismatch, ModelNotFound, SchemaVersionError
 from colbert_sqlite.indexes import drop
+from colbert_sqlite.progress import SyncResult
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_an_upgraded_index_answers_and_follows_its_table(old: Path) -> None:
         assert index.info().pending_changes == 0
         conn.execute("INSERT INTO posts (id, body) VALUES (0, 'A narwhal.')")
         assert index.info().pending_changes == 1
-        assert index.sync() == {"added": 1, "updated": 0, "deleted": 0, "compared": 0}
+        assert index.sync() == SyncResult(added=1)
         assert index.search("narwhal", k=1)[0].pk == 0
         assert index.verify() == []
 

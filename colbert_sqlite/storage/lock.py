@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from colbert_sqlite.errors import IndexBusy, SourceError
+from colbert_sqlite.progress import Progress, ProgressCallback, no_progress
+from colbert_sqlite.storage.connection import plain_rows
 from colbert_sqlite.storage.scratch import scratch_path
 
 _RETRY_SECONDS = 0.1
@@ -25,6 +27,14 @@ _RETRY_SECONDS = 0.1
 _REMOVED = 1
 
 _held: dict[Path, int] = {}
+
+
+@contextmanager
+def writing(conn: sqlite3.Connection, index: str, progress: ProgressCallback | None) -> Iterator[None]:
+    """Be the only writer of an index, and read plain rows. Errors as in :func:`only_writer`."""
+    report = progress or no_progress
+    with plain_rows(conn), only_writer(conn, index, lambda: report(Progress("wait", 0, 1))):
+        yield
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.errors import BuildInterrupted, IndexCorrupt, IndexNotFound
+from colbert_sqlite.progress import IndexCounts
 from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.blobs import CODES, HALVES, checksum, from_blob, from_blobs, verified
@@ -610,8 +611,8 @@ class Store:
         (n,) = self.conn.execute(sql, (json.dumps(passage_ids.tolist()),)).fetchone()
         return n
 
-    def counts(self) -> dict[str, int]:
-        """Return how much is indexed: rows, rows without text, passages, tokens.
+    def counts(self) -> IndexCounts:
+        """Return how much is indexed.
 
         :raises IndexCorrupt: if doclens are no numbers
         """
@@ -621,7 +622,7 @@ class Store:
         ).fetchone()
         if type(row[-1]) is not int or row[-1] < 0:
             raise IndexCorrupt(f"passages of index {self.entry.name!r} are damaged: run verify, then repair")
-        return dict(zip(("rows", "rows_without_text", "passages", "tokens"), row, strict=True))
+        return IndexCounts(*row)
 
     def bytes_by_part(self) -> dict[str, int]:
         """Return the bytes of each table's pages, its automatic indexes included.

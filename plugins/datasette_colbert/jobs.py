@@ -25,8 +25,8 @@ from colbert_sqlite.errors import ColbertError, IndexNotFound
 from colbert_sqlite.settings import IndexSettings
 
 if TYPE_CHECKING:
-    from colbert_sqlite.build import Progress, ProgressCallback
     from colbert_sqlite.encoders import Encoder
+    from colbert_sqlite.progress import Progress, ProgressCallback
 
 log = logging.getLogger("colbert_sqlite")
 
@@ -118,14 +118,14 @@ class Sync(_Target):
         with Index.open(self.path, self.index) as index:
             n_pending, fingerprint = index.pending_changes, index.model_fingerprint
             if n_pending == 0:
-                return index.sync(progress=progress)
+                return index.sync(progress=progress).to_dict()
             model: str | Encoder | None
             if n_pending is not None and n_pending <= FEW_ROWS:
                 model = shared_encoder(fingerprint, lambda: index.encoder, configured=self.model)
             else:
                 model = _fitting(self.model, fingerprint)
         with Index.open(self.path, self.index, model=model) as index:
-            return index.sync(progress=progress)
+            return index.sync(progress=progress).to_dict()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +141,7 @@ class Rebuild(_Target):
         with Index.open(self.path, self.index) as index:
             model = _fitting(self.model, index.model_fingerprint)
         with Index.open(self.path, self.index, model=model) as index:
-            return index.rebuild(progress=progress)
+            return index.rebuild(progress=progress).to_dict()
 
 
 def _fitting(model: str | None, fingerprint: str) -> str | None:

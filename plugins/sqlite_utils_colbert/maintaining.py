@@ -219,7 +219,7 @@ def repair(ctx: click.Context, /, db: str, index: str, silent: bool, **options: 
 
     with Index.open(db, index, **options) as opened:
         with interruptible(ctx, ProgressDisplay(silent=silent)) as progress:
-            counts = opened.repair(progress=progress)
+            counts = opened.repair(progress=progress).to_dict()
         problems = opened.verify()
     if not silent:
         n_encoded = counts["added"] + counts["updated"]
@@ -490,7 +490,7 @@ def sync_once(
 ) -> dict[str, Any]:
     """Sync one index and say what was done, unless that is nothing and not to be told when *idle*."""
     started = time.perf_counter()
-    counts = index.sync(full=full, progress=progress)
+    counts = index.sync(full=full, progress=progress).to_dict()
     seconds = time.perf_counter() - started
     n_changed = counts["added"] + counts["updated"] + counts["deleted"]
     if not silent and (idle or n_changed):

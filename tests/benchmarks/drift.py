@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite import sync
+from colbert_sqlite import growth
 from colbert_sqlite.index import Index
 from tests.benchmarks.engine import LookUpEncoder
 
@@ -54,12 +54,12 @@ def main() -> None:
     n_passages = len(np.load(arguments.folder / "doclens.npy"))
     print("| later rows | built of | new centroids | centroids | drift | rebuild pays | recall@10 |")
     print("| --- | ---: | --- | ---: | ---: | --- | ---: |")
-    usual = sync.OUTLIERS_AT_ONCE
+    usual = growth.OUTLIERS_AT_ONCE
     with tempfile.TemporaryDirectory() as folder:
         for name, order in orders(encoder, n_passages).items():
             for share in arguments.first:
                 for grows in (False, True):
-                    sync.OUTLIERS_AT_ONCE = usual if grows else NEVER
+                    growth.OUTLIERS_AT_ONCE = usual if grows else NEVER
                     conn = sqlite3.connect(Path(folder) / f"{name}-{share}-{grows}.db", isolation_level=None)
                     conn.execute("CREATE TABLE passages (id INTEGER PRIMARY KEY, body TEXT)")
                     n_first = int(share * n_passages)

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from colbert_sqlite.build import Progress
 from colbert_sqlite.index import Index
+from colbert_sqlite.progress import Progress
 
 
 class LookUpEncoder:

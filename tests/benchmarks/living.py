@@ -23,6 +23,7 @@ from typing import Any
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.index import Index
 from colbert_sqlite.passages import looks_like_html, strip_html
+from colbert_sqlite.progress import SyncResult
 
 UPDATES = 30
 DELETED = 1_000
@@ -94,7 +95,7 @@ class Living:
     def nothing_to_do(self) -> None:
         self.say("sync with nothing to do", f"{1000 * min(synced(self.index)[0] for _ in range(5)):.1f} ms")
         seconds, _, counts = synced(self.index, full=True)
-        self.say(f"sync that compares {counts['compared']:,} rows", f"{seconds:.1f} s")
+        self.say(f"sync that compares {counts.compared:,} rows", f"{seconds:.1f} s")
 
     def one_row(self) -> None:
         rest, updates = [], []
@@ -104,7 +105,7 @@ class Living:
             self.conn.execute("UPDATE docs SET body = ? WHERE id = ?", (text, key))
             updates.append(time.perf_counter() - started)
             seconds, encoding, counts = synced(self.index)
-            assert counts == {"added": 0, "updated": 1, "deleted": 0, "compared": 0}
+            assert counts == SyncResult(updated=1)
             rest.append(seconds - encoding)
             assert key in {hit.pk for hit in self.index.search(" ".join(text.split()[:12]))}
         median, slowest = statistics.median(rest[1:]), max(rest[1:])
@@ -117,18 +118,18 @@ class Living:
 
     def delete(self) -> None:
         keys = random.Random(1).sample(range(self.n_rows), DELETED)
-        n_before = self.index.counts()["rows"]
+        n_before = self.index.counts().rows
         places = ", ".join(map(str, keys))
         self.say(
             f"DELETE of {DELETED:,} rows",
             f"{timed(lambda: self.conn.execute(f'DELETE FROM docs WHERE id IN ({places})')):.3f} s",
         )
         seconds, _, counts = synced(self.index)
-        assert counts["deleted"] == n_before - self.index.counts()["rows"] == DELETED
+        assert counts.deleted == n_before - self.index.counts().rows == DELETED
         self.say("sync after that", f"{seconds:.2f} s")
         self.conn.executemany("INSERT INTO docs VALUES (?, ?)", [(key, next(self.texts)) for key in keys])
         seconds, encoding, counts = synced(self.index)
-        assert counts["added"] == DELETED
+        assert counts.added == DELETED
         self.say(f"sync of {DELETED:,} rows inserted, encoding", f"{seconds:.1f} s, {encoding:.1f} s")
 
     def reload(self) -> None:
@@ -137,10 +138,10 @@ class Living:
         self.load(rows)
         seconds, encoding, counts = synced(self.index)
         changed = len(rows) // CHANGED_SHARE
-        assert counts == {"added": 0, "updated": changed, "deleted": 0, "compared": len(rows)}, counts
+        assert counts == SyncResult(updated=changed, compared=len(rows)), counts
         self.say(
             f"sync after the table was dropped and loaded again with {changed:,} rows changed: encoded",
-            f"{counts['updated']:,} rows",
+            f"{counts.updated:,} rows",
         )
         self.say("the same: seconds in all, encoding", f"{seconds:.1f} s, {encoding:.1f} s")
 
