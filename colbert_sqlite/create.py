@@ -20,6 +20,7 @@ from colbert_sqlite.storage.connection import Database, plain_rows
 from colbert_sqlite.storage.lock import writing
 from colbert_sqlite.storage.registry import Entry, refuse_to_replace
 from colbert_sqlite.storage.source import Source
+from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.threads import Connections, connections_to
 from colbert_sqlite.sync import sync
 
@@ -57,22 +58,36 @@ def create_index(
     """
     report = BuildReport()
     connections = connections_to(db, name or settings.table)
-    try:
-        with connections.use() as session:
-            # Before the model: a wrong argument should not cost the seconds of loading it.
-            name, source, settings = _plan(session.conn, name, settings, replace=replace)
-            encoder, settings = _load_encoder(settings, model, options, report)
-            with writing(session.conn, name, progress):
-                tell = progress or no_progress
-                store = build(session.conn, name, source, settings, encoder, tell, report, replace=replace)
-                built = Model(store.entry, encoder, options)
-                if settings.triggers:
-                    # Rows may have changed while the index was built.
-                    sync(store, source, built, CodecCache(), tell, report)
-        return Created(connections, store.entry, built, report)
-    except BaseException:
-        connections.close()
-        raise
+    with connections.use() as session:
+        # Before the model: a wrong argument should not cost the seconds of loading it.
+        name, source, settings = _plan(session.conn, name, settings, replace=replace)
+        encoder, settings = _load_encoder(settings, model, options, report)
+        with writing(session.conn, name, progress):
+            store = build_in_step(
+                session.conn, name, source, settings, encoder, progress or no_progress, report, replace=replace
+            )
+    return Created(connections, store.entry, Model(store.entry, encoder, options), report)
+
+
+def build_in_step(
+    conn: sqlite3.Connection,
+    name: str,
+    source: Source,
+    settings: IndexSettings,
+    encoder: Encoder,
+    progress: ProgressCallback,
+    report: BuildReport,
+    *,
+    replace: bool,
+) -> Store:
+    """Build an index, put it in use, and encode the rows that changed meanwhile, if triggers noted them.
+
+    Arguments and errors as in :func:`build`.
+    """
+    store = build(conn, name, source, settings, encoder, progress, report, replace=replace)
+    if settings.triggers:
+        sync(store, source, Model(store.entry, encoder, ModelOptions()), CodecCache(), progress, report)
+    return store
 
 
 def _plan(conn: sqlite3.Connection, name: str | None, settings: IndexSettings, *, replace: bool) -> _Plan:

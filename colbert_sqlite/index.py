@@ -1,25 +1,22 @@
 """The noun users hold: one index in one database.
 
-In: a database, the name of a table, queries. Out: hits and facts. Leaves to others: every algorithm and every
-statement; this module wires encoders, engine and storage together.
+In: a database, the name of a table, queries. Out: hits and facts. Leaves to others: every algorithm, every statement.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from colbert_sqlite import indexes
-from colbert_sqlite.build import build
 from colbert_sqlite.codec import CodecCache
-from colbert_sqlite.create import create_index
+from colbert_sqlite.create import build_in_step, create_index
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.encoders.queries import check_queries
-from colbert_sqlite.errors import MissingDependency, ModelError, ModelMismatch, ModelNotFound
+from colbert_sqlite.errors import ModelMismatch
 from colbert_sqlite.explain import Explainer, Explanation
-from colbert_sqlite.info import bytes_reclaimable, index_info, pending_changes
+from colbert_sqlite.info import bytes_reclaimable, index_info
 from colbert_sqlite.model import Model
 from colbert_sqlite.optimize import optimize
 from colbert_sqlite.progress import BuildReport, IndexCounts, ProgressCallback, SyncResult, no_progress
@@ -91,7 +88,7 @@ class Index:
         that is replaced stays in use until the new one is complete.
 
         :param db: a path, a ``sqlite3.Connection`` or a ``sqlite_utils.Database``
-        :param name: name of the index; default: that of the table
+        :param name: default: that of the table
         :param model: alias, folder or hub id of a ColBERT model, or an encoder; default: ``minilm``
         :param nbits: this and the arguments up to *pool_factor*, and *triggers*, are fields of :class:`IndexSettings`
         :param device: this and the arguments up to *backend* are fields of :class:`ModelOptions`
@@ -100,23 +97,19 @@ class Index:
         :raises ValueError: if an argument is out of range
         :raises IndexExists: if there is an index of that name and *replace* is not set
         :raises SourceError: if the table or a column is missing, or the table has no primary key
-        :raises ModelNotFound: if the model is not on this machine and can't be fetched
-        :raises ModelError: if its files are damaged, unsafe or not a ColBERT model
-        :raises MissingDependency: if a package that the model, or pooling, needs is not installed
         :raises BuildInterrupted: if another process takes over the build
+        :raises ColbertError: as :func:`load_encoder`
         """
         options = ModelOptions(
             device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code, backend=backend
         )
-        if isinstance(columns, str):
-            raise ValueError(f"columns is a list of names: [{columns!r}]")
         settings = IndexSettings(
             table=table,
-            columns=tuple(columns),
+            columns=columns,
             model="",
             nbits=nbits,
             where=where,
-            params={key: plain_value(value) for key, value in (params or {}).items()},
+            params=params or {},
             heading=heading,
             html=html,
             max_tokens=max_tokens,
@@ -150,19 +143,12 @@ class Index:
         options = ModelOptions(
             device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code, backend=backend
         )
-        connections = connections_to(db, name)
-        try:
-            return open_index(connections, name, model, options)
-        except BaseException:
-            connections.close()
-            raise
+        return open_index(connections_to(db, name), name, model, options)
 
     def __enter__(self) -> Index:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -217,12 +203,11 @@ class Index:
             yield View(store, self._codecs, session.checked, self.database)
 
     @contextmanager
-    def _write(self, progress: ProgressCallback | None) -> Iterator[Store]:
-        """The tables of the index as it is now, which nobody else writes meanwhile."""
+    def _write(self, progress: ProgressCallback | None) -> Iterator[BuildReport]:
+        """Nobody else writes the index meanwhile."""
         with self._connections.use() as session, writing(session.conn, self.name, progress):
-            with self.read() as view:
-                store = view.store
-            yield store
+            self.build_report = BuildReport()
+            yield self.build_report
 
     def search(
         self,
@@ -243,19 +228,11 @@ class Index:
 
         :param where: SQL condition on the source table; *params* are its named parameters
         :param pks: score exactly these rows; keys that are not indexed are passed over
-        :param mode: ``colbert``; ``fts``: of the rows that the table's own FTS5 index finds, in ColBERT's order;
-            ``hybrid``: by both. FTS5 finds rows with any word of the query
-        :param fusion: how hybrid joins both rankings: ``rrf``, by reciprocal ranks, or ``weighted``, by scores
-        :param weight: share of ColBERT in hybrid, from 0 to 1; default 0.7
-        :param threshold: leave out hits whose ``normalized_score`` is lower
-        :param nprobe: centroids probed per query token; this and *ndocs* default to ``SearchSettings.for_k(k)``
-        :param ndocs: passages whose codes are read; a quarter of them is scored exactly, in mode fts of as many rows
+        :param mode: this and what follows are fields of :class:`SearchSettings`; default: ``SearchSettings.for_k(k)``
         :raises ValueError: if the query is empty, or *k*, a key or a setting is out of range
         :raises SourceError: if *where* can't be used, the table has no FTS5 index, or its key was changed
-        :raises IndexNotFound: if the index was dropped meanwhile
         :raises IndexCorrupt: if stored data contradicts itself
-        :raises ModelNotFound: if the model is not on this machine and can't be fetched
-        :raises ModelMismatch: if it is not the one the index was built with
+        :raises ColbertError: if the index was dropped meanwhile, or as :meth:`load_encoder`
         """
         settings = SearchSettings.for_k(
             k, mode=mode, fusion=fusion, weight=weight, threshold=threshold, nprobe=nprobe, ndocs=ndocs
@@ -295,7 +272,6 @@ class Index:
     ) -> list[list[Hit]]:
         """Return what :meth:`search_many` returns, of queries that are encoded already; the model is not loaded.
 
-        :param queries: as the model of this index encodes them
         :param settings: default: those for the ten best rows
         :raises ShapeError: if a query has no tokens, or another ``dim`` than the index
         """
@@ -319,11 +295,9 @@ class Index:
     ) -> list[Hit]:
         """Return the *k* rows most like the row *pk*, never itself, from what is stored: no model is loaded.
 
-        The row's most telling tokens, 64 at most, are looked for in the other rows; ``score`` is the mean of their best
-        similarities. Filters and settings as in :meth:`search`, but for narrower defaults: nprobe 8, and ndocs 512 or
-        64 times k.
-
-        A row that changed after it was indexed is compared by its earlier text.
+        The row's most telling tokens, 64 at most, are sought in the other rows; ``score`` is the mean of their best
+        similarities. A row that changed after it was indexed is compared by its earlier text. Filters and settings as
+        in :meth:`search`, with narrower defaults: nprobe 8, and ndocs 512 or 64 times k.
 
         :raises SourceError: if the row is not in the index or has no text
         """
@@ -344,14 +318,12 @@ class Index:
         ndocs: int | None = None,
         progress: ProgressCallback | None = None,
     ) -> list[Similar]:
-        """Return the *k* rows most like each row, row after row, all from one state of the index.
+        """Return the *k* rows most like each row, from one state of the index. Otherwise as :meth:`similar`.
 
-        :param into: name of a table to write them to: the row's key, ``rank``, the similar row's key and ``score``;
-            what an earlier call wrote there is replaced
+        :param into: table to write them to: the row's key, ``rank``, the similar row's key, ``score``. What an earlier
+            call wrote is replaced
         :param where: only rows that meet it have similar ones, and are similar to others
         :raises SourceError: if *into* is a table that something else made
-
-        Otherwise as :meth:`similar`.
         """
         settings, filter = similar_settings(k, nprobe=nprobe, ndocs=ndocs), Filter.of(where, params)
         with self._connections.use() as session, plain_rows(session.conn):
@@ -371,7 +343,6 @@ class Index:
         :param ordinal: which passage of the row; default: the best one
         :raises ValueError: if the query is empty, or the row has no passage of that number
         :raises SourceError: if the row is not in the index, has no text, or changed after it was indexed
-        :raises ModelNotFound: if the model is not on this machine and can't be fetched
         """
         check_queries([query])
         encoder = self.load_encoder()
@@ -381,11 +352,7 @@ class Index:
         return Explainer(encoder, encoded).explain(passage)
 
     def info(self) -> IndexInfo:
-        """Return settings, counts and sizes in bytes.
-
-        :raises IndexNotFound: if the index was dropped meanwhile
-        :raises IndexCorrupt: if its codec contradicts itself
-        """
+        """Return settings, counts and sizes in bytes."""
         with self.read() as view:
             return index_info(view, self._model)
 
@@ -394,127 +361,89 @@ class Index:
         with self.read() as view:
             return view.store.counts()
 
-    def pending_changes(self) -> int | None:
-        """Return how many changed rows the next sync looks at; None where it has to compare all rows."""
-        with self.read() as view:
-            return pending_changes(view)
-
     def verify(self) -> list[str]:
         """Return a sentence per problem found; none when the index is sound and in step with its table.
 
-        What is stored is compared with itself, with its checksums and with the table, and the model with the
-        fingerprint it had. Rows that the next :meth:`sync` will bring up are no problem.
+        What is stored is compared with its checksums and with the table, and the model with its fingerprint. Rows that
+        the next :meth:`sync` will encode are no problem.
 
-        :raises IndexNotFound: if the index was dropped meanwhile
-        :raises IndexCorrupt: if its registry entry is damaged
         :raises SourceError: if the table is gone or its key was changed
         """
         with self.read() as view:
             problems = check(view.store, view.source).problems
-        try:
-            self.load_encoder()
-        except (ModelNotFound, ModelMismatch, ModelError, MissingDependency) as error:
-            problems.append(str(error))
-        return problems
+        return [*problems, *self._model.problems()]
 
     def sync(self, *, full: bool = False, progress: ProgressCallback | None = None) -> SyncResult:
         """Bring the index in step with its table; return how many rows were added, updated, deleted and compared.
 
         Where triggers note what changes, only that is looked at. All rows are compared, by their content hashes, where
-        there are no triggers, where they were lost (with a table that was dropped or transformed: they are put back),
-        and with *full*. Waits for another process that writes the same index.
+        there are no triggers, where they were lost (they are put back), and with *full*. Where more rows are new than
+        indexed, or a small index has doubled, all rows are encoded again, as by :meth:`rebuild`.
 
-        Where more rows are new than indexed, or an index of up to 262,144 tokens has twice as many as its codec was
-        trained for, all rows are encoded again, with a codec trained on them, as by :meth:`rebuild`.
+        Waits for another process that writes the same index. The model is loaded if there is a row to encode.
 
-        :raises IndexNotFound: if the index was dropped meanwhile
         :raises IndexBusy: if another process writes the index and this connection is in a transaction
         :raises IndexCorrupt: if what has to change is damaged
         :raises SourceError: if the table is gone or its key was changed
-        :raises ModelNotFound: if rows are to be encoded and the model is not on this machine
-        :raises ModelMismatch: if it is not the one the index was built with
         """
-        with self._write(progress) as store:
-            return self._sync(store, self._source(), progress, BuildReport(), full=full)
+        with self._write(progress):
+            with self.read() as view:
+                source = view.source
+            return self._sync(view.store, source, progress, full=full)
 
-    def _sync(
-        self,
-        store: Store,
-        source: Source,
-        progress: ProgressCallback | None,
-        report: BuildReport,
-        *,
-        full: bool = False,
-    ) -> SyncResult:
-        self.build_report = report
+    def _sync(self, store: Store, source: Source, progress: ProgressCallback | None, *, full: bool) -> SyncResult:
+        report = self.build_report or BuildReport()
         return sync(store, source, self._model, self._codecs, progress or no_progress, report, full=full)
 
     def repair(self, *, progress: ProgressCallback | None = None) -> SyncResult:
         """Remove what :meth:`verify` finds damaged and encode the rows it belonged to again; then :meth:`sync` fully.
 
-        Return how many rows were added, updated, deleted and compared. Errors as in :meth:`sync`.
-
         :raises IndexCorrupt: if codec or registry entry are damaged: only building it again helps then
         """
-        with self._write(progress) as store:
+        with self._write(progress):
             with self.read() as view:
                 source, findings = view.source, check(view.store, view.source)
             if findings.passages or findings.rows or findings.orphans:
                 # What is removed could not be encoded again without it.
                 self.load_encoder()
             if findings.damaged:
-                with atomic(store.conn):
-                    repair(store.check_ready(), findings)
-            return self._sync(store, source, progress, BuildReport(), full=True)
+                with atomic(view.conn):
+                    repair(view.store.check_ready(), findings)
+            return self._sync(view.store, source, progress, full=True)
 
     def optimize(self, *, progress: ProgressCallback | None = None) -> int:
         """Close the gaps that deleted rows left, without encoding anything; return the bytes made free.
 
         The file keeps them for reuse until it is vacuumed.
-
-        :raises IndexNotFound: if the index was dropped meanwhile
-        :raises IndexCorrupt: if residuals are damaged
         """
-        with self._write(progress) as store:
+        with self._write(progress):
             with self.read() as view:
                 before = bytes_reclaimable(view)
-            optimize(store)
+            optimize(view.store)
             with self.read() as view:
                 return before - bytes_reclaimable(view)
 
     def rebuild(self, *, progress: ProgressCallback | None = None) -> IndexCounts:
         """Train new centroids and encode every row again, with the same settings; return the counts.
 
-        Readers keep the old index until the new one is complete.
+        Readers keep the old index until the new one is complete. The primary key of the table may have changed.
 
-        :raises IndexNotFound: if the index was dropped meanwhile
         :raises SourceError: if the table is gone or can no longer be indexed
         :raises BuildInterrupted: if another process takes over the build
         """
-        report = BuildReport()
-        with report.step("load"):
-            encoder = self._model.load(many=True)
-        with self._write(progress) as store:
+        tell = progress or no_progress
+        with self._write(progress) as report:
+            with report.step("load"):
+                encoder = self._model.load(many=True)
             with self.read() as view:
-                # The key of the table may have changed: then it is built with the new one.
                 entry, source = view.store.entry, inspect_source(view.store)
-            store = build(
-                store.conn, entry.name, source, entry.settings, encoder, progress or no_progress, report, replace=True
-            )
-            self._entry, self.build_report = store.entry, report
-            if entry.settings.triggers:
-                # Rows may have changed meanwhile.
-                self._sync(store, source, progress, report)
+            build_in_step(view.conn, entry.name, source, entry.settings, encoder, tell, report, replace=True)
             return self.counts()
 
     def drop(self) -> None:
         """Remove the index, and what an interrupted rebuild of it left. The source table is not touched."""
         with self._connections.use() as session:
             indexes.drop(session.conn, self.name)
-
-    def _source(self) -> Source:
-        with self.read() as view:
-            return view.source
 
 
 def open_index(

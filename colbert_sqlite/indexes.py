@@ -47,7 +47,7 @@ def summarize(store: Store) -> IndexSummary:
         name=entry.name,
         state="ready" if entry.state == "ready" else "building",
         table=entry.source_table,
-        columns=entry.settings.columns,
+        columns=tuple(entry.settings.columns),
         heading=entry.settings.heading,
         model=entry.model,
         dim=entry.dim,

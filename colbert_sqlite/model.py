@@ -10,7 +10,7 @@ from threading import RLock, Thread
 
 from colbert_sqlite.encoders import Encoder, backend_for, load_encoder
 from colbert_sqlite.engine import plaid
-from colbert_sqlite.errors import ModelMismatch
+from colbert_sqlite.errors import MissingDependency, ModelError, ModelMismatch, ModelNotFound
 from colbert_sqlite.settings import ModelOptions
 from colbert_sqlite.storage.registry import Entry
 
@@ -52,6 +52,14 @@ class Model:
                 self._check(encoder)
                 self._encoder = encoder
             return self._encoder
+
+    def problems(self) -> list[str]:
+        """Return why the model can't be used, in one sentence; nothing if it can."""
+        try:
+            self.load()
+        except (ModelNotFound, ModelMismatch, ModelError, MissingDependency) as error:
+            return [str(error)]
+        return []
 
     def describe(self) -> str:
         """Return what runs the model, or would: ``onnxruntime 1.31.1 float32 (cpu)``. Nothing is loaded."""

@@ -102,11 +102,11 @@ class IndexSettings:
     """
 
     table: str
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     model: str
     nbits: int = field(default=4, metadata={"help": "bits of residual per dimension: 1, 2, 4 or 8"})
     where: str | None = field(default=None, metadata={"help": "SQL condition: index only the rows that meet it"})
-    params: dict[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
     heading: str | None = field(
         default=None, metadata={"help": "column, such as a title, repeated at the top of every passage of the row"}
     )
@@ -123,6 +123,13 @@ class IndexSettings:
     """Class of an encoder that the caller brought along; empty for a model that :func:`load_encoder` finds by name."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.columns, str):
+            raise ValueError(f"columns is a list of names: [{self.columns!r}]")
+        object.__setattr__(self, "columns", tuple(self.columns))
+        for name in ("nbits", "max_tokens", "pool_factor", "seed"):
+            object.__setattr__(self, name, plain_value(getattr(self, name)))
+        if isinstance(self.params, Mapping):
+            object.__setattr__(self, "params", {name: plain_value(value) for name, value in self.params.items()})
         if not self.columns:
             raise ValueError("name at least one column to index")
         # Whatever the annotations say: they come from a file too.
@@ -158,7 +165,6 @@ class IndexSettings:
         values = json.loads(text)
         if not isinstance(values["columns"], list):
             raise ValueError(f"columns must be a list, not {values['columns']!r}")
-        values["columns"] = tuple(values["columns"])
         return cls(**values)
 
 
@@ -193,7 +199,8 @@ class SearchSettings:
             if getattr(self, name) not in get_args(known):
                 raise ValueError(f"{name} must be {_one_of(get_args(known))}, not {getattr(self, name)!r}")
         for name in ("weight", "threshold"):
-            value = getattr(self, name)
+            value = plain_value(getattr(self, name))
+            object.__setattr__(self, name, value)
             if value is None and name == "threshold":
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:

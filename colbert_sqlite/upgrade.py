@@ -6,8 +6,7 @@ building (``build.py``).
 
 from __future__ import annotations
 
-from colbert_sqlite.build import build
-from colbert_sqlite.codec import CodecCache
+from colbert_sqlite.create import build_in_step
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.model import Model
 from colbert_sqlite.progress import BuildReport, ProgressCallback, no_progress
@@ -17,7 +16,6 @@ from colbert_sqlite.storage.lock import writing
 from colbert_sqlite.storage.registry import read_outdated
 from colbert_sqlite.storage.source import Source
 from colbert_sqlite.storage.store import Store
-from colbert_sqlite.sync import sync
 
 
 def upgrade(
@@ -48,16 +46,13 @@ def upgrade(
     options = ModelOptions(
         device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code, backend=backend
     )
-    report, tell = BuildReport(), progress or no_progress
     with connected(db) as conn, writing(conn, name, progress):
         old = read_outdated(conn, name)
         if old is None:
             Store.open(conn, name)
             return None
         source = Source.of_index(conn, old.settings)
-        loaded = Model(old, model, options)
-        store = build(conn, old.name, source, old.settings, loaded.load(many=True), tell, report, replace=True)
-        if old.settings.triggers:
-            # What changed while it was built.
-            sync(store, source, loaded, CodecCache(), tell, report)
+        encoder = Model(old, model, options).load(many=True)
+        tell = progress or no_progress
+        build_in_step(conn, old.name, source, old.settings, encoder, tell, BuildReport(), replace=True)
         return old.schema_version
