@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.catalogue import drop, summary
-from colbert_sqlite.encoders import Encoder, backend_for, load_encoder
+from colbert_sqlite.encoders import Encoder, load
 from colbert_sqlite.encoders.queries import check_queries, encode_queries
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.engine.codec import ResidualCodec
@@ -31,10 +31,11 @@ from colbert_sqlite.errors import (
 )
 from colbert_sqlite.explain import Explainer, Explanation
 from colbert_sqlite.indexing import Progress, ProgressCallback, build, codec_from, no_progress, writing
+from colbert_sqlite.model import Model
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS
 from colbert_sqlite.results import Hit
 from colbert_sqlite.searching import Searcher
-from colbert_sqlite.settings import Fusion, Html, IndexSettings, Mode, SearchSettings
+from colbert_sqlite.settings import Backend, Fusion, Html, IndexSettings, Mode, ModelOptions, SearchSettings
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.check import check
 from colbert_sqlite.storage.connection import Database, atomic, connect, file_of, plain_rows, reading
@@ -95,7 +96,7 @@ class Index:
         dtype: str = "auto",
         batch_size: int | None = None,
         trust_remote_code: bool = False,
-        backend: str = "auto",
+        backend: Backend = "auto",
         triggers: bool = True,
         progress: ProgressCallback | None = None,
         replace: bool = False,
@@ -128,6 +129,9 @@ class Index:
         :raises BuildInterrupted: if another process takes over the build
         """
         report = BuildReport()
+        options = ModelOptions(
+            device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code, backend=backend
+        )
         conn, owned = connect(db)
         try:
             if isinstance(columns, str):
@@ -152,15 +156,7 @@ class Index:
             )
             if isinstance(model, str) or model is None:
                 with report.step("load"):
-                    encoder = load_encoder(
-                        model,
-                        device=device,
-                        dtype=dtype,
-                        batch_size=batch_size,
-                        trust_remote_code=trust_remote_code,
-                        backend=backend,
-                        indexing=True,
-                    )
+                    encoder = load(model, options, many=True)
             else:
                 encoder = model
             settings = dataclasses.replace(
@@ -206,13 +202,16 @@ class Index:
         dtype: str = "auto",
         batch_size: int | None = None,
         trust_remote_code: bool = False,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> Index:
         """Return the index called *name*. The model is loaded when the first query needs it.
 
         :param model: where the model is now, if not under the name the index was built with
         :raises IndexNotFound: if there is no such index
         """
+        options = ModelOptions(
+            device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code, backend=backend
+        )
         conn, owned = connect(db)
         try:
             with plain_rows(conn):
@@ -222,33 +221,8 @@ class Index:
                 conn.close()
             raise
 
-        def load(indexing: bool) -> Encoder:
-            if model is not None and not isinstance(model, str):
-                return model
-            return load_encoder(
-                model or store.entry.model,
-                device=device,
-                dtype=dtype,
-                batch_size=batch_size,
-                trust_remote_code=trust_remote_code,
-                backend=backend,
-                # Where the user names a model, that model is looked at.
-                fingerprint=None if model else store.entry.model_fingerprint,
-                indexing=indexing,
-            )
-
-        def describe() -> str:
-            if model is not None and not isinstance(model, str):
-                return model.backend
-            return backend_for(
-                model or store.entry.model,
-                fingerprint=store.entry.model_fingerprint,
-                device=device,
-                dtype=dtype,
-                backend=backend,
-            )
-
-        return cls(store, owns_connection=owned, load=load, backend=describe)
+        own = Model(store.entry, model, options)
+        return cls(store, owns_connection=owned, load=lambda indexing: own.load(many=indexing), backend=own.describe)
 
     def __enter__(self) -> Index:
         return self

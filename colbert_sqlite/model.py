@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from threading import RLock, Thread
 
-from colbert_sqlite.encoders import Encoder, backend_for, load_encoder
+from colbert_sqlite.encoders import Encoder, backend_for, load
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.errors import ModelMismatch
 from colbert_sqlite.settings import ModelOptions
@@ -57,29 +57,15 @@ class Model:
         """Return what runs the model, or would: ``onnxruntime 1.31.1 float32 (cpu)``. Nothing is loaded."""
         if self._chosen is not None and not isinstance(self._chosen, str):
             return self._chosen.backend
-        return backend_for(
-            self._chosen or self._entry.model,
-            fingerprint=self._entry.model_fingerprint,
-            device=self._options.device,
-            dtype=self._options.dtype,
-            backend=self._options.backend,
-        )
+        name = self._chosen or self._entry.model
+        return backend_for(name, self._options, fingerprint=self._entry.model_fingerprint)
 
     def _find(self, many: bool) -> Encoder:
         if self._chosen is not None and not isinstance(self._chosen, str):
             return self._chosen
-        options = self._options
-        return load_encoder(
-            self._chosen or self._entry.model,
-            device=options.device,
-            dtype=options.dtype,
-            batch_size=options.batch_size,
-            trust_remote_code=options.trust_remote_code,
-            backend=options.backend,
-            # Where the caller names a model, that model is looked at.
-            fingerprint=None if self._chosen else self._entry.model_fingerprint,
-            indexing=many,
-        )
+        # Where the caller names a model, that model is looked at.
+        fingerprint = None if self._chosen else self._entry.model_fingerprint
+        return load(self._chosen or self._entry.model, self._options, fingerprint=fingerprint, many=many)
 
     def _check(self, encoder: Encoder) -> None:
         entry = self._entry

@@ -18,6 +18,7 @@ from colbert_sqlite.encoders.cache import cached_splitter
 from colbert_sqlite.encoders.queries import check_queries, encode_queries, refuse_no_numbers
 from colbert_sqlite.engine.maxsim import maxsim_scores, normalized
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, RawValue, extract
+from colbert_sqlite.settings import Backend, ModelOptions
 
 # Encoded together: enough to fill batches of equal length, and at most 130 MB of embeddings.
 PASSAGES_AT_ONCE = 1024
@@ -48,7 +49,7 @@ def rerank(
     dtype: str = "auto",
     batch_size: int | None = None,
     trust_remote_code: bool = False,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> list[Reranked]:
     """Return the *k* texts that answer *query* best, or all of them, best first; of equals the earlier one.
 
@@ -62,6 +63,9 @@ def rerank(
     :raises ModelError: if its files are damaged, unsafe or not a ColBERT model
     :raises MissingDependency: if a package that the model needs is not installed
     """
+    options = ModelOptions(
+        device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code, backend=backend
+    )
     if k is not None and (type(k) is not int or k < 1):
         raise ValueError(f"k must be a whole number of at least 1, or None for all, not {k!r}")
     check_queries([query])
@@ -73,15 +77,7 @@ def rerank(
             raise ValueError(f"text {position} is {text!r}, which is no str")
     if not texts:
         return []
-    encoder = cached_encoder(
-        model,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        trust_remote_code=trust_remote_code,
-        backend=backend,
-        indexing=True,
-    )
+    encoder = cached_encoder(model, options, many=True)
     scored = score_documents(encoder, query, [[text_value(text)] for text in texts])
     best = sorted(range(len(texts)), key=lambda position: (-scored[position][0], position))
     return [Reranked(position, scored[position][0], texts[position], scored[position][1]) for position in best[:k]]

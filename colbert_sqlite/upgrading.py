@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from colbert_sqlite.encoders import Encoder, load_encoder
+from colbert_sqlite.encoders import Encoder, load
 from colbert_sqlite.engine.codec import from_directions
 from colbert_sqlite.engine.kmeans import cells_of
 from colbert_sqlite.errors import MissingDependency, ModelMismatch, ModelNotFound
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexing import ProgressCallback, writing
+from colbert_sqlite.settings import Backend, ModelOptions
 from colbert_sqlite.storage.connection import Database, connected
 from colbert_sqlite.storage.registry import registered
 from colbert_sqlite.storage.store import Store
@@ -29,7 +30,7 @@ def upgrade(
     dtype: str = "auto",
     batch_size: int | None = None,
     trust_remote_code: bool = False,
-    backend: str = "auto",
+    backend: Backend = "auto",
     progress: ProgressCallback | None = None,
 ) -> bool:
     """Bring an index that an earlier release wrote to this release's format; return whether there was anything to do.
@@ -54,7 +55,7 @@ def upgrade(
                 return False
             if isinstance(model, str):
                 # Whoever names a model is told that it is another before anything changes.
-                model = load_encoder(model, indexing=True, **options)
+                model = load(model, ModelOptions(**options), many=True)
                 _refuse_another_model(old, model)
             if old.schema_version >= IN_PLACE_FROM:
                 upgrade_in_place(conn, old.name, lambda directions: cells_of(from_directions(directions)))

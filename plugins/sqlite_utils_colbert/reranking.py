@@ -109,12 +109,13 @@ def in_order(
     from colbert_sqlite.encoders import cached_encoder
     from colbert_sqlite.encoders.queries import check_queries
     from colbert_sqlite.reranking import score_documents
+    from colbert_sqlite.settings import ModelOptions
 
     check_queries([query])
     names = columns_to_rank_by(rows, columns)
     documents = [[raw_value(row.get(name)) for name in names] for row in rows]
     n_characters = sum(len(value.raw or b"") for document in documents for value in document)
-    encoder = cached_encoder(indexing=n_characters > FOR_SPEED_CHARACTERS, **options)
+    encoder = cached_encoder(options.pop("model"), ModelOptions(**options), many=n_characters > FOR_SPEED_CHARACTERS)
     scores = [score for score, _ in score_documents(encoder, query, documents)]
     best = sorted(range(len(rows)), key=lambda position: (-scores[position], position))
     # The rows of another search have a rank and a score of their own.
