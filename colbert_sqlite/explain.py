@@ -1,8 +1,8 @@
 """Why a passage has the score it has: which word of the query met which word of the passage.
 
 In: a query, a passage, the embeddings that are stored of it. Out: an :class:`Explanation`: numbers, characters, HTML.
-Leaves to others: finding passages, reading what is stored, what a word is (encoders/words.py) and which ones stand out
-(engine/prominence.py).
+Leaves to others: finding passages, reading what is stored, what a word is (encoders/token_words.py) and which ones
+stand out (engine/prominence.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The words of a text that answer a query, marked in the text, and the part of it where most of them are.
 
 In: a query, any text, a model. Out: the text, or a part of it, with marks around words. Leaves to others: what a word
-is (encoders/words.py), which ones stand out (engine/prominence.py), cutting long texts (passages.py).
+is (encoders/token_words.py), which ones stand out (engine/prominence.py), cutting long texts (passages.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from colbert_sqlite.encoders import Encoder, Token, cached_encoder
 from colbert_sqlite.encoders.cache import cached_splitter
 from colbert_sqlite.encoders.queries import check_queries, encode_queries
-from colbert_sqlite.encoders.words import is_punctuation
+from colbert_sqlite.encoders.token_words import is_punctuation
 from colbert_sqlite.engine.prominence import prominence, word_similarities
 from colbert_sqlite.passages import Extracted
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from colbert_sqlite.encoders import Encoder, load_encoder
-from colbert_sqlite.encoders.models import MINILM_PROJECTION
+from colbert_sqlite.encoders.registry import MINILM_PROJECTION
 from colbert_sqlite.encoders.tokens import Side, batches, first_pieces, tokenize
 
 TEXTS = [

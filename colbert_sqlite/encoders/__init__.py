@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.encoders.cache import cached_encoder
-from colbert_sqlite.encoders.models import (
+from colbert_sqlite.encoders.registry import (
     DEFAULT_MODEL,
     KnownModel,
     backend_for,
@@ -22,7 +22,7 @@ from colbert_sqlite.encoders.models import (
     load,
     load_encoder,
 )
-from colbert_sqlite.encoders.words import Token
+from colbert_sqlite.encoders.token_words import Token
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -1,7 +1,7 @@
 """Encoders that a process has loaded, for callers that keep none themselves: reranking, SQL functions.
 
 In: the name of a model and the options of :func:`load_encoder`, or a fingerprint. Out: the same encoder for the same
-model. Leaves to others: finding and loading models (models.py).
+model. Leaves to others: finding and loading models (registry.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache
 from threading import RLock
 from typing import TYPE_CHECKING, Any, cast
 
-from colbert_sqlite.encoders.models import DEFAULT_MODEL, load
+from colbert_sqlite.encoders.registry import DEFAULT_MODEL, load
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, PassageSplitter
 from colbert_sqlite.settings import ModelOptions
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from colbert_sqlite.encoders.exports import DESCRIPTION, MODEL, WEIGHTS, Description, onnx_bytes
+from colbert_sqlite.encoders.export_cache import DESCRIPTION, MODEL, WEIGHTS, Description, onnx_bytes
 from colbert_sqlite.encoders.onnx import EMBEDDINGS, OnnxEncoder, from_export
-from colbert_sqlite.encoders.sentence_transformers import SentenceTransformersEncoder, reading
+from colbert_sqlite.encoders.torch import SentenceTransformersEncoder, reading
 from colbert_sqlite.errors import MissingDependency, ModelError
 
 OPSET = 17

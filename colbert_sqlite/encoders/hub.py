@@ -13,7 +13,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from colbert_sqlite.encoders.checkpoint import TO_CONVERT, weight_files
-from colbert_sqlite.encoders.exports import READY_MADE, ready_made
+from colbert_sqlite.encoders.export_cache import READY_MADE, ready_made
 from colbert_sqlite.errors import MissingDependency, ModelError, ModelNotFound
 
 # A machine without network should say so at once.

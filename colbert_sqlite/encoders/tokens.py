@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.encoders.words import Token, number_words
+from colbert_sqlite.encoders.token_words import Token, number_words
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

@@ -2,7 +2,7 @@
 
 In: text columns of SQLite databases. Out: one file with ``weight`` float32 [128, 384] and ``bias`` float32 [128], a PCA
 of the token embeddings of that text with the centring as the bias. The same text gives the same map, up to rounding.
-Leaves to others: using it (encoders/models.py).
+Leaves to others: using it (encoders/registry.py).
 
 The shipped file was made from Apache-2.0 text, a quarter of each column, 139,554 tokens in all::
 
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from sentence_transformers.base.modules import Transformer
 
-from colbert_sqlite.encoders.models import MINILM_DOCUMENT_LENGTH, minilm_folder
+from colbert_sqlite.encoders.registry import MINILM_DOCUMENT_LENGTH, minilm_folder
 from colbert_sqlite.passages import looks_like_html, strip_html
 from colbert_sqlite.storage.schema import quote_identifier
 

@@ -1,6 +1,6 @@
 """Token embeddings from a network that sentence-transformers loads and torch runs.
 
-In: texts. Out: float32 arrays, L2-normalized. Leaves to others: which folder to load (models.py), what its files say
+In: texts. Out: float32 arrays, L2-normalized. Leaves to others: which folder to load (registry.py), what its files say
 (checkpoint.py), tokens (tokens.py).
 """
 
@@ -25,8 +25,8 @@ from tokenizers import Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from colbert_sqlite.encoders.checkpoint import Checkpoint, weight_files
-from colbert_sqlite.encoders.sides import Vocabulary, plain_sides, side_of
 from colbert_sqlite.encoders.tokens import NetworkEncoder, Side
+from colbert_sqlite.encoders.vocabulary import Vocabulary, plain_sides, side_of
 from colbert_sqlite.errors import ModelError
 from colbert_sqlite.memory import keep_freed_memory
 from colbert_sqlite.settings import ModelOptions

@@ -1,7 +1,7 @@
 """Model names: which there are, where their files come from, which encoder reads them.
 
 In: an alias, a folder or a hub id. Out: an encoder, or one sentence on what to do. Leaves to others: what is in a
-folder (checkpoint.py), fetching one (hub.py), running it (sentence_transformers.py, onnx.py) and exporting it from one
+folder (checkpoint.py), fetching one (hub.py), running it (torch.py, onnx.py) and exporting it from one
 to the other (export.py); these three are imported only when needed.
 """
 
@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from colbert_sqlite.encoders import exports
+from colbert_sqlite.encoders import export_cache
 from colbert_sqlite.encoders.checkpoint import Checkpoint, read_checkpoint, sha256
 from colbert_sqlite.errors import MissingDependency, ModelError, ModelNotFound
 from colbert_sqlite.settings import Backend, ModelOptions
 
 if TYPE_CHECKING:
     from colbert_sqlite.encoders import Encoder
-    from colbert_sqlite.encoders.sentence_transformers import SentenceTransformersEncoder
+    from colbert_sqlite.encoders.torch import SentenceTransformersEncoder
 
 logger = logging.getLogger("colbert_sqlite")
 
@@ -159,14 +159,14 @@ def load(
 def _load_files(name: str, options: ModelOptions, *, many: bool, export: bool) -> Encoder:
     """Find the files of a model and run them with the backend that suits."""
     folder = None if name == DEFAULT_MODEL else _folder_named(name)
-    if folder is not None and exports.is_export(folder):
+    if folder is not None and export_cache.is_export(folder):
         if options.needs_torch:
             raise ModelError(f"{folder} is an export, which torch can't run: name the model it was made from")
-        if not exports.can_run():
+        if not export_cache.can_run():
             raise MissingDependency(f"{folder} is run by onnxruntime: pip install 'colbert-sqlite[onnx]'")
         return _run_export(folder, str(folder), options)
-    if folder is not None and (folder / exports.MODEL).is_file() and not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} has no {exports.DESCRIPTION}: export the model again")
+    if folder is not None and (folder / export_cache.MODEL).is_file() and not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no {export_cache.DESCRIPTION}: export the model again")
     _check_packages(name, options)
     source = _minilm() if name == DEFAULT_MODEL else _checkpoint(name, folder, options)
     if not _has_torch():
@@ -176,7 +176,7 @@ def _load_files(name: str, options: ModelOptions, *, many: bool, export: bool) -
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if options.backend == "onnx":
         return _run_export(_export_to_cache(source, options), source.name, options)
-    if export and options.backend == "auto" and exports.can_run():
+    if export and options.backend == "auto" and export_cache.can_run():
         try:
             _export_to_cache(source, options)
         except Exception as error:
@@ -188,10 +188,10 @@ def _load_files(name: str, options: ModelOptions, *, many: bool, export: bool) -
 
 def _check_packages(name: str, options: ModelOptions) -> None:
     """Raise MissingDependency if nothing that is installed can run a model as the options say."""
-    if not _has_torch() and (options.needs_torch or not exports.can_run()):
+    if not _has_torch() and (options.needs_torch or not export_cache.can_run()):
         extra = "minilm" if name == DEFAULT_MODEL else "torch"
         raise MissingDependency(f"the model {name!r} needs torch: pip install 'colbert-sqlite[{extra}]'")
-    if options.backend == "onnx" and not exports.can_run():
+    if options.backend == "onnx" and not export_cache.can_run():
         raise MissingDependency("the onnx backend needs onnxruntime: pip install 'colbert-sqlite[onnx]'")
 
 
@@ -208,7 +208,7 @@ def export_model(name: str | None, folder: Path, *, int8: bool = False, trust_re
     if re.fullmatch(HASHING, name):
         raise ValueError(f"the model {name!r} is not a network: it needs no export")
     from colbert_sqlite.encoders.export import export
-    from colbert_sqlite.encoders.sentence_transformers import SentenceTransformersEncoder
+    from colbert_sqlite.encoders.torch import SentenceTransformersEncoder
 
     assert isinstance(encoder, SentenceTransformersEncoder)
     export(encoder, folder, int8=int8)
@@ -220,16 +220,16 @@ def backend_for(name: str, options: ModelOptions, *, fingerprint: str) -> str:
         from colbert_sqlite.encoders.hashing import HashingEncoder
 
         return HashingEncoder.backend
-    if not options.needs_torch and exports.can_run():
-        for export in filter(None, (exports.cached(fingerprint), Path(name))):
+    if not options.needs_torch and export_cache.can_run():
+        for export in filter(None, (export_cache.cached(fingerprint), Path(name))):
             try:
-                return exports.backend(exports.check_export(export).int8)
+                return export_cache.backend(export_cache.check_export(export).int8)
             except ModelError:
                 continue
-        if options.backend == "onnx" or (not _has_torch() and exports.ready_made(Path(name))):
-            return exports.backend(int8=False)
+        if options.backend == "onnx" or (not _has_torch() and export_cache.ready_made(Path(name))):
+            return export_cache.backend(int8=False)
     if _has_torch():
-        return f"torch {exports.version('torch')}"
+        return f"torch {export_cache.version('torch')}"
     return "none: pip install 'colbert-sqlite[torch]', or --model with an export"
 
 
@@ -238,7 +238,7 @@ def _has_torch() -> bool:
 
 
 def _torch_is_faster(device: str | None) -> bool:
-    from colbert_sqlite.encoders.sentence_transformers import beats_onnxruntime
+    from colbert_sqlite.encoders.torch import beats_onnxruntime
 
     return beats_onnxruntime(device)
 
@@ -251,7 +251,7 @@ def _run_export(folder: Path, name: str, options: ModelOptions) -> Encoder:
 
 def _from_cache(fingerprint: str | None, name: str, options: ModelOptions) -> Encoder | None:
     """The encoder of the model with this fingerprint, if there is an export that works."""
-    folder = exports.cached(fingerprint) if exports.can_run() else None
+    folder = export_cache.cached(fingerprint) if export_cache.can_run() else None
     try:
         return _run_export(folder, name, options) if folder else None
     except ModelError as error:
@@ -261,10 +261,10 @@ def _from_cache(fingerprint: str | None, name: str, options: ModelOptions) -> En
 
 def _export_to_cache(source: _Source, options: ModelOptions) -> Path:
     """The sound export of this model in the cache, made if there is none."""
-    folder = exports.cached_folder(source.fingerprint)
+    folder = export_cache.cached_folder(source.fingerprint)
     if folder.exists():
         try:
-            exports.check_export(folder)
+            export_cache.check_export(folder)
             return folder
         except ModelError:
             shutil.rmtree(folder)
@@ -277,7 +277,7 @@ def _export_to_cache(source: _Source, options: ModelOptions) -> Path:
         # Another process may have been faster.
         if not folder.exists():
             raise
-        exports.check_export(folder)
+        export_cache.check_export(folder)
     return folder
 
 
@@ -304,14 +304,14 @@ class _CheckpointSource:
     fingerprint: str
 
     def by_torch(self, options: ModelOptions) -> SentenceTransformersEncoder:
-        from colbert_sqlite.encoders.sentence_transformers import from_checkpoint
+        from colbert_sqlite.encoders.torch import from_checkpoint
 
         return from_checkpoint(self.checkpoint, options, name=self.name, fingerprint=self.fingerprint)
 
     def ready_made(self, options: ModelOptions) -> Encoder:
         from colbert_sqlite.encoders.onnx import from_checkpoint
 
-        path = exports.ready_made(self.checkpoint.folder)
+        path = export_cache.ready_made(self.checkpoint.folder)
         if path is None:
             raise MissingDependency(
                 f"the model {self.name!r} has no ONNX file, so it needs torch: pip install 'colbert-sqlite[torch]', or "
@@ -389,7 +389,7 @@ class _MinilmSource:
     name: str = DEFAULT_MODEL
 
     def by_torch(self, options: ModelOptions) -> SentenceTransformersEncoder:
-        from colbert_sqlite.encoders.sentence_transformers import from_single_vector_model
+        from colbert_sqlite.encoders.torch import from_single_vector_model
 
         minilm_folder()  # refuses other weights
         return from_single_vector_model(
@@ -405,11 +405,11 @@ class _MinilmSource:
     def ready_made(self, options: ModelOptions) -> Encoder:
         from colbert_sqlite.encoders.onnx import from_single_vector_model
 
-        path = exports.ready_made(self.folder)
+        path = export_cache.ready_made(self.folder)
         if path is None:
             from colbert_sqlite.encoders.hub import fetch
 
-            path = exports.ready_made(fetch(MINILM_REPOSITORY, DEFAULT_MODEL, MINILM_FILES[2:], onnx=True))
+            path = export_cache.ready_made(fetch(MINILM_REPOSITORY, DEFAULT_MODEL, MINILM_FILES[2:], onnx=True))
         assert path is not None, "the hub's repository has one"
         encoder = from_single_vector_model(
             path,
