@@ -22,7 +22,7 @@ from parity_cases import CASES, texts_and_expected
 from sqlite_utils_colbert.cli import colbert
 
 from colbert_sqlite import Index, errors
-from colbert_sqlite.encoders import Encoder, backend_for, export_cache, export_model, load, load_encoder
+from colbert_sqlite.encoders import Encoder, backend_for, export_model, load, load_encoder, packages
 from colbert_sqlite.settings import ModelOptions
 
 pytest.importorskip("onnxruntime")
@@ -213,7 +213,7 @@ def test_minilm_as_the_hub_has_it_needs_no_torch(tmp_path: Path, monkeypatch: py
     assert encoder.backend.startswith("onnxruntime ")
     assert encoder.fingerprint == original.fingerprint
     np.testing.assert_allclose(np.concatenate(encoder.encode_passages(TEXTS)), np.concatenate(wanted), atol=5e-6)
-    monkeypatch.setattr("colbert_sqlite.encoders.registry.MINILM_EXPECTED", (0.5, 0.5))
+    monkeypatch.setattr("colbert_sqlite.encoders.minilm.PROBE_EMBEDDING", (0.5, 0.5))
     with pytest.raises(errors.ModelError, match="is not the network of sentence-transformers/all-MiniLM-L6-v2"):
         load_encoder("minilm")
 
@@ -547,7 +547,7 @@ def test_an_int8_export_is_refused_by_an_index_of_the_model(indexed: Path, check
 
 
 def test_info_and_verbose_say_what_answers(indexed: Path, cache: Path) -> None:
-    backend = f"onnxruntime {export_cache.version('onnxruntime')} float32 (cpu)"
+    backend = f"onnxruntime {packages.version('onnxruntime')} float32 (cpu)"
     assert json.loads(run("info", indexed, "posts", "--json").stdout)["backend"] == backend
     assert f", {backend}, in " in run("search", indexed, "posts", "bread", "--verbose").stderr
     shutil.rmtree(cache)

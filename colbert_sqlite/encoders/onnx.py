@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from colbert_sqlite.encoders.checkpoint import Checkpoint, read_json, weight_files
-from colbert_sqlite.encoders.export_cache import MODEL, backend, check_export
+from colbert_sqlite.encoders.export_cache import MODEL, check_export
+from colbert_sqlite.encoders.packages import onnx_backend
 from colbert_sqlite.encoders.tokens import NetworkEncoder, Side
 from colbert_sqlite.encoders.vocabulary import plain_sides, read_tokenizer, read_vocabulary, side_of
 from colbert_sqlite.errors import ModelError
@@ -96,7 +97,7 @@ class OnnxEncoder(NetworkEncoder):
         super().__init__(
             name=name,
             fingerprint=fingerprint,
-            backend=backend(int8),
+            backend=onnx_backend(int8=int8),
             dim=dim,
             queries=queries,
             passages=passages,

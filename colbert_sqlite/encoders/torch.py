@@ -40,7 +40,7 @@ GPU_BATCH_TOKENS = 32768
 MEGABYTES_KEPT = 31
 
 
-class SentenceTransformersEncoder(NetworkEncoder):
+class TorchEncoder(NetworkEncoder):
     """A network of sentence-transformers modules, fed with our tokens.
 
     :param network: Transformer, then Dense modules on token embeddings
@@ -87,9 +87,7 @@ class SentenceTransformersEncoder(NetworkEncoder):
         return normalized
 
 
-def from_checkpoint(
-    checkpoint: Checkpoint, options: ModelOptions, *, name: str, fingerprint: str
-) -> SentenceTransformersEncoder:
+def from_checkpoint(checkpoint: Checkpoint, options: ModelOptions, *, name: str, fingerprint: str) -> TorchEncoder:
     """The encoder of a ColBERT checkpoint in any layout.
 
     :raises ModelError: if a weight is missing or has another shape than the settings say
@@ -115,7 +113,7 @@ def from_checkpoint(
         raise ModelError(f"the settings in {checkpoint.folder} say {checkpoint.dim} dimensions, the weights have {dim}")
     tokenizer = _tokenizer(network)
     vocabulary = _vocabulary(network, tokenizer)
-    return SentenceTransformersEncoder(
+    return TorchEncoder(
         network,
         name=name,
         fingerprint=fingerprint,
@@ -135,7 +133,7 @@ def from_single_vector_model(
     fingerprint: str,
     query_length: int,
     document_length: int,
-) -> SentenceTransformersEncoder:
+) -> TorchEncoder:
     """The token embeddings of a model that was trained for one vector per text, projected by *projection*.
 
     :param projection: safetensors file with ``weight`` [dim, hidden size] and ``bias`` [dim]
@@ -157,7 +155,7 @@ def from_single_vector_model(
         _check_complete(network, folder)
     tokenizer = _tokenizer(network)
     queries, passages = plain_sides(tokenizer, query_length, document_length)
-    return SentenceTransformersEncoder(
+    return TorchEncoder(
         network,
         name=name,
         fingerprint=fingerprint,
