@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.catalogue import drop, summary
-from colbert_sqlite.encoders import Encoder, load
+from colbert_sqlite.encoders import Encoder, load, own_class
 from colbert_sqlite.encoders.queries import check_queries, encode_queries
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.engine.codec import ResidualCodec
@@ -160,7 +160,10 @@ class Index:
             else:
                 encoder = model
             settings = dataclasses.replace(
-                settings, model=encoder.name, max_tokens=_passage_tokens(max_tokens, encoder)
+                settings,
+                model=encoder.name,
+                encoder=own_class(encoder),
+                max_tokens=_passage_tokens(max_tokens, encoder),
             )
             with writing(conn, name, progress):
                 store = build(conn, name, source, settings, encoder, progress or no_progress, report, replace=replace)
