@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from colbert_sqlite.build import build
 from colbert_sqlite.codec import CodecCache
-from colbert_sqlite.encoders import Encoder, load_encoder
+from colbert_sqlite.encoders import Encoder, load, own_class
 from colbert_sqlite.model import Model
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS
 from colbert_sqlite.progress import BuildReport, ProgressCallback, no_progress
@@ -117,15 +117,7 @@ def _load_encoder(
     """
     if model is None or isinstance(model, str):
         with report.step("load"):
-            encoder = load_encoder(
-                model,
-                device=options.device,
-                dtype=options.dtype,
-                batch_size=options.batch_size,
-                trust_remote_code=options.trust_remote_code,
-                backend=options.backend,
-                indexing=True,
-            )
+            encoder = load(model, options, many=True)
     else:
         encoder = model
     max_tokens = settings.max_tokens
@@ -135,4 +127,4 @@ def _load_encoder(
         raise ValueError(
             f"max_tokens is {max_tokens}, but model {encoder.name!r} takes passages of {encoder.document_length} tokens"
         )
-    return encoder, dataclasses.replace(settings, model=encoder.name, max_tokens=max_tokens)
+    return encoder, dataclasses.replace(settings, model=encoder.name, encoder=own_class(encoder), max_tokens=max_tokens)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder, cached_encoder
-from colbert_sqlite.encoders.words import is_punctuation
+from colbert_sqlite.encoders.token_words import is_punctuation
 from colbert_sqlite.query import encode_query
 from colbert_sqlite.values import whole_number
 from colbert_sqlite.words import Likeness, Span, Words, likeness_of, words_of_query, words_of_text

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from threading import RLock, Thread
 
-from colbert_sqlite.encoders import Encoder, backend_for, load_encoder
+from colbert_sqlite.encoders import Encoder, backend_for, is_at_hand, load
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.errors import MissingDependency, ModelError, ModelMismatch, ModelNotFound
 from colbert_sqlite.settings import ModelOptions
@@ -38,7 +38,7 @@ class Model:
 
         :param many: many passages are to be encoded: load what encodes fastest rather than what starts fastest
         :raises ModelMismatch: if it is not the model the index was built with
-        :raises ModelNotFound: if it is not on this machine and can't be fetched
+        :raises ModelNotFound: if it is not on this machine and can't be fetched, or a caller has to pass it
         """
         with self._lock:
             if self._encoder is None:
@@ -65,35 +65,42 @@ class Model:
         """Return what runs the model, or would: ``onnxruntime 1.31.1 float32 (cpu)``. Nothing is loaded."""
         if self._chosen is not None and not isinstance(self._chosen, str):
             return self._chosen.backend
-        return backend_for(
-            self._chosen or self._entry.model,
-            fingerprint=self._entry.model_fingerprint,
-            device=self._options.device,
-            dtype=self._options.dtype,
-            backend=self._options.backend,
-        )
+        if self._is_own and not is_at_hand(self._entry.model):
+            return f"{self._entry.settings.encoder}, passed by the caller"
+        name = self._chosen or self._entry.model
+        return backend_for(name, self._options, fingerprint=self._entry.model_fingerprint)
+
+    @property
+    def _is_own(self) -> bool:
+        """Whether an encoder of the caller's own made the index, and the caller named no model."""
+        return bool(self._entry.settings.encoder) and self._chosen is None
 
     def _find(self, many: bool) -> Encoder:
         if self._chosen is not None and not isinstance(self._chosen, str):
             return self._chosen
-        options = self._options
-        return load_encoder(
-            self._chosen or self._entry.model,
-            device=options.device,
-            dtype=options.dtype,
-            batch_size=options.batch_size,
-            trust_remote_code=options.trust_remote_code,
-            backend=options.backend,
-            # Where the caller names a model, that model is looked at.
-            fingerprint=None if self._chosen else self._entry.model_fingerprint,
-            indexing=many,
-        )
+        # An own encoder may wrap a model that is on this machine, or be a plug-in by now.
+        if self._is_own and not is_at_hand(self._entry.model):
+            raise self._must_be_passed()
+        # Where the caller names a model, that model is looked at.
+        fingerprint = None if self._chosen else self._entry.model_fingerprint
+        return load(self._chosen or self._entry.model, self._options, fingerprint=fingerprint, many=many)
 
     def _check(self, encoder: Encoder) -> None:
         entry = self._entry
-        if (encoder.fingerprint, encoder.dim) != (entry.model_fingerprint, entry.dim):
-            raise ModelMismatch(
-                f"index {entry.name!r} was built with {entry.model!r} (dim {entry.dim}, fingerprint "
-                f"{entry.model_fingerprint[:12]}), not {encoder.name!r} (dim {encoder.dim}, fingerprint "
-                f"{encoder.fingerprint[:12]}): pass the model it was built with, or build it again with --replace"
-            )
+        if (encoder.fingerprint, encoder.dim) == (entry.model_fingerprint, entry.dim):
+            return
+        if self._is_own:
+            raise self._must_be_passed()
+        raise ModelMismatch(
+            f"index {entry.name!r} was built with {entry.model!r} (dim {entry.dim}, fingerprint "
+            f"{entry.model_fingerprint[:12]}), not {encoder.name!r} (dim {encoder.dim}, fingerprint "
+            f"{encoder.fingerprint[:12]}): pass the model it was built with, or build it again with --replace"
+        )
+
+    def _must_be_passed(self) -> ModelNotFound:
+        name, settings = self._entry.name, self._entry.settings
+        return ModelNotFound(
+            f"index {name!r} was built with the encoder {settings.encoder}, which has to be passed: "
+            f"Index.open(db, {name!r}, model=encoder); or offer it under the name {settings.model!r} as an entry "
+            "point of the group colbert_sqlite.encoders"
+        )

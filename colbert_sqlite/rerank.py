@@ -19,6 +19,7 @@ from colbert_sqlite.encoders.queries import check_queries, refuse_no_numbers
 from colbert_sqlite.engine.maxsim import maxsim_scores
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, RawValue, extract
 from colbert_sqlite.query import Query, encode_query
+from colbert_sqlite.settings import Backend, ModelOptions
 from colbert_sqlite.values import whole_number
 
 # Encoded together: enough to fill batches of equal length, and at most 130 MB of embeddings.
@@ -50,7 +51,7 @@ def rerank(
     dtype: str = "auto",
     batch_size: int | None = None,
     trust_remote_code: bool = False,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> list[Reranked]:
     """Return the *k* texts that answer *query* best, or all of them, best first; of equals the earlier one.
 
@@ -64,6 +65,9 @@ def rerank(
     :raises ModelError: if its files are damaged, unsafe or not a ColBERT model
     :raises MissingDependency: if a package that the model needs is not installed
     """
+    options = ModelOptions(
+        device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code, backend=backend
+    )
     k = None if k is None else whole_number("k", k, 1)
     check_queries([query])
     if isinstance(texts, (str, bytes)):
@@ -74,15 +78,7 @@ def rerank(
             raise ValueError(f"text {position} is {text!r}, which is not a str")
     if not texts:
         return []
-    encoder = cached_encoder(
-        model,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        trust_remote_code=trust_remote_code,
-        backend=backend,
-        indexing=True,
-    )
+    encoder = cached_encoder(model, options, many=True)
     encoded = encode_query(encoder, query)
     scores = score_documents(encoder, encoded, [[raw_value(text)] for text in texts])
     best = sorted(range(len(texts)), key=lambda position: (-scores[position], position))

@@ -411,15 +411,7 @@ def rerank_rows(
     check_queries([query])
     values = [list(map(raw_value, document)) for document in documents]
     n_bytes = sum(len(value.raw or b"") for document in values for value in document)
-    encoder = cached_encoder(
-        model,
-        device=options.device,
-        dtype=options.dtype,
-        batch_size=options.batch_size,
-        trust_remote_code=options.trust_remote_code,
-        backend=options.backend,
-        indexing=n_bytes > MIN_BYTES_FOR_TORCH,
-    )
+    encoder = cached_encoder(model, options, many=n_bytes > MIN_BYTES_FOR_TORCH)
     return score_documents(encoder, encode_query(encoder, query), values), encoder
 
 

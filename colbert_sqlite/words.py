@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder, Token
 from colbert_sqlite.encoders.cache import cached_splitter
-from colbert_sqlite.encoders.words import is_punctuation
+from colbert_sqlite.encoders.token_words import is_punctuation
 from colbert_sqlite.engine.prominence import prominence, word_similarities
 from colbert_sqlite.passages import Extracted
 from colbert_sqlite.query import Query

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from colbert_sqlite.encoders import Encoder, load_encoder
-from colbert_sqlite.encoders.models import MINILM_PROJECTION
+from colbert_sqlite.encoders.minilm import PROJECTION
 from colbert_sqlite.encoders.tokens import Side, batches, first_pieces, tokenize
 
 TEXTS = [
@@ -161,8 +161,8 @@ def test_meaning_finds_what_words_do_not(minilm: Encoder) -> None:
 def test_the_projection_is_small_and_orthonormal() -> None:
     from safetensors.numpy import load_file
 
-    assert MINILM_PROJECTION.stat().st_size <= 200 * 1024
-    tensors = load_file(MINILM_PROJECTION)
+    assert PROJECTION.stat().st_size <= 200 * 1024
+    tensors = load_file(PROJECTION)
     assert {name: (t.shape, t.dtype) for name, t in tensors.items()} == {
         "weight": ((128, 384), np.float32),
         "bias": ((128,), np.float32),

@@ -88,9 +88,9 @@ def test_compiled_libraries_enter_through_one_file_each(path: str) -> None:
 
 @pytest.mark.parametrize("path", core_modules())
 def test_model_libraries_enter_through_three_files(path: str) -> None:
-    """torch through two of them, onnxruntime through two; models.py imports these when a model asks for them."""
+    """torch through two of them, onnxruntime through two; all are imported when a model needs them."""
     doors = {
-        "colbert_sqlite/encoders/sentence_transformers.py": {"torch", "transformers", "sentence_transformers"},
+        "colbert_sqlite/encoders/torch.py": {"torch", "transformers", "sentence_transformers"},
         "colbert_sqlite/encoders/onnx.py": {"onnxruntime"},
         "colbert_sqlite/encoders/export.py": {"torch", "onnx", "onnxruntime"},
     }

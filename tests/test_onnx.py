@@ -22,8 +22,8 @@ from parity_cases import CASES, texts_and_expected
 from sqlite_utils_colbert.cli import colbert
 
 from colbert_sqlite import Index, errors
-from colbert_sqlite.encoders import Encoder, backend_for, export_model, load_encoder
-from colbert_sqlite.encoders import exports as exports_
+from colbert_sqlite.encoders import Encoder, backend_for, export_model, load, load_encoder, packages
+from colbert_sqlite.settings import ModelOptions
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -213,7 +213,7 @@ def test_minilm_as_the_hub_has_it_needs_no_torch(tmp_path: Path, monkeypatch: py
     assert encoder.backend.startswith("onnxruntime ")
     assert encoder.fingerprint == original.fingerprint
     np.testing.assert_allclose(np.concatenate(encoder.encode_passages(TEXTS)), np.concatenate(wanted), atol=5e-6)
-    monkeypatch.setattr("colbert_sqlite.encoders.models.MINILM_EXPECTED", (0.5, 0.5))
+    monkeypatch.setattr("colbert_sqlite.encoders.minilm.PROBE_EMBEDDING", (0.5, 0.5))
     with pytest.raises(errors.ModelError, match="is not the network of sentence-transformers/all-MiniLM-L6-v2"):
         load_encoder("minilm")
 
@@ -341,24 +341,24 @@ def test_what_lies_beside_a_new_folder_is_left_alone(checkpoint: Path, tmp_path:
 
 def test_indexing_exports_the_model_once_and_queries_run_without_torch(checkpoint: Path, cache: Path) -> None:
     assert load_encoder(str(checkpoint)).backend.startswith("torch ")
-    encoder = load_encoder(str(checkpoint), indexing=True)
+    encoder = load(str(checkpoint), ModelOptions(), many=True)
     assert [path.name for path in cache.iterdir()] == [encoder.fingerprint]
     written = (cache / encoder.fingerprint / "model.onnx").stat().st_mtime_ns
     query = load_encoder(str(checkpoint))
     assert query.backend.startswith("onnxruntime ")
     assert (query.name, query.fingerprint) == (str(checkpoint), encoder.fingerprint)
-    load_encoder(str(checkpoint), indexing=True)
+    load(str(checkpoint), ModelOptions(), many=True)
     assert (cache / encoder.fingerprint / "model.onnx").stat().st_mtime_ns == written
 
 
 def test_a_fingerprint_finds_the_export_whatever_became_of_the_model(checkpoint: Path, cache: Path) -> None:
-    fingerprint = load_encoder(str(checkpoint), indexing=True).fingerprint
+    fingerprint = load(str(checkpoint), ModelOptions(), many=True).fingerprint
     name = str(checkpoint)
     shutil.rmtree(checkpoint)
-    encoder = load_encoder(name, fingerprint=fingerprint)
+    encoder = load(name, ModelOptions(), fingerprint=fingerprint)
     assert (encoder.name, encoder.fingerprint) == (name, fingerprint)
     with pytest.raises(errors.ModelNotFound):
-        load_encoder(name, fingerprint="../../etc")
+        load(name, ModelOptions(), fingerprint="../../etc")
 
 
 @pytest.mark.parametrize(
@@ -376,9 +376,9 @@ def test_a_fingerprint_finds_the_export_whatever_became_of_the_model(checkpoint:
 def test_asking_for_what_only_torch_has_asks_for_torch(
     checkpoint: Path, cache: Path, options: dict[str, str], backend: str
 ) -> None:
-    fingerprint = load_encoder(str(checkpoint), indexing=True).fingerprint
+    fingerprint = load(str(checkpoint), ModelOptions(), many=True).fingerprint
     assert load_encoder(str(checkpoint), **options).backend.startswith(backend)  # type: ignore[arg-type]
-    assert backend_for(str(checkpoint), fingerprint=fingerprint, **options).startswith(backend)
+    assert backend_for(str(checkpoint), ModelOptions(**options), fingerprint=fingerprint).startswith(backend)
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ def test_a_model_that_can_not_be_exported_is_indexed_all_the_same(
     checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    assert load_encoder(str(checkpoint), indexing=True).backend.startswith("torch ")
+    assert load(str(checkpoint), ModelOptions(), many=True).backend.startswith("torch ")
     assert [record.getMessage() for record in caplog.records] == [
         f"searches will need torch, as {checkpoint} was not exported to ONNX: exports need the package onnx: "
         "pip install 'colbert-sqlite[torch]'"
@@ -411,32 +411,32 @@ def test_a_model_that_can_not_be_exported_is_indexed_all_the_same(
 def test_a_damaged_cache_is_said_to_be_so_and_mended(
     checkpoint: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fingerprint = load_encoder(str(checkpoint), indexing=True).fingerprint
+    fingerprint = load(str(checkpoint), ModelOptions(), many=True).fingerprint
     (cache / fingerprint / "model.onnx.data").unlink()
-    assert load_encoder(str(checkpoint), fingerprint=fingerprint).backend.startswith("torch ")
+    assert load(str(checkpoint), ModelOptions(), fingerprint=fingerprint).backend.startswith("torch ")
     assert "export the model again" in caplog.text
-    load_encoder(str(checkpoint), indexing=True)
-    assert load_encoder(str(checkpoint), fingerprint=fingerprint).backend.startswith("onnxruntime ")
+    load(str(checkpoint), ModelOptions(), many=True)
+    assert load(str(checkpoint), ModelOptions(), fingerprint=fingerprint).backend.startswith("onnxruntime ")
 
 
 @pytest.mark.parametrize("description", ["", "[]", "{}", None])
 def test_a_cache_without_a_description_is_passed_over_and_mended(
     checkpoint: Path, cache: Path, description: str | None
 ) -> None:
-    fingerprint = load_encoder(str(checkpoint), indexing=True).fingerprint
+    fingerprint = load(str(checkpoint), ModelOptions(), many=True).fingerprint
     path = cache / fingerprint / "colbert_sqlite.json"
     if description is None:
         path.unlink()
     else:
         path.write_text(description)
-    assert backend_for(str(checkpoint), fingerprint=fingerprint).startswith("torch ")
-    assert load_encoder(str(checkpoint), fingerprint=fingerprint).backend.startswith("torch ")
+    assert backend_for(str(checkpoint), ModelOptions(), fingerprint=fingerprint).startswith("torch ")
+    assert load(str(checkpoint), ModelOptions(), fingerprint=fingerprint).backend.startswith("torch ")
     assert load_encoder(str(checkpoint), backend="onnx").backend.startswith("onnxruntime ")
-    assert backend_for(str(checkpoint), fingerprint=fingerprint).startswith("onnxruntime ")
+    assert backend_for(str(checkpoint), ModelOptions(), fingerprint=fingerprint).startswith("onnxruntime ")
 
 
 def test_onnx_that_was_asked_for_is_never_quietly_torch(checkpoint: Path, cache: Path) -> None:
-    fingerprint = load_encoder(str(checkpoint), indexing=True).fingerprint
+    fingerprint = load(str(checkpoint), ModelOptions(), many=True).fingerprint
     path = cache / fingerprint / "model.onnx"
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(errors.ModelError, match="onnxruntime can't read"):
@@ -444,7 +444,7 @@ def test_onnx_that_was_asked_for_is_never_quietly_torch(checkpoint: Path, cache:
 
 
 def test_indexing_exports_whatever_the_index_is_made_with(checkpoint: Path, cache: Path) -> None:
-    encoder = load_encoder(str(checkpoint), indexing=True, device="cpu", dtype="bfloat16")
+    encoder = load(str(checkpoint), ModelOptions(device="cpu", dtype="bfloat16"), many=True)
     assert "bfloat16" in encoder.backend
     assert [path.name for path in cache.iterdir()] == [encoder.fingerprint]
 
@@ -548,7 +548,7 @@ def test_an_int8_export_is_refused_by_an_index_of_the_model(indexed: Path, check
 
 
 def test_info_and_verbose_say_what_answers(indexed: Path, cache: Path) -> None:
-    backend = f"onnxruntime {exports_.version('onnxruntime')} float32 (cpu)"
+    backend = f"onnxruntime {packages.version('onnxruntime')} float32 (cpu)"
     assert json.loads(run("info", indexed, "posts", "--json").stdout)["backend"] == backend
     assert f", {backend}, in " in run("search", indexed, "posts", "bread", "--verbose").stderr
     shutil.rmtree(cache)

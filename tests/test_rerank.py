@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_sqlite import Index, Reranked, rerank
-from colbert_sqlite.encoders import Encoder, cached_encoder, load_encoder
+from colbert_sqlite.encoders import Encoder, cached_encoder, load
 from colbert_sqlite.engine.maxsim import maxsim, normalized
+from colbert_sqlite.settings import ModelOptions
 
 QUERY = "sourdough bread"
 TEXTS = ["A comet is ice and dust.", "", "Sourdough bread needs time.", "Bread."]
@@ -168,4 +169,4 @@ def test_the_export_is_found_without_torch(monkeypatch: pytest.MonkeyPatch) -> N
     pytest.importorskip("onnxruntime")
     cached_encoder("minilm")
     monkeypatch.setitem(__import__("sys").modules, "colbert_sqlite.encoders.export", None)
-    assert load_encoder("minilm", export=True).backend.startswith("onnxruntime")
+    assert load("minilm", ModelOptions(), export=True).backend.startswith("onnxruntime")

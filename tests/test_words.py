@@ -12,8 +12,8 @@ from parity_cases import CASES, texts_and_expected
 from tokenizers import Tokenizer
 
 from colbert_sqlite.encoders import Encoder, Token, load_encoder
+from colbert_sqlite.encoders.token_words import is_punctuation
 from colbert_sqlite.encoders.tokens import Side, embedded_tokens
-from colbert_sqlite.encoders.words import is_punctuation
 
 TEXTS = [
     "",

@@ -1,7 +1,7 @@
 """Encoders that a process has loaded, for callers that keep none themselves: reranking, SQL functions.
 
 In: the name of a model and the options of :func:`load_encoder`, or a fingerprint. Out: the same encoder for the same
-model. Leaves to others: finding and loading models (models.py).
+model. Leaves to others: finding and loading models (registry.py).
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from threading import RLock
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from colbert_sqlite.encoders.models import DEFAULT_MODEL, load_encoder
+from colbert_sqlite.encoders.registry import DEFAULT_MODEL, load
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, PassageSplitter
+from colbert_sqlite.settings import ModelOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,58 +27,33 @@ MOST_ENCODERS = 4
 MOST_QUERIES = 256
 
 
-class _Options(NamedTuple):
-    device: str | None = None
-    dtype: str = "auto"
-    batch_size: int | None = None
-    trust_remote_code: bool = False
-    backend: str = "auto"
-
-
 # Who loads holds the first, who looks up what is loaded only the second, for a moment.
 _loading, _looking = RLock(), RLock()
-_encoders: OrderedDict[tuple[str, _Options], Encoder] = OrderedDict()
-_fingerprints: dict[tuple[str, _Options], str] = {}
+_encoders: OrderedDict[tuple[str, ModelOptions], Encoder] = OrderedDict()
+_fingerprints: dict[tuple[str, ModelOptions], str] = {}
 
 
 def cached_encoder(
-    model: str | Encoder | None = None,
-    *,
-    device: str | None = None,
-    dtype: str = "auto",
-    batch_size: int | None = None,
-    trust_remote_code: bool = False,
-    backend: str = "auto",
-    indexing: bool = False,
+    model: str | Encoder | None = None, options: ModelOptions | None = None, *, many: bool = False
 ) -> Encoder:
     """The encoder called *model*, loaded once per process and options; one that is loaded already is returned as it is.
 
     Threads may call this and use what they get at the same time. The four encoders used last are kept; a folder whose
     files change meanwhile is not looked at again. Where there is no index whose build exported the model to the cache
-    folder, the first call does so, and the next process starts without torch. Arguments and errors as in
-    :func:`load_encoder`.
+    folder, the first call does so, and the next process starts without torch. Errors as in :func:`load_encoder`.
 
-    :param indexing: if it is not loaded yet, load what encodes many passages faster
+    :param many: if it is not loaded yet, load what encodes many passages faster
     """
     if model is not None and not isinstance(model, str):
         return model
-    name, options = model or DEFAULT_MODEL, _Options(device, dtype, batch_size, trust_remote_code, backend)
+    name, options = model or DEFAULT_MODEL, options or ModelOptions()
     if encoder := _named(name, options):
         return encoder
     # Two threads that want the same model must not both load it.
     with _loading:
         if encoder := _named(name, options):
             return encoder
-        encoder = load_encoder(
-            name,
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            trust_remote_code=trust_remote_code,
-            backend=backend,
-            indexing=indexing,
-            export=True,
-        )
+        encoder = load(name, options, many=many, export=True)
         with _looking:
             _fingerprints[name, options] = encoder.fingerprint
             return _kept(encoder.fingerprint, options) or _keep(encoder, options)
@@ -90,10 +66,10 @@ def shared_encoder(fingerprint: str, load: Callable[[], Encoder], *, configured:
     """
     if configured and (given := cached_encoder(configured)).fingerprint == fingerprint:
         return given
-    if encoder := _kept(fingerprint, _Options()):
+    if encoder := _kept(fingerprint, ModelOptions()):
         return encoder
     with _loading:
-        return _kept(fingerprint, _Options()) or _keep(load(), _Options())
+        return _kept(fingerprint, ModelOptions()) or _keep(load(), ModelOptions())
 
 
 class _RememberingEncoder:
@@ -134,20 +110,20 @@ def cached_splitter(encoder: Encoder) -> PassageSplitter:
     return PassageSplitter(encoder.tokenizer, n_tokens, encoder.n_special_tokens)
 
 
-def _named(name: str, options: _Options) -> Encoder | None:
+def _named(name: str, options: ModelOptions) -> Encoder | None:
     with _looking:
         fingerprint = _fingerprints.get((name, options))
         return None if fingerprint is None else _kept(fingerprint, options)
 
 
-def _kept(fingerprint: str, options: _Options) -> Encoder | None:
+def _kept(fingerprint: str, options: ModelOptions) -> Encoder | None:
     with _looking:
         if (encoder := _encoders.get((fingerprint, options))) is not None:
             _encoders.move_to_end((fingerprint, options))
         return encoder
 
 
-def _keep(encoder: Encoder, options: _Options) -> Encoder:
+def _keep(encoder: Encoder, options: ModelOptions) -> Encoder:
     with _looking:
         _encoders[encoder.fingerprint, options] = encoder
         if len(_encoders) > MOST_ENCODERS:

@@ -37,6 +37,8 @@ SETTINGS_FILES = (
     "spiece.model",
     "tokenizer.model",
 )
+# Where the hub's repositories have the file of full precision.
+ONNX_FILES = ("onnx/model.onnx", "model.onnx")
 SAFE_MODULES = ("sentence_transformers.", "pylate.models.")
 TOKEN_MODULES = ("Transformer", "Dense", "MultiVectorMask", "Normalize")
 TO_CONVERT = "load the model once with the library that made it and save it with safe_serialization=True"
@@ -231,6 +233,11 @@ def weight_files(folder: Path) -> list[Path]:
         return [whole]
     shards: Iterable[str] = read_json(folder / "model.safetensors.index.json").get("weight_map", {}).values()
     return [folder / name for name in sorted(set(shards))]
+
+
+def onnx_file(folder: Path) -> Path | None:
+    """Return the ONNX file in a folder, of full precision; None if there is none."""
+    return next((folder / name for name in ONNX_FILES if (folder / name).is_file()), None)
 
 
 def read_json(path: Path) -> Any:

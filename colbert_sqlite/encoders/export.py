@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from colbert_sqlite.encoders.exports import DESCRIPTION, MODEL, WEIGHTS, Description, onnx_bytes
+from colbert_sqlite.encoders.export_cache import DESCRIPTION, MODEL, WEIGHTS, Description, onnx_bytes
 from colbert_sqlite.encoders.onnx import EMBEDDINGS, OnnxEncoder, from_export
-from colbert_sqlite.encoders.sentence_transformers import SentenceTransformersEncoder, reading
+from colbert_sqlite.encoders.torch import TorchEncoder, reading
 from colbert_sqlite.errors import MissingDependency, ModelError
 
 OPSET = 17
@@ -46,7 +46,7 @@ class _Complete(torch.nn.Module):
         return torch.nn.functional.normalize(features["token_embeddings"], dim=-1)
 
 
-def export(encoder: SentenceTransformersEncoder, folder: Path, *, int8: bool = False) -> None:
+def export(encoder: TorchEncoder, folder: Path, *, int8: bool = False) -> None:
     """Write *encoder* to *folder*, which appears when it is complete and was compared with torch.
 
     :param encoder: on the processor, in float32
@@ -96,7 +96,7 @@ def int8_fingerprint(fingerprint: str) -> str:
     return hashlib.sha256(f"{fingerprint} int8".encode()).hexdigest()
 
 
-def _write_graph(encoder: SentenceTransformersEncoder, path: Path) -> None:
+def _write_graph(encoder: TorchEncoder, path: Path) -> None:
     ids = torch.tensor([encoder.tokenizer.encode("a b c d e f g").ids] * 2)
     attention = torch.ones_like(ids)
     attention[1, -2:] = 0
@@ -125,7 +125,7 @@ def _move_weights(path: Path) -> None:
     onnx.save_model(onnx.load(path), path, save_as_external_data=True, location=WEIGHTS, size_threshold=1024)
 
 
-def _describe(encoder: SentenceTransformersEncoder, folder: Path, *, int8: bool) -> None:
+def _describe(encoder: TorchEncoder, folder: Path, *, int8: bool) -> None:
     encoder.tokenizer.save(str(folder / "tokenizer.json"))
     description = Description(
         model=encoder.name,
@@ -139,7 +139,7 @@ def _describe(encoder: SentenceTransformersEncoder, folder: Path, *, int8: bool)
     (folder / DESCRIPTION).write_text(description.to_json(), encoding="utf-8")
 
 
-def _compare(encoder: SentenceTransformersEncoder, exported: OnnxEncoder) -> None:
+def _compare(encoder: TorchEncoder, exported: OnnxEncoder) -> None:
     for method in ("encode_queries", "encode_passages"):
         wanted, found = (np.concatenate(getattr(one, method)(PROBES)) for one in (encoder, exported))
         difference = float(np.abs(wanted - found).max()) if wanted.shape == found.shape else float("inf")

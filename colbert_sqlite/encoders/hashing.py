@@ -17,7 +17,8 @@ from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from colbert_sqlite.encoders.words import Token, number_words
+from colbert_sqlite.encoders.base import Token
+from colbert_sqlite.encoders.token_words import number_words
 
 DEFAULT_DIM = 128
 TRIGRAM_WEIGHT = 0.5

@@ -12,20 +12,19 @@ from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_fro
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from colbert_sqlite.encoders.checkpoint import TO_CONVERT, weight_files
-from colbert_sqlite.encoders.exports import READY_MADE, ready_made
+from colbert_sqlite.encoders.checkpoint import ONNX_FILES, TO_CONVERT, onnx_file, weight_files
 from colbert_sqlite.errors import MissingDependency, ModelError, ModelNotFound
 
 # A machine without network should say so at once.
 TIMEOUT_SECONDS = 5.0
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.py", "artifact.metadata")
 LEAVE_OUT = ("onnx/*", "openvino/*")
-ONNX_FILES = (*READY_MADE, *(f"{name}{end}" for name in READY_MADE for end in (".data", "_data")))
+ONNX_PATTERNS = (*ONNX_FILES, *(f"{name}{end}" for name in ONNX_FILES for end in (".data", "_data")))
 
 
 def is_cached(repository: str) -> bool:
     """Whether the weights of *repository* are on this machine, as safetensors or ONNX."""
-    files = ("model.safetensors", *READY_MADE)
+    files = ("model.safetensors", *ONNX_FILES)
     return any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
 
 
@@ -70,7 +69,7 @@ def fetch(repository: str, name: str, files: Sequence[str] = FILES, *, onnx: boo
     try:
         folder = snapshot_download(
             repository,
-            allow_patterns=[*files, *(ONNX_FILES if onnx else ())],
+            allow_patterns=[*files, *(ONNX_PATTERNS if onnx else ())],
             ignore_patterns=None if onnx else list(LEAVE_OUT),
             etag_timeout=TIMEOUT_SECONDS,
         )
@@ -88,6 +87,6 @@ def _in_cache(repository: str, files: Sequence[str], onnx: bool) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     if onnx:
-        return folder if ready_made(folder) else None
+        return folder if onnx_file(folder) else None
     backbone = folder / "0_Transformer"
     return folder if weight_files(folder) or weight_files(backbone) else None

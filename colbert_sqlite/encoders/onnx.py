@@ -1,8 +1,8 @@
 """Token embeddings from an ONNX file, without torch.
 
 In: texts, and a folder: one that export.py wrote, or a checkpoint that brings its transformer as ONNX. Out: float32
-arrays, L2-normalized. Leaves to others: which folder to load (models.py), what a checkpoint's files say (checkpoint.py,
-sides.py), tokens (tokens.py).
+arrays, L2-normalized. Leaves to others: which folder to load (registry.py), what a checkpoint's files say
+(checkpoint.py, vocabulary.py), tokens (tokens.py).
 
 A folder that export.py wrote holds ``model.onnx`` (ids and attention mask in, normalized embeddings out), its weights
 in ``model.onnx.data``, ``tokenizer.json``, and ``colbert_sqlite.json``, which says what else there is to know.
@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from colbert_sqlite.encoders.checkpoint import Checkpoint, read_json, weight_files
-from colbert_sqlite.encoders.exports import MODEL, backend, check_export
-from colbert_sqlite.encoders.sides import plain_sides, read_tokenizer, read_vocabulary, side_of
+from colbert_sqlite.encoders.export_cache import MODEL, check_export
+from colbert_sqlite.encoders.packages import onnx_backend
 from colbert_sqlite.encoders.tokens import NetworkEncoder, Side
+from colbert_sqlite.encoders.vocabulary import plain_sides, read_tokenizer, read_vocabulary, side_of
 from colbert_sqlite.errors import ModelError
 
 # From 1.29 on onnxruntime reports to Microsoft, as soon as it is imported, what machine it runs on. Not on our account;
@@ -96,7 +97,7 @@ class OnnxEncoder(NetworkEncoder):
         super().__init__(
             name=name,
             fingerprint=fingerprint,
-            backend=backend(int8),
+            backend=onnx_backend(int8=int8),
             dim=dim,
             queries=queries,
             passages=passages,

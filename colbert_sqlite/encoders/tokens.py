@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.encoders.words import Token, number_words
+from colbert_sqlite.encoders.base import Token
+from colbert_sqlite.encoders.token_words import number_words
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

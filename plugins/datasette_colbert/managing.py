@@ -525,7 +525,9 @@ def _models_here(configured: str | None) -> list[Model]:
     from colbert_sqlite.encoders import known_models
 
     here = {
-        model.alias: Model(model.alias, f"{model.alias}: {model.dim} dimensions, {model.megabytes} MB")
+        model.alias: Model(
+            model.alias, f"{model.alias}: {model.dim} dimensions, {model.megabytes} MB" if model.dim else model.alias
+        )
         for model in known_models()
         if model.on_this_machine and model.alias != NO_MODEL
     }

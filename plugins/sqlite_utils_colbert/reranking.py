@@ -1,7 +1,7 @@
 """The command that puts rows in order without an index: rerank.
 
 In: the rows of a SELECT, or JSON on stdin. Out: the same rows, best first. Leaves to others: the work, which is
-:mod:`colbert_sqlite.rerank`.
+:mod:`colbert_sqlite.reranking`.
 """
 
 from __future__ import annotations
@@ -106,15 +106,17 @@ def in_order(
     rows: list[Row], columns: tuple[str, ...], query: str, options: dict[str, Any]
 ) -> tuple[list[Row], Encoder]:
     """*rows* by score, with rank and score in front, and the encoder that gave the scores."""
+    from colbert_sqlite.reranking import score_documents
+
     from colbert_sqlite.encoders import cached_encoder
     from colbert_sqlite.encoders.queries import check_queries
-    from colbert_sqlite.rerank import score_documents
+    from colbert_sqlite.settings import ModelOptions
 
     check_queries([query])
     names = columns_to_rank_by(rows, columns)
     documents = [[raw_value(row.get(name)) for name in names] for row in rows]
     n_characters = sum(len(value.raw or b"") for document in documents for value in document)
-    encoder = cached_encoder(indexing=n_characters > FOR_SPEED_CHARACTERS, **options)
+    encoder = cached_encoder(options.pop("model"), ModelOptions(**options), many=n_characters > FOR_SPEED_CHARACTERS)
     scores = [score for score, _ in score_documents(encoder, query, documents)]
     best = sorted(range(len(rows)), key=lambda position: (-scores[position], position))
     # The rows of another search have a rank and a score of their own.
@@ -150,8 +152,9 @@ def columns_to_rank_by(rows: list[Row], asked: tuple[str, ...]) -> list[str]:
 
 
 def raw_value(value: Any) -> RawValue:
+    from colbert_sqlite.reranking import text_value
+
     from colbert_sqlite.passages import RawValue
-    from colbert_sqlite.rerank import text_value
 
     if value is None:
         return RawValue("null", None)

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.encoders import load_encoder
+from colbert_sqlite.encoders import load
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.engine.maxsim import maxsim_scores
-from colbert_sqlite.settings import SearchSettings
+from colbert_sqlite.settings import ModelOptions, SearchSettings
 from tests.benchmarks.judged import Judged, open_judged
 from tests.benchmarks.quality import passages
 
@@ -53,7 +53,7 @@ def measure(judged: Judged, model: str, n_queries: int) -> None:
     places = shuffle_rows(judged)
     path = Path(judged.index.database)
     keys, texts = map(list, zip(*passages(path), strict=True))
-    encoder = load_encoder(model, indexing=True)
+    encoder = load(model, ModelOptions(), many=True)
     embeddings = encoder.encode_passages(texts)
     offsets = np.concatenate([[0], np.cumsum([len(one) for one in embeddings])])
     flat = np.concatenate(embeddings)

@@ -2,7 +2,7 @@
 
 In: text columns of SQLite databases. Out: one file with ``weight`` float32 [128, 384] and ``bias`` float32 [128], a PCA
 of the token embeddings of that text with the centring as the bias. The same text gives the same map, up to rounding.
-Leaves to others: using it (encoders/models.py).
+Leaves to others: using it (encoders/minilm.py).
 
 The shipped file was made from Apache-2.0 text, a quarter of each column, 139,554 tokens in all::
 
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from sentence_transformers.base.modules import Transformer
 
-from colbert_sqlite.encoders.models import MINILM_DOCUMENT_LENGTH, minilm_folder
+from colbert_sqlite.encoders import minilm
 from colbert_sqlite.passages import looks_like_html, strip_html
 from colbert_sqlite.storage.schema import quote_identifier
 
@@ -88,8 +88,10 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("source", nargs="+", help="database:table:column")
     arguments = parser.parse_args()
-    backbone = Transformer(str(minilm_folder()))
-    backbone.max_seq_length = MINILM_DOCUMENT_LENGTH
+    folder = minilm.model_folder()
+    minilm.check_weights(folder)
+    backbone = Transformer(str(folder))
+    backbone.max_seq_length = minilm.DOCUMENT_LENGTH
     backbone.eval()
     assert backbone.tokenizer is not None, "a text model has one"
     skip = torch.tensor(backbone.tokenizer.convert_tokens_to_ids(list(string.punctuation)))

@@ -20,10 +20,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from colbert_sqlite.encoders import Encoder, load_encoder
+from colbert_sqlite.encoders import Encoder, load
 from colbert_sqlite.index import Index
 from colbert_sqlite.passages import looks_like_html, strip_html
 from colbert_sqlite.progress import SyncResult
+from colbert_sqlite.settings import ModelOptions
 
 UPDATES = 30
 DELETED = 1_000
@@ -165,7 +166,7 @@ def main() -> None:
     options = parser.parse_args()
     texts = word_runs(options.database, options.table, options.column, options.words)
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
-        encoder = load_encoder(options.model, indexing=True)
+        encoder = load(options.model, ModelOptions(), many=True)
         living = Living(Path(folder) / "living.db", texts, encoder, options.rows)
         living.nothing_to_do()
         living.one_row()

@@ -23,6 +23,7 @@ from typing import Any
 from colbert_sqlite import rerank
 from colbert_sqlite.encoders import cached_encoder
 from colbert_sqlite.passages import RawValue, extract
+from colbert_sqlite.settings import ModelOptions
 from colbert_sqlite.storage.connection import connected
 
 QUERY = "how do I keep a copy of my data that I can restore?"
@@ -79,7 +80,7 @@ def main() -> None:
                     cold[backend].append(seconds(lambda some=some, backend=backend: from_command_line(some, backend)))
         cells = [f"{statistics.median(t):.2f} ({min(t):.2f})" for b in BACKENDS for t in (warm[b], cold[b])]
         print(f"| {n} | {' | '.join(cells)} |", flush=True)
-    backends = ", ".join(cached_encoder(backend=b, indexing=True).backend for b in BACKENDS)
+    backends = ", ".join(cached_encoder(options=ModelOptions(backend=b), many=True).backend for b in BACKENDS)
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(f"\n{words(texts):.0f} words a document. {backends}. {os.cpu_count()} processors{load}.")
 

@@ -11,28 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from unicodedata import category
+
+from colbert_sqlite.encoders.base import Token
 
 # Thai and Lao, Myanmar, Khmer, Hiragana, Han.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u309f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """What one embedding stands for.
-
-    ``start`` and ``end`` are characters of the text; ``word`` counts its words from 0, punctuation among them. A
-    special token stands for no characters: ``word`` is None, ``start`` and ``end`` are 0. ``name`` is what the
-    vocabulary calls the token: ``[CLS]``, ``##ing``.
-    """
-
-    start: int
-    end: int
-    word: int | None
-    name: str
 
 
 def number_words(

@@ -1,6 +1,6 @@
 """Token embeddings from a network that sentence-transformers loads and torch runs.
 
-In: texts. Out: float32 arrays, L2-normalized. Leaves to others: which folder to load (models.py), what its files say
+In: texts. Out: float32 arrays, L2-normalized. Leaves to others: which folder to load (registry.py), what its files say
 (checkpoint.py), tokens (tokens.py).
 """
 
@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from tokenizers import Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from colbert_sqlite.encoders.checkpoint import Checkpoint, weight_files
-from colbert_sqlite.encoders.sides import Vocabulary, plain_sides, side_of
 from colbert_sqlite.encoders.tokens import NetworkEncoder, Side
+from colbert_sqlite.encoders.vocabulary import Vocabulary, plain_sides, side_of
 from colbert_sqlite.errors import ModelError
 from colbert_sqlite.memory import keep_freed_memory
+from colbert_sqlite.settings import ModelOptions
 
 # Of one batch, padding included. On two cores 4,096 was the fastest of 1,024 to 16,384 (blog paragraphs, bfloat16);
 # elsewhere 128 passages of 256 tokens.
@@ -38,7 +40,7 @@ GPU_BATCH_TOKENS = 32768
 MEGABYTES_KEPT = 31
 
 
-class SentenceTransformersEncoder(NetworkEncoder):
+class TorchEncoder(NetworkEncoder):
     """A network of sentence-transformers modules, fed with our tokens.
 
     :param network: Transformer, then Dense modules on token embeddings
@@ -85,33 +87,24 @@ class SentenceTransformersEncoder(NetworkEncoder):
         return normalized
 
 
-def from_checkpoint(
-    checkpoint: Checkpoint,
-    *,
-    name: str,
-    fingerprint: str,
-    device: str | None,
-    dtype: str,
-    batch_size: int | None,
-    trust_remote_code: bool,
-) -> SentenceTransformersEncoder:
+def from_checkpoint(checkpoint: Checkpoint, options: ModelOptions, *, name: str, fingerprint: str) -> TorchEncoder:
     """The encoder of a ColBERT checkpoint in any layout.
 
     :raises ModelError: if a weight is missing or has another shape than the settings say
     """
-    place = choose_device(device)
-    kwargs = _loading_kwargs(place, dtype, trust_remote_code)
+    device = choose_device(options.device)
+    kwargs = _loading_kwargs(options, device)
     with reading(checkpoint.folder):
         if checkpoint.layout == "stanford":
             backbone = Transformer(str(checkpoint.folder), **kwargs)
             modules = [backbone, _stanford_projection(checkpoint)]
-            network = MultiVectorEncoder(modules=modules, device=place, local_files_only=True)
+            network = MultiVectorEncoder(modules=modules, device=device, local_files_only=True)
         else:
             network = MultiVectorEncoder(
                 str(checkpoint.folder),
-                device=place,
+                device=device,
                 local_files_only=True,
-                trust_remote_code=trust_remote_code,
+                trust_remote_code=options.trust_remote_code,
                 model_kwargs=kwargs["model_kwargs"],
             )
         _check_complete(network, checkpoint.module_folders[0])
@@ -120,38 +113,36 @@ def from_checkpoint(
         raise ModelError(f"the settings in {checkpoint.folder} say {checkpoint.dim} dimensions, the weights have {dim}")
     tokenizer = _tokenizer(network)
     vocabulary = _vocabulary(network, tokenizer)
-    return SentenceTransformersEncoder(
+    return TorchEncoder(
         network,
         name=name,
         fingerprint=fingerprint,
         queries=side_of(checkpoint, checkpoint.queries, vocabulary),
         passages=side_of(checkpoint, checkpoint.passages, vocabulary),
         tokenizer=tokenizer,
-        batch_size=batch_size,
+        batch_size=options.batch_size,
     )
 
 
 def from_single_vector_model(
     folder: Path,
     projection: Path,
+    options: ModelOptions,
     *,
     name: str,
     fingerprint: str,
     query_length: int,
     document_length: int,
-    device: str | None,
-    dtype: str,
-    batch_size: int | None,
-) -> SentenceTransformersEncoder:
+) -> TorchEncoder:
     """The token embeddings of a model that was trained for one vector per text, projected by *projection*.
 
     :param projection: safetensors file with ``weight`` [dim, hidden size] and ``bias`` [dim]
     """
-    place = choose_device(device)
+    device = choose_device(options.device)
     linear = load_file(projection)
     dim, hidden_size = linear["weight"].shape
     with reading(folder):
-        backbone = Transformer(str(folder), **_loading_kwargs(place, dtype, False))
+        backbone = Transformer(str(folder), **_loading_kwargs(replace(options, trust_remote_code=False), device))
         dense = Dense(
             hidden_size,
             dim,
@@ -160,18 +151,18 @@ def from_single_vector_model(
             init_bias=linear["bias"].float(),
             module_input_name="token_embeddings",
         )
-        network = MultiVectorEncoder(modules=[backbone, dense], device=place, local_files_only=True)
+        network = MultiVectorEncoder(modules=[backbone, dense], device=device, local_files_only=True)
         _check_complete(network, folder)
     tokenizer = _tokenizer(network)
     queries, passages = plain_sides(tokenizer, query_length, document_length)
-    return SentenceTransformersEncoder(
+    return TorchEncoder(
         network,
         name=name,
         fingerprint=fingerprint,
         queries=queries,
         passages=passages,
         tokenizer=tokenizer,
-        batch_size=batch_size,
+        batch_size=options.batch_size,
     )
 
 
@@ -219,9 +210,9 @@ def beats_onnxruntime(device: str | None) -> bool:
     return place != "cpu" or choose_dtype("auto", place) == torch.bfloat16
 
 
-def _loading_kwargs(device: str, dtype: str, trust_remote_code: bool) -> dict[str, dict[str, Any]]:
-    shared = {"trust_remote_code": trust_remote_code}
-    weights = {"dtype": choose_dtype(dtype, device), "use_safetensors": True}
+def _loading_kwargs(options: ModelOptions, device: str) -> dict[str, dict[str, Any]]:
+    shared = {"trust_remote_code": options.trust_remote_code}
+    weights = {"dtype": choose_dtype(options.dtype, device), "use_safetensors": True}
     return {"model_kwargs": shared | weights, "processor_kwargs": dict(shared), "config_kwargs": dict(shared)}
 
 

@@ -1,24 +1,33 @@
-"""Where exported models lie: folders that export.py wrote and onnx.py runs.
+"""Exported models: what such a folder holds, and the cache that has one for each model.
 
-In: a fingerprint or a folder. Out: a folder with an export, if there is one, and what it says about itself. Leaves to
-others: writing and running them; nothing heavy is imported here.
+In: a fingerprint, a folder, or the files of a model. Out: a sound export, run by onnxruntime, or None. Leaves to
+others: writing exports (export.py), running them (onnx.py); both are imported only when needed.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import logging
 import os
 import re
-from dataclasses import asdict, dataclass
-from importlib import metadata
+import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import platformdirs
 
 from colbert_sqlite.encoders.checkpoint import read_json
+from colbert_sqlite.encoders.packages import has_onnxruntime
 from colbert_sqlite.encoders.tokens import Side
 from colbert_sqlite.errors import ModelError
+from colbert_sqlite.settings import ModelOptions
+
+if TYPE_CHECKING:
+    from colbert_sqlite.encoders.base import Encoder
+    from colbert_sqlite.encoders.torch import TorchEncoder
+
+logger = logging.getLogger("colbert_sqlite")
 
 DESCRIPTION = "colbert_sqlite.json"
 DESCRIPTION_FORMAT = 1
@@ -27,8 +36,26 @@ WEIGHTS = "model.onnx.data"
 CACHE_VARIABLE = "COLBERT_SQLITE_CACHE"
 # No network takes longer sequences.
 MOST_TOKENS = 1 << 20
-# Where the hub's repositories have the file of full precision.
-READY_MADE = ("onnx/model.onnx", "model.onnx")
+# What exports are made from.
+FLOAT32_TORCH = ModelOptions(device="cpu", dtype="float32", backend="torch")
+
+
+class Source(Protocol):
+    """The files of a model, and the ways to run them."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def torch_encoder(self, options: ModelOptions) -> TorchEncoder:
+        """Run the model with torch."""
+        ...
+
+    def onnx_encoder(self, options: ModelOptions) -> Encoder:
+        """Run the ONNX file that came with the model."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,24 +134,6 @@ def onnx_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in (folder / MODEL, folder / WEIGHTS) if path.is_file())
 
 
-def can_run() -> bool:
-    """Whether onnxruntime is installed."""
-    return importlib.util.find_spec("onnxruntime") is not None
-
-
-def backend(int8: bool) -> str:
-    """What an encoder that onnxruntime runs says of itself."""
-    return f"onnxruntime {version('onnxruntime')} {'int8' if int8 else 'float32'} (cpu)"
-
-
-def version(package: str) -> str:
-    """Release of an installed package, as its metadata has it, without what the build adds."""
-    try:
-        return metadata.version(package).partition("+")[0]
-    except metadata.PackageNotFoundError:
-        return "of unknown version"
-
-
 def cache_folder() -> Path:
     """The user's folder for exports, which need not exist yet: COLBERT_SQLITE_CACHE, or as the system has it."""
     named = os.environ.get(CACHE_VARIABLE)
@@ -136,18 +145,18 @@ def is_fingerprint(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
-def cached_folder(fingerprint: str) -> Path:
-    """Where the export of the model with this fingerprint lies, or would."""
+def folder_for(fingerprint: str) -> Path:
+    """Return where the export of the model with this fingerprint lies, or would."""
     if not is_fingerprint(fingerprint):
         raise ValueError(f"{fingerprint!r} is no fingerprint of a model")
     return cache_folder() / "models" / fingerprint
 
 
-def cached(fingerprint: str | None) -> Path | None:
-    """The export of the model with this fingerprint, if there is one."""
+def find(fingerprint: str | None) -> Path | None:
+    """Return the folder with the export of the model with this fingerprint; None if there is none."""
     if fingerprint is None or not is_fingerprint(fingerprint):
         return None
-    folder = cached_folder(fingerprint)
+    folder = folder_for(fingerprint)
     return folder if is_export(folder) else None
 
 
@@ -155,6 +164,47 @@ def is_export(folder: Path) -> bool:
     return (folder / DESCRIPTION).is_file()
 
 
-def ready_made(folder: Path) -> Path | None:
-    """The ONNX file that a checkpoint brings along."""
-    return next((folder / name for name in READY_MADE if (folder / name).is_file()), None)
+def run(folder: Path, name: str, options: ModelOptions) -> Encoder:
+    """Run the export in *folder*.
+
+    :raises ModelError: if a file is missing or damaged
+    """
+    from colbert_sqlite.encoders.onnx import from_export
+
+    return from_export(folder, name=name, batch_size=options.batch_size)
+
+
+def load(fingerprint: str | None, name: str, options: ModelOptions) -> Encoder | None:
+    """Run the cached export of the model with this fingerprint; None if there is none that works."""
+    folder = find(fingerprint) if has_onnxruntime() else None
+    try:
+        return run(folder, name, options) if folder else None
+    except ModelError as error:
+        logger.warning("an export is passed over: %s", error)
+        return None
+
+
+def make(source: Source, options: ModelOptions) -> Path:
+    """Return the folder with the sound export of a model in the cache, written if there is none.
+
+    :raises ModelError: if the model can't be exported
+    :raises MissingDependency: if a package that this needs is not installed
+    """
+    folder = folder_for(source.fingerprint)
+    if folder.exists():
+        try:
+            check_export(folder)
+            return folder
+        except ModelError:
+            shutil.rmtree(folder)
+    from colbert_sqlite.encoders.export import export, remove_stale
+
+    remove_stale(folder.parent)
+    try:
+        export(source.torch_encoder(replace(FLOAT32_TORCH, trust_remote_code=options.trust_remote_code)), folder)
+    except (OSError, ValueError):
+        # Another process may have been faster.
+        if not folder.exists():
+            raise
+        check_export(folder)
+    return folder
