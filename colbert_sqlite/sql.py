@@ -154,12 +154,12 @@ class _Functions:
             raise ValueError(f"k may be {max_k} here at most, not {request.k}")
 
     def score(self, query: Value, text: Value, model: Value = "", /) -> float | None:
-        words, passage = _text_of(query, "query"), _text_of(text, "text")
-        if not words.strip():
+        question, passage = _text_of(query, "query"), _text_of(text, "text")
+        if not question.strip():
             return None
         from colbert_sqlite import rerank
 
-        [only] = rerank(words, [passage], model=self.encoder(_text_of(model, "model")))
+        [only] = rerank(question, [passage], model=self.encoder(_text_of(model, "model")))
         return _finite(only.score)
 
     def highlight(self, query: Value, text: Value, before: Value = "<b>", after: Value = "</b>", /) -> str:
