@@ -1,7 +1,7 @@
 """How good the hits of an index are, by the measures of ir_measures.
 
 In: an index, queries, and which rows are right for them. Out: measures, of all queries together and of each. Leaves to
-others: searching (index.py), the measures themselves (ir_measures, extra ``eval``).
+others: searching (``index.py``), the measures themselves (ir_measures, extra ``eval``).
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colbert_sqlite.errors import MissingDependency, SourceError
-from colbert_sqlite.progress import Progress, ProgressCallback
-from colbert_sqlite.settings import Filter
+from colbert_sqlite.progress import Progress, ProgressCallback, no_progress
+from colbert_sqlite.query import encode_queries
+from colbert_sqlite.results import Hit, Result
+from colbert_sqlite.settings import Filter, SearchSettings
 from colbert_sqlite.storage.source import Source
 
 if TYPE_CHECKING:
     from colbert_sqlite.index import Index
-    from colbert_sqlite.results import Hit
     from colbert_sqlite.settings import Fusion, Mode
 
 Qrels = Mapping[str, Mapping[str, int]]
@@ -32,7 +33,7 @@ HEADERS = {(qid, text) for qid in ID_HEADERS for text in ("text", "query")}
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class Evaluation(Result):
     """Measures of one way to search. ``mean`` is over the queries, ``per_query`` has those of each, by its id."""
 
     mean: dict[str, float]
@@ -70,30 +71,31 @@ def evaluate(
     :raises ValueError: if there is nothing to measure, a measure is unknown, or the key has several columns
     :raises MissingDependency: if ir_measures is not installed
     """
+    settings = SearchSettings.for_k(k, mode=mode, fusion=fusion, weight=weight, nprobe=nprobe, ndocs=ndocs)
+    filter, tell = Filter.of(where, params), progress or no_progress
     library = _ir_measures()
     parsed = [_measure(name) for name in measures]
-    judged = {qid: text for qid, text in queries.items() if qid in qrels}
-    if not judged or not parsed:
-        raise ValueError("no query has judgments: the ids in the two files differ" if parsed else "name a measure")
-    how: dict[str, Any] = {"where": where, "params": params, "mode": mode, "fusion": fusion, "weight": weight}
+    ids = [qid for qid in queries if qid in qrels]
+    if not parsed:
+        raise ValueError("name a measure")
+    if not ids:
+        raise ValueError("no query has judgments: the ids in the two files differ")
     run: dict[str, dict[str, float]] = {}
-    ids = list(judged)
     for first in range(0, len(ids), QUERIES_AT_ONCE):
         batch = ids[first : first + QUERIES_AT_ONCE]
-        found = index.search_many([judged[qid] for qid in batch], k, nprobe=nprobe, ndocs=ndocs, **how)
-        run |= {qid: _ranks(hits, id_column) for qid, hits in zip(batch, found, strict=True)}
-        if progress is not None:
-            progress(Progress("search", len(run), len(ids)))
-    wanted = {qid: dict(qrels[qid]) for qid in ids}
-    means, each = library.calc(parsed, wanted, run)
+        encoded = encode_queries(index.load_encoder(), [queries[qid] for qid in batch])
+        for qid, hits in zip(batch, index.search_encoded(encoded, settings, filter), strict=True):
+            run[qid] = _ranks(hits, id_column)
+        tell(Progress("search", len(run), len(ids)))
+    means, values = library.calc(parsed, {qid: dict(qrels[qid]) for qid in ids}, run)
     per_query: dict[str, dict[str, float]] = {qid: {} for qid in ids}
-    for value in each:
+    for value in values:
         per_query[value.query_id][str(value.measure)] = value.value
     return Evaluation({str(measure): float(means[measure]) for measure in parsed}, per_query)
 
 
 def _ranks(hits: Sequence[Hit], id_column: str | None) -> dict[str, float]:
-    """Each document's rank, negative: measures sort by score, and equal scores by id."""
+    """The rank of each document, negative: measures sort by score, and equal scores by id."""
     ranks: dict[str, float] = {}
     for hit in hits:
         ranks.setdefault(_document_id(hit, id_column), -hit.rank)
@@ -184,7 +186,7 @@ def read_queries(path: str | Path) -> dict[str, str]:
                 qid, text = line.split("\t", 1)
         except (ValueError, KeyError):
             example = '{"_id": "1", "text": "…"}'
-            raise ValueError(f"{path}, line {number}: no query, like {example}, or id, tab, text") from None
+            raise ValueError(f"{path}, line {number}: this is not a query, like {example}, or id, tab, text") from None
         if number == 1 and (qid, text) in HEADERS:
             continue
         if qid in queries:
@@ -212,7 +214,9 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
         except ValueError:
             if number == 1 and cells[0].lower() in ID_HEADERS:
                 continue
-            raise ValueError(f"{path}, line {number}: no judgment, like query-id, tab, document-id, tab, 1") from None
+            raise ValueError(
+                f"{path}, line {number}: this is not a judgment, like query-id, tab, document-id, tab, 1"
+            ) from None
         qrels.setdefault(qid, {})[doc] = grade
     return qrels
 

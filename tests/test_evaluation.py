@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlite_utils_colbert.cli import colbert
 
-from colbert_sqlite import Index, MissingDependency, SourceError
+from colbert_sqlite import Index, MissingDependency, Progress, SourceError
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.evaluate import evaluate, missing_documents, read_qrels, read_queries
 from colbert_sqlite.settings import Fusion
@@ -92,9 +92,9 @@ def test_a_compound_key_needs_a_column(tmp_path: Path, encoder: Encoder) -> None
 
 
 def test_progress_is_reported(small_index: Index) -> None:
-    events: list[tuple[int, int]] = []
-    evaluate(small_index, QUERIES, QRELS, ["RR"], progress=lambda *event: events.append(event))
-    assert events == [(2, 2)]
+    events: list[Progress] = []
+    evaluate(small_index, QUERIES, QRELS, ["RR"], progress=events.append)
+    assert events == [Progress("search", 2, 2)]
 
 
 @pytest.mark.parametrize("name", ["nDCG@", "nothing", "RBP", "", "nDCG@10; import os", "P(color=1)@5", "P@0", "R@1.5"])
@@ -203,7 +203,7 @@ def test_other_queries_are_refused(tmp_path: Path, text: str) -> None:
 def test_other_judgments_are_refused(tmp_path: Path, text: str, line: int) -> None:
     path = tmp_path / "qrels"
     path.write_text(text)
-    with pytest.raises(ValueError, match=f"line {line}: no judgment"):
+    with pytest.raises(ValueError, match=f"line {line}: this is not a judgment"):
         read_qrels(path)
 
 
