@@ -85,7 +85,7 @@ def test_a_compound_key_needs_a_column(tmp_path: Path, encoder: Encoder) -> None
     db.execute("insert into posts values ('x', 'y', 'some words')")
     db.commit()
     with Index.create(db, "posts", ["body"], model=encoder) as index:
-        for failing in (lambda: evaluate(index, QUERIES, QRELS), lambda: missing_documents(db, index, QRELS)):
+        for failing in (lambda: evaluate(index, QUERIES, QRELS), lambda: missing_documents(index, QRELS)):
             with pytest.raises(ValueError, match="primary key has several columns"):
                 failing()
         assert evaluate(index, {"q": "words"}, {"q": {"y": 1}}, ["RR"], id_column="b").mean == {"RR": 1.0}
@@ -122,16 +122,16 @@ def test_files_without_an_id_in_common_are_refused(small_index: Index) -> None:
 
 def test_relevant_documents_that_are_nowhere_are_named(small_index: Index, db_path: Path) -> None:
     qrels = {"q": {"1": 1, "98": 1, "99": 0}}
-    assert missing_documents(db_path, small_index, qrels) == {"98"}
-    assert missing_documents(db_path, small_index, {"q": {"Bread": 1, "Ice": 1}}, "title") == {"Ice"}
-    assert missing_documents(db_path, small_index, qrels, where="id > :id", params={"id": 1}) == {"1", "98"}
+    assert missing_documents(small_index, qrels) == {"98"}
+    assert missing_documents(small_index, {"q": {"Bread": 1, "Ice": 1}}, "title") == {"Ice"}
+    assert missing_documents(small_index, qrels, where="id > :id", params={"id": 1}) == {"1", "98"}
 
 
 def test_a_document_id_that_is_no_valid_utf8_is_read(small_index: Index, db_path: Path) -> None:
     db = sqlite3.connect(db_path)
     db.execute("update posts set title = cast(x'ff' as text) where id = 1")
     db.commit()
-    assert missing_documents(db_path, small_index, {"q": {"\ufffd": 1, "Comets": 1}}, "title") == set()
+    assert missing_documents(small_index, {"q": {"\ufffd": 1, "Comets": 1}}, "title") == set()
 
 
 def test_without_ir_measures_it_says_how_to_get_it(small_index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
