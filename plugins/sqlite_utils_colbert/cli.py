@@ -10,7 +10,7 @@ from __future__ import annotations
 import click
 
 from colbert_sqlite import __version__
-from sqlite_utils_colbert import asking, evaluating, explaining, maintaining, reranking, searching
+from sqlite_utils_colbert import ask, build, evaluate, explain, rerank, search
 from sqlite_utils_colbert.options import ColbertGroup
 
 
@@ -30,22 +30,22 @@ def colbert() -> None:
 
 
 for command in (
-    maintaining.index,
-    searching.search,
-    searching.similar,
-    explaining.explain,
-    reranking.rerank,
-    evaluating.eval_,
-    asking.ask,
-    maintaining.sync,
-    maintaining.repair,
-    maintaining.optimize,
-    maintaining.upgrade,
-    maintaining.info,
-    maintaining.list_,
-    maintaining.verify,
-    maintaining.drop,
-    maintaining.rebuild,
-    maintaining.models,
+    build.index,
+    search.search,
+    search.similar,
+    explain.explain,
+    rerank.rerank,
+    evaluate.eval_,
+    ask.ask,
+    build.sync,
+    build.repair,
+    build.optimize,
+    build.upgrade,
+    build.info,
+    build.list_,
+    build.verify,
+    build.drop,
+    build.rebuild,
+    build.models,
 ):
     colbert.add_command(command)

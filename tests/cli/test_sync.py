@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import error, execute, run
 from test_concurrency import holder
 
+from cli.test_build import error, execute, run
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.index import Index
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "tests" / "data"
 NOTHING = {"added": 0, "updated": 0, "deleted": 0, "compared": 0}
 NO_TABLE = (
     "Error: no table 'notes' in this database; it has posts: index 'notes' was made of that; drop it, or make it anew"

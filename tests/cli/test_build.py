@@ -23,7 +23,7 @@ from sqlite_utils_colbert.cli import colbert
 
 from colbert_sqlite.encoders.hashing import HashingEncoder
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 POSTS = [
     (1, "Keeping a sourdough starter", "Feed the starter with flour and water every day.", "2019-05-01", None),
@@ -434,7 +434,7 @@ def test_a_wrong_search_is_one_line(indexed: str, words: tuple[str, ...]) -> Non
 COMMANDS_THAT_WAIT_TO_BE_INTERRUPTED = """
 import signal, time
 from colbert_sqlite import indexing
-from sqlite_utils_colbert import cli, maintaining, progress
+from sqlite_utils_colbert import build, cli, progress
 
 class Display(progress.ProgressDisplay):
     def __call__(self, now):
@@ -445,7 +445,7 @@ class Display(progress.ProgressDisplay):
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 indexing.CHUNK_BYTES = 5000
-maintaining.ProgressDisplay = Display
+build.ProgressDisplay = Display
 cli.colbert()
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from sqlite_utils_colbert.asking import SYSTEM
+from sqlite_utils_colbert.ask import SYSTEM
 from sqlite_utils_colbert.cli import colbert
 
 from colbert_sqlite import Index

@@ -27,7 +27,7 @@ from sqlite_utils_colbert.options import (
     where_options,
 )
 from sqlite_utils_colbert.output import blob_in_json
-from sqlite_utils_colbert.searching import tell_changes, title_column
+from sqlite_utils_colbert.search import tell_changes, title_column
 
 if TYPE_CHECKING:
     from llm import Model
