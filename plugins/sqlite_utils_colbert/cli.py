@@ -1,7 +1,7 @@
 """The commands: ``sqlite-utils colbert …``, the same as ``colbert-sqlite …``.
 
-In: words of a shell. Out: data on stdout, everything else on stderr, exit code 1 and one line for an error. Leaves to
-others: the commands, in modules by what they are for. sqlite-utils imports these on every command, so that each imports
+In: words of a shell. Out: data on stdout, all else on stderr; exit code 1 and one line for an error. Leaves to others:
+the commands, each in the file of its name. sqlite-utils imports these with every command of its own, so each imports
 the library inside its function.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import click
 
 from colbert_sqlite import __version__
-from sqlite_utils_colbert import ask, build, evaluate, explain, rerank, search
+from sqlite_utils_colbert import ask, build, evaluate, explain, inspect, models, rerank, search, similar, sync
 from sqlite_utils_colbert.options import ColbertGroup
 
 
@@ -32,20 +32,20 @@ def colbert() -> None:
 for command in (
     build.index,
     search.search,
-    search.similar,
+    similar.similar,
     explain.explain,
     rerank.rerank,
-    evaluate.eval_,
+    evaluate.evaluate,
     ask.ask,
-    build.sync,
-    build.repair,
-    build.optimize,
+    sync.sync,
+    sync.repair,
+    sync.optimize,
     build.upgrade,
-    build.info,
-    build.list_,
-    build.verify,
+    inspect.info,
+    inspect.list_,
+    inspect.verify,
     build.drop,
     build.rebuild,
-    build.models,
+    models.models,
 ):
     colbert.add_command(command)

@@ -1,32 +1,59 @@
-"""The command that says how good an index is: eval.
+"""The command that measures how good an index is: eval.
 
-In: files of queries and judgments. Out: measures. Leaves to others: the work, which is
-:mod:`colbert_sqlite.evaluation`.
+In: files of queries and judgments. Out: measures. Leaves to others: searching and measuring
+(:func:`colbert_sqlite.evaluate`).
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any, get_args
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
-from colbert_sqlite.settings import Fusion, Mode
+from colbert_sqlite import SearchSettings
+from sqlite_utils_colbert import core
+from sqlite_utils_colbert.core import Filter, Fusion, Mode, ModelOptions
 from sqlite_utils_colbert.options import (
     ColbertCommand,
     db_argument,
+    filter_options,
     fusion_options,
+    grouped,
     index_argument,
     json_option,
+    keywords,
+    limit_option,
+    mode_choice,
     model_options,
     moved_model_option,
     plaid_options,
     refuse_fusion_without_hybrid,
-    where_options,
 )
-from sqlite_utils_colbert.output import print_rows, print_table
+from sqlite_utils_colbert.output import Row, print_rows, print_table
 
+if TYPE_CHECKING:
+    from colbert_sqlite.evaluation import Evaluation
+
+MAX_EXAMPLES = 3
 file_option = click.Path(exists=True, dir_okay=False)
+
+
+def settings_of_modes(
+    k: int,
+    modes: tuple[Mode, ...],
+    fusion: Fusion | None,
+    weight: float | None,
+    nprobe: int | None,
+    ndocs: int | None,
+) -> list[SearchSettings]:
+    """Return settings for each mode."""
+    modes = modes or ("colbert",)
+    refuse_fusion_without_hybrid(modes, fusion, weight)
+    settings = SearchSettings.for_k(k, fusion=fusion, weight=weight, nprobe=nprobe, ndocs=ndocs)
+    return [replace(settings, mode=mode) for mode in dict.fromkeys(modes)]
 
 
 @click.command(name="eval", cls=ColbertCommand)
@@ -52,42 +79,41 @@ file_option = click.Path(exists=True, dir_okay=False)
     "--measure",
     "measures",
     multiple=True,
-    help="Measure as ir_measures spells it, such as P@5; default: nDCG@10, RR@10 (which is MRR@10), R@10 and R@100",
+    help="Measure as ir_measures writes it, such as P@5; default: nDCG@10, RR@10 (which is MRR@10), R@10 and R@100",
 )
-@click.option("-k", "--limit", "k", type=int, default=100, show_default=True, help="Hits of each query")
-@click.option(
-    "--mode",
-    "modes",
-    multiple=True,
-    type=click.Choice(get_args(Mode)),
-    help="How to search, as in colbert search; several give a line each; default: colbert",
+@grouped(
+    "settings",
+    settings_of_modes,
+    limit_option(100, "Hits of each query"),
+    click.option(
+        "--mode",
+        "modes",
+        multiple=True,
+        type=mode_choice,
+        help="How to search, as in colbert search; several give a line each; default: colbert",
+    ),
+    *fusion_options,
+    *plaid_options,
 )
-@fusion_options
-@where_options("Search only the rows that meet this condition")
+@filter_options("Search only the rows that meet this condition")
 @click.option("--id-column", metavar="COLUMN", help="Column with the document ids; default: the primary key")
-@plaid_options
 @click.option("--per-query", is_flag=True, help="Output a line for each query")
 @moved_model_option
 @model_options
 @json_option
-def eval_(
+def evaluate(
     db: str,
     index: str,
     queries_file: str,
     qrels_file: str,
     measures: tuple[str, ...],
-    k: int,
-    modes: tuple[Mode, ...],
-    fusion: Fusion | None,
-    weight: float | None,
-    where: str | None,
-    params: tuple[tuple[str, str], ...],
+    settings: list[SearchSettings],
+    filter: Filter,
     id_column: str | None,
-    nprobe: int | None,
-    ndocs: int | None,
     per_query: bool,
+    model: str | None,
+    options: ModelOptions,
     as_json: bool,
-    **options: Any,
 ) -> None:
     """Measure how good the hits of an index are, with queries whose right answers are known
 
@@ -101,70 +127,63 @@ def eval_(
           --mode colbert --mode fts --mode hybrid --measure nDCG@10 --id-column slug
     """
     from colbert_sqlite import Index
-    from colbert_sqlite.evaluation import (
-        MEASURES,
-        evaluate,
-        missing_documents,
-        read_qrels,
-        read_queries,
-        relevant_documents,
-    )
 
-    refuse_fusion_without_hybrid(modes, fusion, weight)
-    queries, qrels = read_queries(queries_file), read_qrels(qrels_file)
-    with Index.open(db, index, **options) as opened:
-        missing = missing_documents(db, opened, qrels, id_column, where, dict(params))
-        relevant = relevant_documents(qrels)
-        if relevant and missing == relevant and where is None:
+    queries, qrels = core.read_queries(queries_file), core.read_qrels(qrels_file)
+    with Index.open(db, index, model=model, **keywords(options)) as opened:
+        missing = core.missing_documents(db, opened, qrels, id_column, filter)
+        relevant = core.relevant_documents(qrels)
+        if relevant and missing == relevant and filter.where is None:
             example = min(relevant)
             raise ValueError(
                 f"no relevant document is in the table, {example!r} for one: is their id in an --id-column?"
             )
-        found = {
-            mode: evaluate(
-                opened,
-                queries,
-                qrels,
-                measures or MEASURES,
-                k,
-                mode=mode,
-                id_column=id_column,
-                where=where,
-                params=dict(params),
-                fusion=fusion,
-                weight=weight,
-                nprobe=nprobe,
-                ndocs=ndocs,
-                progress=show_progress,
+        evaluations = [
+            core.evaluate_index(
+                opened, queries, qrels, measures, one, id_column=id_column, filter=filter, progress=show_progress
             )
-            for mode in modes or ("colbert",)
-        }
-    nowhere = "are not in the table" if where is None else "are not among the rows that meet --where"
-    for what, ids in (
-        (f"relevant documents {nowhere}, so no search can find them", missing),
-        ("judged queries have no text in the file of queries, and are left out", qrels.keys() - queries.keys()),
-    ):
-        if ids:
-            click.echo(f"{len(ids):,} {what}: {', '.join(sorted(ids)[:3])}{' …' if len(ids) > 3 else ''}", err=True)
-    rows: list[dict[str, Any]]
-    if per_query:
-        rows = [
-            {"mode": mode, "query_id": qid, "query": queries[qid], **values}
-            for mode, evaluation in found.items()
-            for qid, values in evaluation.per_query.items()
+            for one in settings
         ]
-    else:
-        rows = [
-            {"mode": mode, "k": k, "queries": len(evaluation.per_query), **evaluation.mean}
-            for mode, evaluation in found.items()
-        ]
+    warn_of_missing(missing, qrels.keys() - queries.keys(), filter)
+    rows_of = rows_of_queries if per_query else rows_of_modes
+    rows = rows_of(settings, evaluations, queries)
     if as_json:
-        print_rows(rows, None)
+        print_rows(rows)
     else:
         print_table([{name: cell(value) for name, value in row.items()} for row in rows])
 
 
-def cell(value: Any) -> Any:
+def warn_of_missing(documents: Collection[str], queries: Collection[str], filter: Filter) -> None:
+    """Say on stderr which judgments could not count."""
+    absent = "are not in the table" if filter.where is None else "are not among the rows that meet --where"
+    for ids, what in (
+        (documents, f"relevant documents {absent}, so no search can find them"),
+        (queries, "judged queries have no text in the file of queries, and are left out"),
+    ):
+        if ids:
+            examples = ", ".join(sorted(ids)[:MAX_EXAMPLES])
+            click.echo(f"{len(ids):,} {what}: {examples}{' …' if len(ids) > MAX_EXAMPLES else ''}", err=True)
+
+
+def rows_of_modes(
+    settings: Sequence[SearchSettings], evaluations: Sequence[Evaluation], queries: Mapping[str, str]
+) -> list[Row]:
+    return [
+        {"mode": one.mode, "k": one.k, "queries": len(evaluation.per_query), **evaluation.mean}
+        for one, evaluation in zip(settings, evaluations, strict=True)
+    ]
+
+
+def rows_of_queries(
+    settings: Sequence[SearchSettings], evaluations: Sequence[Evaluation], queries: Mapping[str, str]
+) -> list[Row]:
+    return [
+        {"mode": one.mode, "query_id": qid, "query": queries[qid], **values}
+        for one, evaluation in zip(settings, evaluations, strict=True)
+        for qid, values in evaluation.per_query.items()
+    ]
+
+
+def cell(value: object) -> object:
     return f"{value:.3f}" if isinstance(value, float) else value
 
 

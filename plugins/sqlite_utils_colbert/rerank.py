@@ -1,7 +1,7 @@
 """The command that puts rows in order without an index: rerank.
 
-In: the rows of a SELECT, or JSON on stdin. Out: the same rows, best first. Leaves to others: the work, which is
-:mod:`colbert_sqlite.reranking`.
+In: the rows of a SELECT, or JSON on stdin. Out: the same rows, best first. Leaves to others: the scores
+(:func:`colbert_sqlite.rerank`).
 """
 
 from __future__ import annotations
@@ -12,22 +12,27 @@ import re
 import sqlite3
 import sys
 import time
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from sqlite_utils_colbert.options import ColbertCommand, model_options, named_model_option, param_option
-from sqlite_utils_colbert.output import Row, fit, output_options, print_rows, print_table, refuse_two_formats
+from sqlite_utils_colbert import core
+from sqlite_utils_colbert.core import ModelOptions
+from sqlite_utils_colbert.options import (
+    ColbertCommand,
+    backend_verbose_option,
+    model_options,
+    named_model_option,
+    param_option,
+)
+from sqlite_utils_colbert.output import OutputFormat, Row, fit, output_options, print_backend, print_rows, print_table
 
 if TYPE_CHECKING:
-    from colbert_sqlite.encoders import Encoder
-    from colbert_sqlite.passages import RawValue
+    from sqlite_utils_colbert.core import Encoder
 
 STDIN = "-"
 OURS = ("rank", "score")
-# Loading torch takes seconds longer than starting onnxruntime; from about here on torch, where it is faster, pays.
-FOR_SPEED_CHARACTERS = 150_000
 SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 COMMENTS = re.compile(r"\A(\s+|--[^\n]*(\n|\Z)|/\*.*?(\*/|\Z))*", re.DOTALL)
 
@@ -48,7 +53,7 @@ COMMENTS = re.compile(r"\A(\s+|--[^\n]*(\n|\Z)|/\*.*?(\*/|\Z))*", re.DOTALL)
 )
 @named_model_option
 @model_options
-@click.option("-v", "--verbose", is_flag=True, help="Say which model and backend answered, and how fast")
+@backend_verbose_option
 @output_options
 def rerank(
     db: str,
@@ -58,10 +63,10 @@ def rerank(
     k: int | None,
     params: tuple[tuple[str, str], ...],
     attach: tuple[tuple[str, str], ...],
+    model: str | None,
+    options: ModelOptions,
     verbose: bool,
-    output: str | None,
-    fmt: str | None,
-    **options: Any,
+    output: OutputFormat,
 ) -> None:
     """Put the rows of a SELECT in order by a query, without an index
 
@@ -79,7 +84,6 @@ def rerank(
         sqlite-utils search blog.db posts 'coffee' --nl | \\
           sqlite-utils colbert rerank - 'trouble sleeping' -c title -c body
     """
-    refuse_two_formats(output, fmt)
     if db == STDIN:
         if query is not None or params or attach:
             raise click.UsageError("With - the rows come from stdin, and there is no SQL: colbert rerank - QUERY.")
@@ -90,38 +94,36 @@ def rerank(
     else:
         rows = rows_of_select(db, sql, dict(params), attach)
     started = time.perf_counter()
-    ranked, encoder = in_order(rows, columns, query, options) if rows else ([], None)
-    if verbose and encoder is not None:
-        seconds = time.perf_counter() - started
-        click.echo(f"Answered by {encoder.name}, {encoder.backend}, in {seconds:.2f} s", err=True)
-    if not rows:
-        click.echo("There are no rows to rank.", err=True)
-    if fmt or output == "table":
-        print_table(fit([flat(row) for row in ranked[:k]], whole=False, wrap=fmt is None), fmt)
+    ranked: list[Row] = []
+    if rows:
+        ranked, encoder = ranked_rows(rows, columns, query, model, options)
+        if verbose:
+            print_backend(encoder, seconds=time.perf_counter() - started)
     else:
-        print_rows([flat(row) for row in ranked[:k]] if output in ("csv", "tsv") else ranked[:k], output)
+        click.echo("There are no rows to rank.", err=True)
+    print_ranked(ranked[:k], output)
 
 
-def in_order(
-    rows: list[Row], columns: tuple[str, ...], query: str, options: dict[str, Any]
+def print_ranked(rows: Sequence[Row], output: OutputFormat) -> None:
+    if output.is_table:
+        print_table(fit([flat(row) for row in rows], whole=False, wrap=output.fmt is None), output.fmt)
+    else:
+        print_rows([flat(row) for row in rows] if output.name in ("csv", "tsv") else rows, output)
+
+
+def ranked_rows(
+    rows: Sequence[Row], columns: Sequence[str], query: str, model: str | None, options: ModelOptions
 ) -> tuple[list[Row], Encoder]:
-    """*rows* by score, with rank and score in front, and the encoder that gave the scores."""
-    from colbert_sqlite.encoders import cached_encoder
-    from colbert_sqlite.encoders.queries import check_queries
-    from colbert_sqlite.reranking import score_documents
-
-    check_queries([query])
+    """Return *rows* by score, with rank and score in front, and the encoder behind the scores."""
     names = columns_to_rank_by(rows, columns)
-    documents = [[raw_value(row.get(name)) for name in names] for row in rows]
-    n_characters = sum(len(value.raw or b"") for document in documents for value in document)
-    encoder = cached_encoder(indexing=n_characters > FOR_SPEED_CHARACTERS, **options)
-    scores = [score for score, _ in score_documents(encoder, query, documents)]
+    documents = [[text_of(row.get(name)) for name in names] for row in rows]
+    scores, encoder = core.rerank_rows(query, documents, model, options)
     best = sorted(range(len(rows)), key=lambda position: (-scores[position], position))
     # The rows of another search have a rank and a score of their own.
-    printed = unique(["rank", "score", *(f"row.{name}" if name.lower() in OURS else name for name in rows[0])])
-    ranked = [
-        dict(zip(printed, (rank, rounded(scores[at]), *rows[at].values()), strict=True))
-        for rank, at in enumerate(best, start=1)
+    printed = unique([*OURS, *(f"row.{name}" if name.lower() in OURS else name for name in rows[0])])
+    ranked: list[Row] = [
+        dict(zip(printed, (rank, rounded(scores[position]), *rows[position].values()), strict=True))
+        for rank, position in enumerate(best, start=1)
     ]
     return ranked, encoder
 
@@ -130,69 +132,58 @@ def rounded(score: float) -> float | None:
     return round(score, 4) if math.isfinite(score) else None
 
 
-def columns_to_rank_by(rows: list[Row], asked: tuple[str, ...]) -> list[str]:
-    """The names of the columns *asked* for as the rows spell them, or of all that hold text.
+def columns_to_rank_by(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """Return *columns* as the rows write their names, or all columns that hold text.
 
-    :raises ValueError: if there are none
+    :raises ValueError: if there is no such column, or no text
     """
     names = list(rows[0])
-    found = ", ".join(names) or "none"
-    if not asked:
-        chosen = [name for name in names if any(isinstance(row[name], str) for row in rows)]
-        if not chosen:
-            raise ValueError(f"no column holds text; name the one to rank by with -c: there are {found}")
-        return chosen
-    spelled = {name.lower(): name for name in names} | {name: name for name in names}
-    for name in asked:
-        if name not in spelled and name.lower() not in spelled:
-            raise ValueError(f"no column {name!r}: there are {found}")
-    return [spelled[name if name in spelled else name.lower()] for name in asked]
+    choice = ", ".join(names) or "none"
+    if not columns:
+        with_text = [name for name in names if any(isinstance(row[name], str) for row in rows)]
+        if not with_text:
+            raise ValueError(f"no column holds text; name the one to rank by with -c: there are {choice}")
+        return with_text
+    by_name = {name.lower(): name for name in names} | {name: name for name in names}
+    for name in columns:
+        if name not in by_name and name.lower() not in by_name:
+            raise ValueError(f"no column {name!r}: there are {choice}")
+    return [by_name[name if name in by_name else name.lower()] for name in columns]
 
 
-def raw_value(value: Any) -> RawValue:
-    from colbert_sqlite.passages import RawValue
-    from colbert_sqlite.reranking import text_value
-
-    if value is None:
-        return RawValue("null", None)
-    if isinstance(value, bytes):
-        return RawValue("blob", value)
-    return text_value(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+def text_of(value: object) -> str | bytes | None:
+    """Return a value as text; numbers, lists and dicts as JSON."""
+    if value is None or isinstance(value, (str, bytes)):
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def flat(row: Row) -> Row:
-    """*row* with lists and dicts, which JSON rows may hold, as JSON."""
+    """Return *row* with its lists and dicts as JSON."""
     return {
         name: json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
         for name, value in row.items()
     }
 
 
-def rows_of_select(db: str, sql: str, params: dict[str, str], others: tuple[tuple[str, str], ...]) -> list[Row]:
-    """The rows of *sql*, which can't write, with the SQL functions of sqlite-utils and its plugins.
+def rows_of_select(db: str, sql: str, params: Mapping[str, str], attached: Sequence[tuple[str, str]]) -> list[Row]:
+    """Return the rows of *sql*, which can't write.
 
-    :param others: aliases and paths of other files that it reads
-    :raises SourceError: if one of the files is no database that can be read
-    :raises ValueError: if it is no single SELECT, or a parameter has no value
+    It has the SQL functions of sqlite-utils and its plugins.
+
+    :param attached: aliases and paths of other files that it reads
+    :raises SourceError: if one of the files is not a database that can be read
+    :raises ValueError: if it is not one SELECT, or a parameter has no value
     """
     from sqlite_utils import Database
 
-    from colbert_sqlite.storage.connection import attach, connect, lenient_text, refuse_writes
-
-    first_word = sql[COMMENTS.match(sql).end() :].split(maxsplit=1)[:1]  # type: ignore[union-attr]
-    if not first_word or not re.match(r"(select|with|values)\b", first_word[0], re.IGNORECASE):
-        raise ValueError(f"SQL must be a SELECT, not {sql.strip()[:40]!r}")
-    conn, _ = connect(db)
-    with closing(conn):
-        for alias, path in others:
-            attach(conn, path, alias)
-        Database(conn)  # registers what plugins bring
-        refuse_writes(conn)
+    refuse_other_statements(sql)
+    # Database() calls every plugin, which puts functions on the connection.
+    with core.open_read_only(db, attached, prepare=Database) as conn:
         try:
-            with lenient_text(conn):
-                cursor = conn.execute(sql, params)
-                names = unique([column[0] for column in cursor.description])
-                return [dict(zip(names, row, strict=True)) for row in cursor]
+            cursor = conn.execute(sql, params)
+            names = unique([column[0] for column in cursor.description])
+            return [dict(zip(names, row, strict=True)) for row in cursor]
         except (sqlite3.Warning, sqlite3.ProgrammingError) as error:
             if "one statement" in str(error):
                 raise ValueError("SQL must be one SELECT, and there are several statements") from None
@@ -205,62 +196,83 @@ def rows_of_select(db: str, sql: str, params: dict[str, str], others: tuple[tupl
             raise ValueError("SQL must be a SELECT, and this one writes") from None
 
 
-def unique(names: list[str]) -> list[str]:
-    """*names*, those that were there before with a number: a join may have two columns called id."""
-    found: list[str] = []
+def refuse_other_statements(sql: str) -> None:
+    """Make sure that *sql* begins as a SELECT does.
+
+    :raises ValueError: if it does not
+    """
+    if not re.match(r"(select|with|values)\b", COMMENTS.sub("", sql), re.IGNORECASE):
+        raise ValueError(f"SQL must be a SELECT, not {sql.strip()[:40]!r}")
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """Return *names*, repeated ones with a number: a join may have two columns called id."""
+    result: list[str] = []
     for name in names:
         number = 1
-        spelled = name
-        while spelled in found:
+        numbered = name
+        while numbered in result:
             number += 1
-            spelled = f"{name}_{number}"
-        found.append(spelled)
-    return found
+            numbered = f"{name}_{number}"
+        result.append(numbered)
+    return result
 
 
 def rows_of_json(text: bytes) -> list[Row]:
-    """The objects of a JSON array, or of lines of JSON, all with the same keys.
+    """Return the objects of a JSON array, or of lines of JSON, all with the same keys.
 
     :raises ValueError: if they are something else
     """
     decoded = text.decode("utf-8-sig", errors="replace")
-    if decoded.lstrip().startswith("["):
-        try:
-            objects = parsed(decoded)
-        except ValueError as error:
-            raise ValueError(f"stdin is no JSON: {error}") from None
-        places = [f"item {number}" for number in range(1, len(objects) + 1)]
-    else:
-        lines = [(number, line) for number, line in enumerate(decoded.split("\n"), start=1) if line.strip()]
-        places = [f"line {number}" for number, _ in lines]
-        objects = []
-        for number, line in lines:
+    objects = items_of_array(decoded) if decoded.lstrip().startswith("[") else items_of_lines(decoded)
+    rows = []
+    for origin, value in objects:
+        if not isinstance(value, dict):
+            raise ValueError(f'{origin} of stdin is not a JSON object, like {{"title": …}}: {json.dumps(value)[:40]}')
+        rows.append(value)
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [{key: row.get(key) for key in keys} for row in rows]
+
+
+def items_of_array(text: str) -> list[tuple[str, object]]:
+    """Return the items of a JSON array, each with what an error calls it."""
+    try:
+        items = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"stdin is not JSON: {error}") from None
+    assert isinstance(items, list), "it begins with a bracket"
+    return [(f"item {number}", item) for number, item in enumerate(items, start=1)]
+
+
+def items_of_lines(text: str) -> list[tuple[str, object]]:
+    """Return the value of each line that is not empty, with what an error calls it."""
+    items = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
             try:
-                objects.append(parsed(line))
+                items.append((f"line {number}", parse_json(line)))
             except ValueError as error:
-                raise ValueError(f"line {number} of stdin is no JSON: {error}; print rows with --nl") from None
-    for place, found in zip(places, objects, strict=True):
-        if not isinstance(found, dict):
-            raise ValueError(f'{place} of stdin is no JSON object, like {{"title": …}}: {json.dumps(found)[:40]}')
-    keys = dict.fromkeys(key for found in objects for key in found)
-    return [{key: found.get(key) for key in keys} for found in objects]
+                raise ValueError(f"line {number} of stdin is not JSON: {error}; print rows with --nl") from None
+    return items
 
 
-def parsed(text: str) -> Any:
-    """What JSON says, in values that can be printed as JSON again; halves of surrogate pairs become question marks.
+def parse_json(text: str) -> object:
+    """Return what JSON says, in values that can be printed as JSON again.
 
-    :raises ValueError: if it is no JSON, or nested more deeply than Python follows
+    Halves of surrogate pairs become question marks.
+
+    :raises ValueError: if it is not JSON, or nested more deeply than Python follows
     """
     try:
-        found = json.loads(text, parse_float=finite, parse_constant=finite)
+        value: object = json.loads(text, parse_float=finite, parse_constant=finite)
         if SURROGATE.search(text):
-            found = json.loads(json.dumps(found, ensure_ascii=False).encode(errors="replace"))
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    return found
+    return value
 
 
 def finite(number: str) -> float:
     if not math.isfinite(float(number)):
-        raise ValueError(f"{number} is no number that JSON can hold")
+        raise ValueError(f"{number} is not a number that JSON can hold")
     return float(number)

@@ -1,97 +1,86 @@
-"""The commands that find rows: search and similar.
+"""The command that finds rows: search.
 
-In: a query, or the key of a row, on the command line. Out: rows in the format that was asked for. Leaves to others:
-the work; each command is one method of :class:`colbert_sqlite.Index`.
+In: a query, one or more indexes. Out: their best rows, or the SELECT that finds them. Leaves to others: the search
+(:class:`colbert_sqlite.Index`), the look of hits (hits.py).
 """
 
 from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
-from colbert_sqlite import IndexSettings, SearchSettings
-from colbert_sqlite.settings import Fusion, Mode
+from colbert_sqlite import SearchSettings
+from sqlite_utils_colbert.core import Filter, ModelOptions, quote_identifier
+from sqlite_utils_colbert.hits import columns_of, columns_option, passages_option, print_hits, shown_index
 from sqlite_utils_colbert.options import (
     ColbertCommand,
+    backend_verbose_option,
     db_argument,
+    filter_options,
     fusion_options,
     index_argument,
+    keywords,
+    limit_option,
+    mode_option,
     model_options,
     moved_model_option,
     plaid_options,
-    primary_key,
-    refuse_fusion_without_hybrid,
-    setting_option,
-    silent_option,
-    valid_utf8,
-    where_options,
+    query_argument,
+    search_options,
+    threshold_option,
 )
-from sqlite_utils_colbert.output import (
-    Row,
-    fit,
-    output_options,
-    print_rows,
-    print_table,
-    refuse_two_formats,
-)
-from sqlite_utils_colbert.progress import ProgressDisplay
-from sqlite_utils_colbert.statement import select_of_search
+from sqlite_utils_colbert.output import OutputFormat, output_options, print_backend
 
 if TYPE_CHECKING:
-    from colbert_sqlite import Hit, Index
+    from colbert_sqlite import Index
 
-TITLE_COLUMNS = ("title", "name")  # what Datasette takes for the label of a row
+# colbert_search() has no arguments for them.
+SETTINGS_NOT_IN_SQL = ("fusion", "weight", "nprobe", "ndocs")
 
 
 @click.command(cls=ColbertCommand)
 @db_argument
 @index_argument
-@click.argument("query", callback=valid_utf8)
-@click.option("-k", "--limit", "k", type=int, default=10, show_default=True, help="Number of rows")
-@where_options("Search only the rows that meet this condition")
-@setting_option(SearchSettings, "mode", type=click.Choice(get_args(Mode)), default="colbert", show_default=True)
-@fusion_options
-@setting_option(SearchSettings, "threshold", type=float)
+@query_argument
+@search_options(limit_option(10, "Number of rows"), mode_option, *fusion_options, threshold_option, *plaid_options)
+@filter_options("Search only the rows that meet this condition")
 @click.option(
     "--also",
     multiple=True,
     nargs=2,
     metavar="DB INDEX",
-    help="Search this index too and make one ranking of both; may be given again",
+    help="Search this index too and make one ranking of both; several are possible",
 )
-@click.option("-c", "--column", "columns", multiple=True, help="Column to output; default: the row's title")
-@click.option("--passages", is_flag=True, help="Output passages whole, and where they stand in their rows")
-@plaid_options
+@columns_option
+@passages_option
 @click.option("--sql", "as_sql", is_flag=True, help="Output the SELECT that finds these rows, and search nothing")
 @moved_model_option
 @model_options
-@click.option("-v", "--verbose", is_flag=True, help="Say which model and backend answered, and how fast")
+@backend_verbose_option
 @output_options
+@click.pass_context
 def search(
+    ctx: click.Context,
+    /,
     db: str,
     index: str,
     query: str,
-    k: int,
-    where: str | None,
-    params: tuple[tuple[str, str], ...],
-    mode: Mode,
-    fusion: Fusion | None,
-    weight: float | None,
-    threshold: float | None,
+    settings: SearchSettings,
+    filter: Filter,
     also: tuple[tuple[str, str], ...],
     columns: tuple[str, ...],
     passages: bool,
-    nprobe: int | None,
-    ndocs: int | None,
     as_sql: bool,
-    output: str | None,
-    fmt: str | None,
+    model: str | None,
+    options: ModelOptions,
     verbose: bool,
-    **options: Any,
+    output: OutputFormat,
 ) -> None:
     """Find the rows that answer a query best
 
@@ -107,208 +96,77 @@ def search(
     """
     from colbert_sqlite import Index, search_all
 
-    refuse_two_formats(output, fmt)
-    limits: dict[str, Any] = {"fusion": fusion, "weight": weight, "nprobe": nprobe, "ndocs": ndocs}
-    refuse_fusion_without_hybrid([mode], fusion, weight)
+    if as_sql:
+        refuse_options_not_in_sql(ctx, output, also=also, passages=passages)
     started = time.perf_counter()
+    names = [(db, index), *also]
     with ExitStack() as stack:
-        opened = [stack.enter_context(Index.open(path, name, **options)) for path, name in ((db, index), *also)]
-        paths = [db, *(path for path, _ in also)]
+        loading = {"model": model, **keywords(options)}
+        indexes = [stack.enter_context(Index.open(path, name, **loading)) for path, name in names]
         if as_sql:
-            printed = {"also": also or None, "passages": passages or None, "fmt": fmt, "table": output}
-            unsaid = [name for name, value in {**limits, **printed}.items() if value is not None]
-            if unsaid:
-                raise click.UsageError(f"--sql prints a SELECT, which can't say --{unsaid[0]}: leave out one of them.")
-            settings = SearchSettings.for_k(k, mode=mode, threshold=threshold)
-            click.echo(select_of_search(opened[0], query, k, settings, where, asked_columns(opened[0], columns)))
-            if params:
-                values = shlex.join(word for name, value in params for word in ("-p", name, value))
-                click.echo(f"To run it with sqlite-utils query, add: {values}", err=True)
+            print_select(indexes[0], query, settings, filter, columns)
             return
-        shown = [Shown(path, one, asked_columns(one, columns)) for path, one in zip(paths, opened, strict=True)]
-        limits |= {"where": where, "params": dict(params), "mode": mode, "threshold": threshold}
-        hits = search_all(opened, query, k, **limits) if also else opened[0].search(query, k, **limits)
+        shown = [shown_index(path, opened, columns) for (path, _), opened in zip(names, indexes, strict=True)]
+        how = {**keywords(settings), **keywords(filter, "where", "params")}
+        hits = search_all(indexes, query, **how) if also else indexes[0].search(query, **how)
         if verbose:
-            seconds, encoder = time.perf_counter() - started, opened[0].encoder
-            click.echo(f"Answered by {encoder.name}, {encoder.backend}, in {seconds:.2f} s", err=True)
-        print_hits(hits, shown, passages, output, fmt, with_normalized=threshold is not None)
+            print_backend(indexes[0].encoder, seconds=time.perf_counter() - started)
+        print_hits(hits, shown, output, passages=passages, with_normalized=settings.threshold is not None)
 
 
-@click.command(cls=ColbertCommand)
-@db_argument
-@index_argument
-@click.argument("pk", required=False)
-@click.option("-k", "--limit", "k", type=int, default=10, show_default=True, help="Number of rows, for each row")
-@click.option("--all", "every", is_flag=True, help="Find the rows like each row of the table")
-@click.option("--into", metavar="TABLE", help="Write these to a table, replacing what similar wrote there before")
-@where_options("Find only rows that meet this condition; with --all only these have similar ones")
-@setting_option(SearchSettings, "threshold", type=float)
-@click.option("-c", "--column", "columns", multiple=True, help="Column to output; default: the row's title")
-@click.option("--passages", is_flag=True, help="Output passages whole, and where they stand in their rows")
-@plaid_options
-@silent_option
-@output_options
-@click.pass_context
-def similar(
-    ctx: click.Context,
-    /,
-    db: str,
-    index: str,
-    pk: str | None,
-    k: int,
-    every: bool,
-    into: str | None,
-    where: str | None,
-    params: tuple[tuple[str, str], ...],
-    threshold: float | None,
-    columns: tuple[str, ...],
-    passages: bool,
-    nprobe: int | None,
-    ndocs: int | None,
-    silent: bool,
-    output: str | None,
-    fmt: str | None,
+def refuse_options_not_in_sql(
+    ctx: click.Context, output: OutputFormat, *, also: Sequence[tuple[str, str]], passages: bool
 ) -> None:
-    """Find the rows most like a row
+    """Make sure that a SELECT can say all that the options say.
 
-    From what is stored of both, so that no model is loaded. A key of several columns is a JSON array; so is a number in
-    a column without a type.
-
-    Examples:
-
-    \b
-        sqlite-utils colbert similar blog.db posts 17 -k 3 -t
-        sqlite-utils colbert similar blog.db posts --all --into related -k 5
+    :raises click.UsageError: if it cannot
     """
-    from colbert_sqlite import Index
-
-    refuse_two_formats(output, fmt)
-    if every == (pk is not None):
-        raise click.UsageError("Name one row by its primary key, or ask for --all rows, not both.")
-    if into and not every:
-        raise click.UsageError("--into writes what --all finds: leave out one or add the other.")
-    if every and (columns or passages or threshold is not None):
-        raise click.UsageError("--all finds keys and scores: leave out --column, --passages and --threshold.")
-    narrowed: dict[str, Any] = {"where": where, "params": dict(params), "nprobe": nprobe, "ndocs": ndocs}
-    with Index.open(db, index) as opened:
-        if pk is not None:
-            shown = Shown(db, opened, asked_columns(opened, columns))
-            [parameter] = [parameter for parameter in ctx.command.params if parameter.name == "pk"]
-            key = primary_key(ctx, parameter, pk)
-            hits = opened.similar(key, k, threshold=threshold, **narrowed)
-            print_hits(hits, [shown], passages, output, fmt)
-            return
-        with ProgressDisplay(silent=silent) as progress:
-            found = opened.similar_all(k, into=into, progress=progress, **narrowed)
-    if into is None:
-        print_keys([row for key, ranked in found for row in rows_of_similar(key, ranked)], output, fmt)
-    elif not silent:
-        n_rows = sum(len(ranked) for _, ranked in found)
-        click.echo(f"Table {into}: {n_rows:,} rows like {len(found):,} rows", err=True)
+    named = [name for name in SETTINGS_NOT_IN_SQL if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    others = {"also": also, "passages": passages, "fmt": output.fmt, output.name: output.name != "json"}
+    named += [name for name, value in others.items() if value]
+    if named:
+        raise click.UsageError(f"--sql prints a SELECT, which can't say --{named[0]}: leave out one of them.")
 
 
-class Shown(NamedTuple):
-    """An index whose hits are printed: the file as the user called it, and the columns asked for, none for a title."""
-
-    path: str
-    opened: Index
-    columns: list[str]
-
-
-def print_hits(
-    hits: list[Hit],
-    shown: list[Shown],
-    passages: bool,
-    output: str | None,
-    fmt: str | None,
-    *,
-    with_normalized: bool = False,
-) -> None:
-    """Print hits of these indexes in the format asked for."""
-    if not hits:
-        click.echo("Nothing matches.", err=True)
-    tell_changes(hits, [one.opened for one in shown])
-    stale = any(hit.stale for hit in hits)
-    several, files = len(shown) > 1, len({one.opened.database for one in shown}) > 1
-    places = {(one.opened.database, one.opened.name): one for one in shown}
-    rows = []
-    for hit in hits:
-        path, opened, columns = places[hit.database, hit.index]
-        theirs = {name: hit.row[name] for name in columns or title_column(hit, opened.settings)}
-        if several and not columns:
-            # In a table of several indexes a title stands under one name.
-            theirs = {"title": next(iter(theirs.values()), None)}
-        told: Row = {"normalized_score": round(hit.normalized_score, 4) if with_normalized else None}
-        told |= {"stale": hit.stale if stale else None, "index": hit.index if several else None}
-        told["database"] = path if files else None
-        extra = {name: value for name, value in told.items() if value is not None}
-        rows.append(row_of_hit(hit, theirs, extra, with_place=passages and not (fmt or output == "table")))
-    if fmt or output == "table":
-        # Not every other format can have several lines in a cell.
-        print_table(fit([row_of_table(row) for row in rows], whole=passages, wrap=fmt is None), fmt)
-    else:
-        print_rows(rows, output)
+def print_select(index: Index, query: str, settings: SearchSettings, filter: Filter, columns: Sequence[str]) -> None:
+    """Print the SELECT of a search, and on stderr how to run it."""
+    click.echo(select_of(index, query, settings, filter.where, columns_of(index, columns)))
+    if filter.params:
+        values = shlex.join(word for name, value in filter.params.items() for word in ("-p", name, str(value)))
+        click.echo(f"To run it with sqlite-utils query, add: {values}", err=True)
 
 
-def tell_changes(hits: list[Hit], indexes: list[Index]) -> None:
-    """Say on stderr that rows have changed since the last sync."""
-    if stale := sum(hit.stale for hit in hits):
-        click.echo(f"{stale} of these rows changed after they were indexed: sync to score them anew.", err=True)
-    elif pending := sum(index.pending_changes or 0 for index in indexes):
-        rows = "1 row has" if pending == 1 else f"{pending:,} rows have"
-        click.echo(f"{rows} changed since the last sync, and may be missing here.", err=True)
+def select_of(index: Index, query: str, settings: SearchSettings, where: str | None, columns: Sequence[str]) -> str:
+    """Return a SELECT of the rows that the search finds, best first.
 
+    Any connection that has our SQL functions can run it. Parameters of *where* stay parameters.
 
-def rows_of_similar(key: Any, ranked: list[tuple[Any, float]]) -> list[Row]:
-    return [
-        {"pk": key, "rank": rank, "related_pk": other, "score": round(score, 4)}
-        for rank, (other, score) in enumerate(ranked, start=1)
-    ]
-
-
-def print_keys(rows: list[Row], output: str | None, fmt: str | None) -> None:
-    if fmt or output == "table":
-        print_table([{name: joined(value) for name, value in row.items()} for row in rows], fmt)
-    else:
-        print_rows(rows, output)
-
-
-def asked_columns(index: Index, columns: tuple[str, ...]) -> list[str]:
-    """The names of *columns* as the table of *index* spells them.
-
-    :raises SourceError: if the table has no such column
+    :raises ValueError: if keys may be BLOBs, which JSON has no place for
     """
-    return index.spelled(columns) if columns else []
+    if index.has_blob_keys():
+        raise ValueError(f"table {index.settings.table!r} has BLOBs for keys, which this SQL can't name")
+    table, keys = quote_identifier(index.settings.table), [quote_identifier(key) for key in index.key_columns]
+    # Not the name of the table itself.
+    hits = "hits" if index.settings.table.lower() != "hits" else "matches"
+    arguments = [literal(index.name), literal(query), str(settings.k)]
+    if settings.mode != "colbert" or where is not None:
+        arguments.append(literal(settings.mode))
+    if where is not None:
+        key = keys[0] if len(keys) == 1 else f"json_array({', '.join(keys)})"
+        arguments.append(f"(\n  select json_group_array({key}) from {table} where {where}\n)")
+    shown = ", ".join(f"{table}.{quote_identifier(column)}" for column in columns) or f"{table}.*"
+    paths = ["'pk'"] if len(keys) == 1 else [f"'$.pk[{i}]'" for i in range(len(keys))]
+    of_row = " and ".join(f"{table}.{key} = {hits}.value ->> {path}" for key, path in zip(keys, paths, strict=True))
+    threshold = ""
+    if settings.threshold is not None:
+        threshold = f"where {hits}.value ->> 'normalized_score' >= {settings.threshold}\n"
+    return (
+        f"select {shown}, {hits}.value ->> 'score' as score\n"
+        f"from json_each(colbert_search({', '.join(arguments)})) as {hits}\n"
+        f"join {table} on {of_row}\n{threshold}order by {hits}.key"
+    )
 
 
-def title_column(hit: Hit, settings: IndexSettings) -> list[str]:
-    """The column most like a title, if there is one."""
-    names = {name.lower(): name for name in hit.row}
-    first_of_several = settings.columns[:1] if len(settings.columns) > 1 else ()
-    titles = [*([settings.heading] if settings.heading else []), *TITLE_COLUMNS, *first_of_several]
-    return [names[title.lower()] for title in titles if title.lower() in names][:1]
-
-
-def row_of_hit(hit: Hit, columns: Row, extra: Row, *, with_place: bool) -> Row:
-    """A hit as it is printed.
-
-    :param columns: what to print of the source row
-    :param extra: what else is told of the hit
-    """
-    passage: Row = {"passage": hit.passage.text}
-    if with_place:
-        passage |= {"ordinal": hit.passage.ordinal, "start": hit.passage.start, "end": hit.passage.end}
-    ours = {"rank": hit.rank, "score": round(hit.score, 4), "pk": hit.pk, **extra}
-    # A column of the table may be called rank, score, pk, stale or passage too.
-    theirs = {f"row.{name}" if name.lower() in {*ours, *passage} else name: value for name, value in columns.items()}
-    return {**ours, **theirs, **passage}
-
-
-def row_of_table(row: Row) -> Row:
-    # The rows are in order, and sums of reciprocal ranks differ in the fourth digit.
-    score = row["score"] if row["score"] >= 0.1 else f"{row['score']:.4f}"
-    return {name: joined(value) for name, value in {**row, "score": score}.items() if name != "rank"}
-
-
-def joined(value: Any) -> Any:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else value
+def literal(text: str) -> str:
+    """Return *text* as a SQL string."""
+    return "'" + text.replace("'", "''") + "'"

@@ -253,11 +253,11 @@ def test_empty_stdin_is_no_rows() -> None:
 @pytest.mark.parametrize(
     ("stdin", "message"),
     [
-        ('{"a": "x"}\nplain text\n', "line 2 of stdin is no JSON"),
-        ('["a", {"b": 1}]', "item 1 of stdin is no JSON object"),
-        ('{"a": "x"}\n3\n', "line 2 of stdin is no JSON object"),
-        ('[{"a": 1}', "stdin is no JSON"),
-        (b'\xff\xfe{"a": "x"}', "line 1 of stdin is no JSON"),
+        ('{"a": "x"}\nplain text\n', "line 2 of stdin is not JSON"),
+        ('["a", {"b": 1}]', "item 1 of stdin is not a JSON object"),
+        ('{"a": "x"}\n3\n', "line 2 of stdin is not a JSON object"),
+        ('[{"a": 1}', "stdin is not JSON"),
+        (b'\xff\xfe{"a": "x"}', "line 1 of stdin is not JSON"),
     ],
 )
 def test_other_input_is_refused(stdin: str | bytes, message: str) -> None:
@@ -267,7 +267,7 @@ def test_other_input_is_refused(stdin: str | bytes, message: str) -> None:
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_that_json_can_not_hold_are_refused(number: str) -> None:
     assert error("-", "q", *MODEL, stdin=f'{{"a": "x", "b": {number}}}') == (
-        f"line 1 of stdin is no JSON: {number} is no number that JSON can hold; print rows with --nl"
+        f"line 1 of stdin is not JSON: {number} is not a number that JSON can hold; print rows with --nl"
     )
 
 
