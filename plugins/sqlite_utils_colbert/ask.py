@@ -97,7 +97,7 @@ def ask(
     """Answer a question from the rows that a search finds, with a language model
 
     The answer cites its sources by number; the list of them, with their primary keys, follows it. The question and the
-    passages found are sent to the language model, which may be on another machine: llm models lists those there are.
+    passages are sent to the language model, which may be on another machine: llm models lists those there are.
 
     Examples:
 

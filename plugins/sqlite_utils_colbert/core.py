@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from colbert_sqlite import Index
     from colbert_sqlite.encoders import Encoder as Encoder
     from colbert_sqlite.encoders import KnownModel
-    from colbert_sqlite.evaluation import Evaluation
+    from colbert_sqlite.evaluation import Evaluation as Evaluation
     from colbert_sqlite.timing import BuildReport, Stage
 
 __all__ = [
@@ -30,9 +30,11 @@ __all__ = [
     "Html",
     "Mode",
     "ModelOptions",
+    "column_names",
     "drop_index",
     "evaluate_index",
     "export_model",
+    "has_blob_keys",
     "known_models",
     "missing_documents",
     "open_connection",
@@ -106,6 +108,19 @@ def drop_index(db: str, name: str) -> None:
     from colbert_sqlite.catalogue import drop
 
     drop(db, name)
+
+
+def column_names(index: Index, columns: Sequence[str]) -> list[str]:
+    """Return *columns* as the table of *index* writes their names.
+
+    :raises SourceError: if the table has no such column
+    """
+    return index.spelled(columns) if columns else []
+
+
+def has_blob_keys(index: Index) -> bool:
+    """Return whether the table has a key that is a BLOB, which JSON cannot hold."""
+    return index.has_blob_keys()
 
 
 def quote_identifier(name: str) -> str:

@@ -35,7 +35,7 @@ from sqlite_utils_colbert.options import (
 from sqlite_utils_colbert.output import Row, print_rows, print_table
 
 if TYPE_CHECKING:
-    from colbert_sqlite.evaluation import Evaluation
+    from sqlite_utils_colbert.core import Evaluation
 
 MAX_EXAMPLES = 3
 file_option = click.Path(exists=True, dir_okay=False)

@@ -1,4 +1,4 @@
-"""The command that shows why a row was found: explain.
+"""The command that shows why a row answers a query: explain.
 
 In: a row and a query. Out: the row's passage with the words that answer the query marked, and what each word of the
 query adds to the score. Leaves to others: the work (:class:`colbert_sqlite.Index`).

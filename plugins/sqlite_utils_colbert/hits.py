@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from colbert_sqlite import IndexSettings
+from sqlite_utils_colbert.core import column_names
 from sqlite_utils_colbert.output import OutputFormat, Row, fit, print_rows, print_table
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ passages_option = click.option("--passages", is_flag=True, help="Output passages
 
 
 @dataclass(frozen=True, slots=True)
-class ShownIndex:
-    """An index whose hits are printed.
+class Origin:
+    """An index that hits are from, and the columns of its table to print.
 
     ``path`` is its file as the user wrote it. Without ``columns`` a row's title is printed.
     """
@@ -38,40 +39,32 @@ class ShownIndex:
     index: Index
     columns: list[str]
 
+    @classmethod
+    def of(cls, path: str, index: Index, columns: Sequence[str]) -> Origin:
+        """Return an index and *columns* as its table writes their names.
 
-def shown_index(path: str, index: Index, columns: Sequence[str]) -> ShownIndex:
-    """Return an index with *columns* as its table writes their names.
-
-    :raises SourceError: if the table has no such column
-    """
-    return ShownIndex(path, index, columns_of(index, columns))
-
-
-def columns_of(index: Index, columns: Sequence[str]) -> list[str]:
-    """Return *columns* as the table of *index* writes their names.
-
-    :raises SourceError: if the table has no such column
-    """
-    return index.spelled(columns) if columns else []
+        :raises SourceError: if the table has no such column
+        """
+        return cls(path, index, column_names(index, columns))
 
 
 def print_hits(
     hits: Sequence[Hit],
-    indexes: Sequence[ShownIndex],
+    origins: Sequence[Origin],
     output: OutputFormat,
     *,
     passages: bool,
     with_normalized: bool = False,
 ) -> None:
-    """Print the hits of *indexes*.
+    """Print hits, and what a reader must know of their indexes.
 
     :param passages: print passages whole, and their offsets where a machine reads
     :param with_normalized: print normalized scores too
     """
     if not hits:
         click.echo("Nothing matches.", err=True)
-    warn_of_changes(hits, [shown.index for shown in indexes])
-    rows = rows_of_hits(hits, indexes, with_normalized=with_normalized, with_offsets=passages and not output.is_table)
+    warn_of_changes(hits, [origin.index for origin in origins])
+    rows = rows_of_hits(hits, origins, with_normalized=with_normalized, with_offsets=passages and not output.is_table)
     if output.is_table:
         # Few formats have several lines in a cell.
         print_table(fit([cells_of(row) for row in rows], whole=passages, wrap=output.fmt is None), output.fmt)
@@ -89,27 +82,27 @@ def warn_of_changes(hits: Sequence[Hit], indexes: Sequence[Index]) -> None:
 
 
 def rows_of_hits(
-    hits: Sequence[Hit], indexes: Sequence[ShownIndex], *, with_normalized: bool, with_offsets: bool
+    hits: Sequence[Hit], origins: Sequence[Origin], *, with_normalized: bool, with_offsets: bool
 ) -> list[Row]:
     """Return a row for each hit; all rows have the same columns."""
     stale = any(hit.stale for hit in hits)
-    several, files = len(indexes) > 1, len({shown.index.database for shown in indexes}) > 1
-    by_name = {(shown.index.database, shown.index.name): shown for shown in indexes}
+    several, files = len(origins) > 1, len({origin.index.database for origin in origins}) > 1
+    by_name = {(origin.index.database, origin.index.name): origin for origin in origins}
     rows = []
     for hit in hits:
-        shown = by_name[hit.database, hit.index]
-        title = title_column(hit, shown.index.settings)
+        origin = by_name[hit.database, hit.index]
+        title = title_column(hit, origin.index.settings)
         values: Row
-        if several and not shown.columns:
+        if several and not origin.columns:
             # In a table of several indexes all titles are in one column.
             values = {"title": None if title is None else hit.row[title]}
         else:
-            values = {name: hit.row[name] for name in shown.columns or ([] if title is None else [title])}
+            values = {name: hit.row[name] for name in origin.columns or ([] if title is None else [title])}
         extra: Row = {
             "normalized_score": round(hit.normalized_score, 4) if with_normalized else None,
             "stale": hit.stale if stale else None,
             "index": hit.index if several else None,
-            "database": shown.path if files else None,
+            "database": origin.path if files else None,
         }
         extra = {name: value for name, value in extra.items() if value is not None}
         rows.append(row_of_hit(hit, values, extra, with_offsets=with_offsets))

@@ -173,7 +173,7 @@ def print_backend(encoder: Encoder, *, seconds: float) -> None:
 def blob_in_json(value: object) -> dict[str, object]:
     """Return a BLOB as sqlite-utils writes it in JSON, for ``json.dumps(default=…)``."""
     if not isinstance(value, bytes):
-        raise TypeError(f"a {type(value).__name__} has no place in JSON")
+        raise TypeError(f"a {type(value).__name__} cannot be in JSON")
     return {"$base64": True, "encoded": _base64(value)}
 
 

@@ -16,8 +16,8 @@ import click
 from click.core import ParameterSource
 
 from colbert_sqlite import SearchSettings
-from sqlite_utils_colbert.core import Filter, ModelOptions, quote_identifier
-from sqlite_utils_colbert.hits import columns_of, columns_option, passages_option, print_hits, shown_index
+from sqlite_utils_colbert.core import Filter, ModelOptions, column_names, has_blob_keys, quote_identifier
+from sqlite_utils_colbert.hits import Origin, columns_option, passages_option, print_hits
 from sqlite_utils_colbert.options import (
     ColbertCommand,
     backend_verbose_option,
@@ -106,12 +106,12 @@ def search(
         if as_sql:
             print_select(indexes[0], query, settings, filter, columns)
             return
-        shown = [shown_index(path, opened, columns) for (path, _), opened in zip(names, indexes, strict=True)]
+        origins = [Origin.of(path, opened, columns) for (path, _), opened in zip(names, indexes, strict=True)]
         how = {**keywords(settings), **keywords(filter, "where", "params")}
         hits = search_all(indexes, query, **how) if also else indexes[0].search(query, **how)
         if verbose:
             print_backend(indexes[0].encoder, seconds=time.perf_counter() - started)
-        print_hits(hits, shown, output, passages=passages, with_normalized=settings.threshold is not None)
+        print_hits(hits, origins, output, passages=passages, with_normalized=settings.threshold is not None)
 
 
 def refuse_options_not_in_sql(
@@ -130,7 +130,7 @@ def refuse_options_not_in_sql(
 
 def print_select(index: Index, query: str, settings: SearchSettings, filter: Filter, columns: Sequence[str]) -> None:
     """Print the SELECT of a search, and on stderr how to run it."""
-    click.echo(select_of(index, query, settings, filter.where, columns_of(index, columns)))
+    click.echo(select_of(index, query, settings, filter.where, column_names(index, columns)))
     if filter.params:
         values = shlex.join(word for name, value in filter.params.items() for word in ("-p", name, str(value)))
         click.echo(f"To run it with sqlite-utils query, add: {values}", err=True)
@@ -141,9 +141,9 @@ def select_of(index: Index, query: str, settings: SearchSettings, where: str | N
 
     Any connection that has our SQL functions can run it. Parameters of *where* stay parameters.
 
-    :raises ValueError: if keys may be BLOBs, which JSON has no place for
+    :raises ValueError: if keys may be BLOBs, which JSON cannot hold
     """
-    if index.has_blob_keys():
+    if has_blob_keys(index):
         raise ValueError(f"table {index.settings.table!r} has BLOBs for keys, which this SQL can't name")
     table, keys = quote_identifier(index.settings.table), [quote_identifier(key) for key in index.key_columns]
     # Not the name of the table itself.
@@ -154,14 +154,14 @@ def select_of(index: Index, query: str, settings: SearchSettings, where: str | N
     if where is not None:
         key = keys[0] if len(keys) == 1 else f"json_array({', '.join(keys)})"
         arguments.append(f"(\n  select json_group_array({key}) from {table} where {where}\n)")
-    shown = ", ".join(f"{table}.{quote_identifier(column)}" for column in columns) or f"{table}.*"
+    selected = ", ".join(f"{table}.{quote_identifier(column)}" for column in columns) or f"{table}.*"
     paths = ["'pk'"] if len(keys) == 1 else [f"'$.pk[{i}]'" for i in range(len(keys))]
     of_row = " and ".join(f"{table}.{key} = {hits}.value ->> {path}" for key, path in zip(keys, paths, strict=True))
     threshold = ""
     if settings.threshold is not None:
         threshold = f"where {hits}.value ->> 'normalized_score' >= {settings.threshold}\n"
     return (
-        f"select {shown}, {hits}.value ->> 'score' as score\n"
+        f"select {selected}, {hits}.value ->> 'score' as score\n"
         f"from json_each(colbert_search({', '.join(arguments)})) as {hits}\n"
         f"join {table} on {of_row}\n{threshold}order by {hits}.key"
     )

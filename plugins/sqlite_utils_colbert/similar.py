@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sqlite_utils_colbert.core import Filter
-from sqlite_utils_colbert.hits import columns_option, joined, passages_option, print_hits, shown_index
+from sqlite_utils_colbert.hits import Origin, columns_option, joined, passages_option, print_hits
 from sqlite_utils_colbert.options import (
     ColbertCommand,
     PrimaryKey,
@@ -85,8 +85,8 @@ def similar(
     how = {"k": k, "nprobe": nprobe, "ndocs": ndocs, **keywords(filter, "where", "params")}
     with Index.open(db, index) as opened:
         if pk is not None:
-            shown = shown_index(db, opened, columns)
-            print_hits(opened.similar(pk, threshold=threshold, **how), [shown], output, passages=passages)
+            origin = Origin.of(db, opened, columns)
+            print_hits(opened.similar(pk, threshold=threshold, **how), [origin], output, passages=passages)
             return
         with ProgressDisplay(silent=silent) as progress:
             ranked = opened.similar_all(into=into, progress=progress, **how)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from test_concurrency import holder
 
-from cli.test_build import error, execute, run
+from cli.helpers import error, execute, run
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.index import Index
 
