@@ -41,14 +41,13 @@ if TYPE_CHECKING:
     from colbert_sqlite.encoders.queries import check_queries
     from colbert_sqlite.evaluate import MEASURES, missing_documents, relevant_documents
     from colbert_sqlite.explain import Explainer
-    from colbert_sqlite.growth import why_rebuild
     from colbert_sqlite.index import Index
     from colbert_sqlite.indexes import RegisteredIndex, attached_file, drop, index_tables, registered_indexes
     from colbert_sqlite.info import pending_changes
     from colbert_sqlite.progress import Stage, memory
     from colbert_sqlite.query import encode_query
     from colbert_sqlite.search import RankedRow, hits_with_passages, search
-    from colbert_sqlite.settings import IndexSettings, ModelOptions
+    from colbert_sqlite.settings import NBITS, Backend, Html, IndexSettings, ModelOptions
     from colbert_sqlite.storage.source import pk_of
     from colbert_sqlite.storage.threads import Connections, Session
     from colbert_sqlite.view import View
@@ -56,10 +55,13 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_MODEL",
     "MEASURES",
+    "NBITS",
     "REGISTRY",
+    "Backend",
     "Database",
     "Explainer",
     "Guard",
+    "Html",
     "Pool",
     "RankedRow",
     "RegisteredIndex",
@@ -78,6 +80,7 @@ __all__ = [
     "encoder_of",
     "files_of",
     "guard_connection",
+    "has_blob_keys",
     "has_fts",
     "hits_with_passages",
     "index_tables",
@@ -85,7 +88,9 @@ __all__ = [
     "lock_errors",
     "memory",
     "missing_documents",
+    "names_in_use",
     "one_state",
+    "open_connection",
     "open_read_only",
     "path_of",
     "pending_changes",
@@ -101,6 +106,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Backend": "settings",
+    "Html": "settings",
+    "NBITS": "settings",
     "DEFAULT_MODEL": "encoders",
     "Explainer": "explain",
     "MEASURES": "evaluate",
@@ -121,7 +129,6 @@ _HOMES = {
     "registered_indexes": "indexes",
     "relevant_documents": "evaluate",
     "search": "search",
-    "why_rebuild": "growth",
 }
 
 Result = TypeVar("Result")
@@ -304,11 +311,29 @@ def lock_errors(address: str) -> Iterator[None]:
         raise
 
 
+def names_in_use(db: Database) -> tuple[str, ...]:
+    """Return the names of all indexes in use, also of those that this release can't read."""
+    from colbert_sqlite.indexes import registered_indexes
+
+    return tuple(one.name for one in registered_indexes(db) if one.state == "ready")
+
+
 @contextmanager
 def one_state(conn: sqlite3.Connection) -> Iterator[None]:
     """Several reads of one state of a database, whatever others commit meanwhile."""
     with plain_rows(conn), reading(conn):
         yield
+
+
+@contextmanager
+def open_connection(path: str) -> Iterator[sqlite3.Connection]:
+    """A connection to a file; closed at the end.
+
+    :raises SourceError: if there is no such file, or it is not a database
+    """
+    conn, _ = connect(path)
+    with closing(conn):
+        yield conn
 
 
 @contextmanager
@@ -323,8 +348,7 @@ def open_read_only(
     :param prepare: puts functions on the connection
     :raises SourceError: if a file is missing, or is not a database
     """
-    conn, _ = connect(path)
-    with closing(conn):
+    with open_connection(path) as conn:
         for schema, other in attached:
             attach(conn, other, schema)
         if prepare is not None:
@@ -382,6 +406,19 @@ def column_names(index: Index, columns: Sequence[str]) -> list[str]:
 
     with index.read() as view:
         return list(Source.inspect(view.conn, index.settings.table, columns).columns)
+
+
+def has_blob_keys(index: Index) -> bool:
+    """Return whether rows have BLOBs in their primary keys, which JSON can't hold."""
+    with index.read() as view:
+        return view.source.has_blob_keys(view.conn)
+
+
+def why_rebuild(view: View) -> str | None:
+    """Return why a rebuild would pay; None if it would not."""
+    from colbert_sqlite import growth
+
+    return growth.why_rebuild(view.codec.stored, view.store.counts().tokens)
 
 
 def has_fts(view: View) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlite_utils_colbert.cli import colbert
 
-from colbert_sqlite import Index, MissingDependency, Progress, SourceError
+from colbert_sqlite import Filter, Index, MissingDependency, Progress, SourceError
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.evaluate import evaluate, missing_documents, read_qrels, read_queries
 from colbert_sqlite.settings import Fusion

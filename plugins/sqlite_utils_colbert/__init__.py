@@ -1,5 +1,7 @@
-"""The sqlite-utils plugin: hands over the commands ``sqlite-utils colbert …``, which are in ``cli.py``, and gives every
-connection the functions ``colbert_search(…)`` and others.
+"""The sqlite-utils plugin: the commands ``sqlite-utils colbert …``, and SQL functions on every connection.
+
+In: the command line and the connections of sqlite-utils. Out: one more group of commands, and functions such as
+``colbert_search(…)``. Leaves to others: the commands (cli.py), the functions (the library).
 """
 
 from __future__ import annotations
@@ -7,13 +9,10 @@ from __future__ import annotations
 import sqlite3
 
 import click
-from pluggy import HookimplMarker
 
 from colbert_sqlite import register
 from sqlite_utils_colbert.cli import colbert
-
-# What sqlite_utils.hookimpl is, without the 20 to 50 ms of importing sqlite_utils on every colbert-sqlite search.
-hookimpl = HookimplMarker("sqlite_utils")
+from sqlite_utils_colbert.compat import hookimpl
 
 
 @hookimpl
@@ -23,4 +22,5 @@ def register_commands(cli: click.Group) -> None:
 
 @hookimpl
 def prepare_connection(conn: sqlite3.Connection) -> None:
+    # A connection in memory would stay open for ever if its functions held it.
     register(conn, hold=False)

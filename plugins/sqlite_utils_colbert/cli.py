@@ -1,7 +1,7 @@
 """The commands: ``sqlite-utils colbert …``, the same as ``colbert-sqlite …``.
 
-In: words of a shell. Out: data on stdout, everything else on stderr, exit code 1 and one line for an error. Leaves to
-others: the commands, in modules by what they are for. sqlite-utils imports these on every command, so that each imports
+In: words of a shell. Out: data on stdout, all else on stderr; exit code 1 and one line for an error. Leaves to others:
+the commands, each in the file of its name. sqlite-utils imports these with every command of its own, so each imports
 the library inside its function.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import click
 
 from colbert_sqlite import __version__
-from sqlite_utils_colbert import asking, evaluating, explaining, maintaining, reranking, searching
+from sqlite_utils_colbert import ask, build, evaluate, explain, inspect, models, rerank, search, similar, sync
 from sqlite_utils_colbert.options import ColbertGroup
 
 
@@ -30,22 +30,22 @@ def colbert() -> None:
 
 
 for command in (
-    maintaining.index,
-    searching.search,
-    searching.similar,
-    explaining.explain,
-    reranking.rerank,
-    evaluating.eval_,
-    asking.ask,
-    maintaining.sync,
-    maintaining.repair,
-    maintaining.optimize,
-    maintaining.upgrade,
-    maintaining.info,
-    maintaining.list_,
-    maintaining.verify,
-    maintaining.drop,
-    maintaining.rebuild,
-    maintaining.models,
+    build.index,
+    search.search,
+    similar.similar,
+    explain.explain,
+    rerank.rerank,
+    evaluate.evaluate,
+    ask.ask,
+    sync.sync,
+    sync.repair,
+    sync.optimize,
+    build.upgrade,
+    inspect.info,
+    inspect.list_,
+    inspect.verify,
+    build.drop,
+    build.rebuild,
+    models.models,
 ):
     colbert.add_command(command)

@@ -1,7 +1,7 @@
-"""Rows as JSON, newline-delimited JSON, CSV, TSV or a table.
+"""What the commands print: rows as JSON, newline-delimited JSON, CSV, TSV or a table; facts; times.
 
-In: dicts with the same keys, values as SQLite gives them. Out: text on stdout. Leaves to others: which columns, in
-which order.
+In: dicts with the same keys, their values as SQLite has them. Out: text on stdout, times on stderr. Leaves to others:
+which columns, in which order.
 """
 
 from __future__ import annotations
@@ -12,47 +12,64 @@ import io
 import json
 import shutil
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import click
 from tabulate import tabulate, tabulate_formats
 
-Row = dict[str, Any]
-Command = TypeVar("Command", bound=Callable[..., Any])
+from colbert_sqlite import serving
+from sqlite_utils_colbert.options import grouped
+
+if TYPE_CHECKING:
+    from colbert_sqlite import BuildReport, Encoder, Index
+
+Row = dict[str, object]
+OutputName = Literal["json", "nl", "csv", "tsv", "table"]
 
 WIDTH_WITHOUT_TERMINAL = 120
-LINES = 3
-NARROWEST = 20
+MAX_LINES = 3
+MIN_LAST_WIDTH = 20
 GAP = 2  # tabulate leaves it between columns, and makes a column that much wider than its header
 
 
-def output_options(command: Command) -> Command:
-    """The options that choose a format, handed to the command as ``output`` and ``fmt``."""
-    for option in (
-        click.option(
-            "--fmt", type=click.Choice(tabulate_formats), metavar="FORMAT", help="Table format: github, psql …"
-        ),
-        click.option("-t", "--table", "output", flag_value="table", help="Output as a table"),
-        click.option("--tsv", "output", flag_value="tsv", help="Output TSV"),
-        click.option("--csv", "output", flag_value="csv", help="Output CSV"),
-        click.option("--nl", "output", flag_value="nl", help="Output newline-delimited JSON"),
-    ):
-        command = option(command)
-    return command
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """How rows are printed. ``fmt`` is the look of a table, as tabulate calls it."""
+
+    name: OutputName = "json"
+    fmt: str | None = None
+
+    @property
+    def is_table(self) -> bool:
+        return self.name == "table"
+
+    @classmethod
+    def of(cls, output: OutputName | None, fmt: str | None) -> OutputFormat:
+        """Return the format that options choose; of several the last one.
+
+        :raises click.UsageError: if there is a look of a table and another format
+        """
+        if fmt and output not in (None, "table"):
+            raise click.UsageError(f"--fmt is the format of a table: leave out --fmt or --{output}.")
+        return cls("table" if fmt else output or "json", fmt)
 
 
-def refuse_two_formats(output: str | None, fmt: str | None) -> None:
-    """Make sure that a table format goes with a table; of two other formats the last one wins.
-
-    :raises click.UsageError: if it does not
-    """
-    if fmt and output not in (None, "table"):
-        raise click.UsageError(f"--fmt is the format of a table: leave out --fmt or --{output}.")
+# The command gets them as ``output``.
+output_options = grouped(
+    "output",
+    OutputFormat.of,
+    click.option("--nl", "output", flag_value="nl", help="Output newline-delimited JSON"),
+    click.option("--csv", "output", flag_value="csv", help="Output CSV"),
+    click.option("--tsv", "output", flag_value="tsv", help="Output TSV"),
+    click.option("-t", "--table", "output", flag_value="table", help="Output as a table"),
+    click.option("--fmt", type=click.Choice(tabulate_formats), metavar="FORMAT", help="Table format: github, psql …"),
+)
 
 
 def size(n_bytes: float) -> str:
-    """*n_bytes* as people say it: 950 bytes, 1.2 MB."""
+    """Return *n_bytes* as people say it: 950 bytes, 1.2 MB."""
     for unit in ("bytes", "kB", "MB"):
         if n_bytes < 1000:
             return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
@@ -60,14 +77,15 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.1f} GB"
 
 
-def print_rows(rows: Sequence[Row], output: str | None) -> None:
-    """Print *rows* as ``nl``, ``csv``, ``tsv`` or, by default, as a JSON array with one row a line."""
-    for line in _delimited(rows, output) if output in ("csv", "tsv") else _json(rows, lines=output == "nl"):
+def print_rows(rows: Sequence[Row], output: OutputFormat | None = None) -> None:
+    """Print *rows* in a format that is not a table; by default as a JSON array, one row a line."""
+    name = output.name if output else "json"
+    for line in _delimited(rows, name) if name in ("csv", "tsv") else _json(rows, one_a_line=name == "nl"):
         click.echo(line)
 
 
 def print_table(rows: Sequence[Row], fmt: str | None = None, *, err: bool = False) -> None:
-    """Print *rows*, whose cells are already as short as they should be, as a table."""
+    """Print *rows* as a table; their cells are short already."""
     if not rows:
         return
     numeric = [all(isinstance(row[key], (int, float, type(None))) for row in rows) for key in rows[0]]
@@ -87,7 +105,7 @@ def terminal_width() -> int:
 
 
 def fit(rows: Sequence[Row], *, whole: bool, wrap: bool) -> list[Row]:
-    """*rows* with their text cut to a few lines, so that a table of them is as wide as the terminal.
+    """Return *rows* with their text cut, so that a table of them is as wide as the terminal.
 
     :param whole: cut nothing off the last column, which is as wide as the others leave it
     :param wrap: break the lines; if not, cells have one line, as long as those would be together
@@ -95,34 +113,20 @@ def fit(rows: Sequence[Row], *, whole: bool, wrap: bool) -> list[Row]:
     if not rows:
         return []
     *names, last = rows[0]
-    widest = terminal_width() // (len(names) + 1)
+    max_width = terminal_width() // (len(names) + 1)
     cut = _wrapped if wrap else _shortened
-    cells = [{name: cut(row[name], widest, LINES) for name in names} for row in rows]
+    cells = [{name: cut(row[name], max_width, MAX_LINES) for name in names} for row in rows]
     taken = sum(max(len(name) + GAP, *(_width(row[name]) for row in cells)) + GAP for name in names)
-    left = max(terminal_width() - taken, NARROWEST)
-    return [
-        {**short, last: cut(row[last], left, None if whole else LINES)} for row, short in zip(rows, cells, strict=True)
-    ]
+    left = max(terminal_width() - taken, MIN_LAST_WIDTH)
+    lines = None if whole else MAX_LINES
+    return [{**short, last: cut(row[last], left, lines)} for row, short in zip(rows, cells, strict=True)]
 
 
-def _wrapped(value: Any, width: int, lines: int | None) -> Any:
-    if not isinstance(value, str):
-        return value
-    return "\n".join(textwrap.wrap(" ".join(value.split()), width, max_lines=lines, placeholder="…"))
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Print names and values below each other; the parts of a dict are indented.
 
-
-def _shortened(value: Any, width: int, lines: int | None) -> Any:
-    if not isinstance(value, str):
-        return value
-    return textwrap.shorten(value, width * lines if lines else len(value) + 1, placeholder="…")
-
-
-def _width(value: Any) -> int:
-    return max(map(len, _cell(value).split("\n")))
-
-
-def print_facts(facts: Row) -> None:
-    """Print names and values below each other, without None and empty dicts; the parts of a dict are indented."""
+    None and empty dicts are left out.
+    """
     lines: list[tuple[str, str]] = []
     for name, value in facts.items():
         if isinstance(value, dict):
@@ -135,37 +139,81 @@ def print_facts(facts: Row) -> None:
         click.echo(f"{name.replace('_', ' '):{width}}  {text}".rstrip())
 
 
-def _fact(name: str, value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    if name == "drift":
-        return f"{value:+.0%}"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if name in ("bytes", "bytes_by_part", "bytes_reclaimable"):
-        return size(value)
-    return f"{value:,}" if isinstance(value, int) else _cell(value)
+def print_problems(problems: Sequence[str]) -> None:
+    for problem in problems:
+        click.echo(problem)
 
 
-def _json(rows: Sequence[Row], *, lines: bool) -> Iterator[str]:
+def stages_of(report: BuildReport, seconds: float) -> dict[str, serving.Stage]:
+    """Return the stages of a build that took *seconds*, then the rest of it, then all of it."""
+    stages = dict(report.stages)
+    stages["other"] = serving.Stage(seconds - sum(stage.seconds for stage in stages.values()))
+    now = serving.memory()
+    stages["in all"] = serving.Stage(seconds, now.anonymous, now.peak)
+    return stages
+
+
+def print_stages(index: Index, *, seconds: float) -> None:
+    """Say on stderr where the time and the memory of a build of *seconds* went."""
+    report = index.build_report
+    assert report is not None, "it was just built"
+    rows: list[Row] = [
+        {
+            "stage": name,
+            "seconds": stage.seconds,
+            "share": f"{stage.seconds / seconds:.0%}",
+            "memory": "-" if stage.anonymous is None else size(stage.anonymous),
+            "peak": "-" if stage.peak is None else size(stage.peak),
+        }
+        for name, stage in stages_of(report, seconds).items()
+    ]
+    print_table(rows, err=True)
+    if report.n_tokens:
+        rate = f"{report.n_tokens / seconds:,.0f} a second in all"
+        click.echo(f"{report.n_tokens:,} tokens encoded by {index.load_encoder().backend}, {rate}", err=True)
+
+
+def print_backend(encoder: Encoder, *, seconds: float) -> None:
+    """Say on stderr which model answered."""
+    click.echo(f"Answered by {encoder.name}, {encoder.backend}, in {seconds:.2f} s", err=True)
+
+
+def blob_in_json(value: object) -> dict[str, object]:
+    """Return a BLOB as sqlite-utils writes it in JSON, for ``json.dumps(default=…)``."""
+    if not isinstance(value, bytes):
+        raise TypeError(f"a {type(value).__name__} cannot be in JSON")
+    return {"$base64": True, "encoded": _base64(value)}
+
+
+def _json(rows: Sequence[Row], *, one_a_line: bool) -> Iterator[str]:
     texts = [json.dumps(row, ensure_ascii=False, default=blob_in_json) for row in rows]
-    if lines:
+    if one_a_line:
         yield from texts
     else:
         yield "[" + ",\n ".join(texts) + "]"
 
 
-def _delimited(rows: Sequence[Row], output: str) -> Iterator[str]:
+def _delimited(rows: Sequence[Row], name: str) -> Iterator[str]:
     if not rows:
         return
     buffer = io.StringIO()
-    writer = csv.writer(buffer, dialect="excel" if output == "csv" else "excel-tab", lineterminator="\n")
+    writer = csv.writer(buffer, dialect="excel" if name == "csv" else "excel-tab", lineterminator="\n")
     for values in (list(rows[0]), *(row.values() for row in rows)):
         writer.writerow([_flat(value) for value in values])
     yield buffer.getvalue().removesuffix("\n")
 
 
-def _cell(value: Any) -> str:
+def _flat(value: object) -> object:
+    if isinstance(value, bytes):
+        return _base64(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (tuple, list)) else value
+
+
+def _base64(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii")
+
+
+def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
@@ -175,18 +223,29 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _flat(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return _encoded(value)
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (tuple, list)) else value
+def _fact(name: str, value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "drift":
+        return f"{value:+.0%}"
+    if isinstance(value, (int, float)) and name in ("bytes", "bytes_by_part", "bytes_reclaimable"):
+        return size(value)
+    return f"{value:,}" if isinstance(value, int) else _cell(value)
 
 
-def _encoded(value: bytes) -> str:
-    return base64.b64encode(value).decode("ascii")
+def _wrapped(value: object, width: int, lines: int | None) -> object:
+    if not isinstance(value, str):
+        return value
+    return "\n".join(textwrap.wrap(" ".join(value.split()), width, max_lines=lines, placeholder="…"))
 
 
-def blob_in_json(value: Any) -> dict[str, Any]:
-    """What sqlite-utils makes of a BLOB in JSON, for ``json.dumps(default=…)``."""
-    if not isinstance(value, bytes):
-        raise TypeError(f"a {type(value).__name__} has no place in JSON")
-    return {"$base64": True, "encoded": _encoded(value)}
+def _shortened(value: object, width: int, lines: int | None) -> object:
+    if not isinstance(value, str):
+        return value
+    return textwrap.shorten(value, width * lines if lines else len(value) + 1, placeholder="…")
+
+
+def _width(value: object) -> int:
+    return max(map(len, _cell(value).split("\n")))

@@ -1,22 +1,27 @@
 """How far a build is, on stderr.
 
-In: the Progress events of a build. Out: a bar with rate and time left on a terminal, a line per stage elsewhere,
-nothing when silent. Leaves to others: what to say once the work is over.
+In: the Progress events of a build. Out: a bar with rate and time left on a terminal, a line for each stage elsewhere.
+Leaves to others: what to say once the work is done.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from sqlite_utils_colbert.output import terminal_width
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from colbert_sqlite import Progress
 
-# The stages that are one step each, and those that count rows.
+EXIT_INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
+# The stages of one step each, and those that count rows.
 LABELS = {
     "train": "Training the codec",
     "write": "Writing the inverted lists",
@@ -26,13 +31,16 @@ COUNTED = {"encode": "Encoding", "compare": "Comparing", "similar": "Finding row
 
 
 class ProgressDisplay:
-    """Shows each event it is called with. ``n_done`` of ``n_rows`` rows are encoded, both 0 before the first event."""
+    """Shows each event it is called with.
+
+    ``n_done`` of ``n_rows`` rows are encoded; both are 0 before the first event.
+    """
 
     def __init__(self, *, silent: bool) -> None:
         self.silent = silent
         self.n_done = self.n_rows = 0
         self._stage: str | None = None
-        self._bar: Any = None
+        self._bar: tqdm | None = None
 
     def __enter__(self) -> ProgressDisplay:
         return self
@@ -62,7 +70,7 @@ class ProgressDisplay:
         else:
             from tqdm import tqdm
 
-            # What an interrupted build had done before must not count in the rate.
+            # Rows of an earlier, interrupted run must not count in the rate.
             self._bar = tqdm(
                 desc=COUNTED[progress.stage],
                 total=progress.total,
@@ -77,3 +85,15 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+@contextmanager
+def interruptible(ctx: click.Context, display: ProgressDisplay) -> Iterator[ProgressDisplay]:
+    """Show the progress of a build; after Ctrl-C, say what need not be done again."""
+    try:
+        with display:
+            yield display
+    except KeyboardInterrupt:
+        rows = f"{display.n_done:,} of {display.n_rows:,} rows are done" if display.n_rows else "no row is done yet"
+        click.echo(f"Interrupted: {rows}. Run the same command again to go on.", err=True)
+        ctx.exit(EXIT_INTERRUPTED)

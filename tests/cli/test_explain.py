@@ -79,7 +79,7 @@ def test_colors_are_for_terminals_and_those_who_ask(blog: str) -> None:
     ("env", "wanted"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)]
 )
 def test_no_color_is_heeded_on_a_terminal(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], wanted: bool) -> None:
-    from sqlite_utils_colbert.explaining import wants_color
+    from sqlite_utils_colbert.explain import wants_color
 
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")

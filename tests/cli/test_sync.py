@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 from damage import make_older
-from test_cli import error, execute, run
 from test_concurrency import holder
 
+from cli.helpers import error, execute, run
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.index import Index
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOTHING = {"added": 0, "updated": 0, "deleted": 0, "compared": 0}
 NO_TABLE = (
     "Error: no table 'notes' in this database; it has posts: index 'notes' was made of that; drop it, or make it anew"

@@ -1,7 +1,7 @@
-"""The command that shows why a row was found: explain.
+"""The command that shows why a row answers a query: explain.
 
-In: a row and a query on the command line. Out: its passage with the words that answer the query marked, and what each
-word of the query adds to the score. Leaves to others: the work, which is one method of :class:`colbert_sqlite.Index`.
+In: a row and a query. Out: the row's passage with the words that answer the query marked, and what each word of the
+query adds to the score. Leaves to others: the work (:class:`colbert_sqlite.Index`).
 """
 
 from __future__ import annotations
@@ -11,27 +11,40 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
+from colbert_sqlite import ModelOptions
 from sqlite_utils_colbert.options import (
     ColbertCommand,
+    PrimaryKey,
     db_argument,
     index_argument,
+    keywords,
     model_options,
     moved_model_option,
     pk_argument,
-    valid_utf8,
+    query_argument,
 )
-from sqlite_utils_colbert.output import print_table
+from sqlite_utils_colbert.output import Row, print_table
 
 if TYPE_CHECKING:
     from colbert_sqlite import Explanation
 
-WIDEST_BAR = 20
+
+class Style(TypedDict, total=False):
+    """Arguments of click.style."""
+
+    fg: str
+    bg: str
+    bold: bool
+    underline: bool
+
+
+MAX_BAR = 20
 # Legible on dark and on light: either the terminal's own colors, or both of a pair.
-STYLES: dict[int, dict[str, Any]] = {
+STYLES: dict[int, Style] = {
     1: {"underline": True},
     2: {"underline": True, "bold": True},
     3: {"fg": "black", "bg": "yellow"},
@@ -46,7 +59,7 @@ STARS = {1: "*", 2: "*", 3: "**", 4: "**"}
 @db_argument
 @index_argument
 @pk_argument
-@click.argument("query", callback=valid_utf8)
+@query_argument
 @click.option("--ordinal", type=int, help="Which passage of the row, from 0; default: its best one")
 @click.option("--json", "output", flag_value="json", help="Output JSON")
 @click.option("--html", "output", flag_value="html", help="Output HTML to put into a page")
@@ -56,12 +69,13 @@ STARS = {1: "*", 2: "*", 3: "**", 4: "**"}
 def explain(
     db: str,
     index: str,
-    pk: Any,
+    pk: PrimaryKey,
     query: str,
     ordinal: int | None,
     output: str | None,
     color: bool | None,
-    **options: Any,
+    model: str | None,
+    options: ModelOptions,
 ) -> None:
     """Show why a row answers a query as it does
 
@@ -76,7 +90,7 @@ def explain(
     """
     from colbert_sqlite import Index
 
-    with Index.open(db, index, **options) as opened:
+    with Index.open(db, index, model=model, **keywords(options)) as opened:
         explanation = opened.explain(query, pk, ordinal=ordinal)
     if output == "json":
         click.echo(json.dumps(rounded(explanation.to_dict()), ensure_ascii=False, indent=2))
@@ -87,7 +101,10 @@ def explain(
 
 
 def wants_color(color: bool | None) -> bool:
-    """Whether to use colors: as asked for, else on a terminal that has them, unless https://no-color.org is heeded."""
+    """Return whether to use colors.
+
+    *color* decides. Without it a terminal gets colors if it has them and NO_COLOR is not set (https://no-color.org).
+    """
     if color is not None:
         return color
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -99,20 +116,20 @@ def show(explanation: Explanation, *, color: bool) -> None:
         click.echo(marked_text(explanation, marked, in_heading=True) + "\n", color=color)
     click.echo(marked_text(explanation, marked, in_heading=False) + "\n", color=color)
     # A word of one token that met itself adds 1.
-    most = max([1.0, *(match.contribution for match in explanation.matches)])
-    rows = [
+    full_bar = max([1.0, *(match.contribution for match in explanation.matches)])
+    rows: list[Row] = [
         {
             "query": match.text.translate(SHOWN_AS),
             "passage": match.met_text.translate(SHOWN_AS),
             "similarity": match.similarity,
             "score": match.contribution,
-            "": "█" * round(WIDEST_BAR * match.contribution / most),
+            "": "█" * round(MAX_BAR * match.contribution / full_bar),
         }
         for match in explanation.matches
     ]
     print_table(rows)
-    named = Counter(match.text for match in explanation.special)
-    names = " ".join(name if n == 1 else f"{n}×{name}" for name, n in named.items())
+    counts = Counter(match.text for match in explanation.special)
+    names = " ".join(name if n == 1 else f"{n}×{name}" for name, n in counts.items())
     share = f", {explanation.special_score:.2f} of it from special tokens ({names})" if names else ""
     click.echo(f"\nScore {explanation.score:.2f}{share}; normalized {explanation.normalized_score:.2f}")
 
@@ -132,8 +149,8 @@ def starred(text: str, heat: int) -> str:
     return f"{STARS[heat]}{text}{STARS[heat]}"
 
 
-def rounded(value: Any) -> Any:
-    """The same nested lists and dicts, their floats with four digits after the point, as of the scores of a search."""
+def rounded(value: object) -> object:
+    """Return nested lists and dicts with their floats rounded as the scores of a search are."""
     if isinstance(value, float):
         return round(value, 4)
     if isinstance(value, dict):

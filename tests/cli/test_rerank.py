@@ -67,7 +67,7 @@ def test_limit_leaves_the_best(blog: str) -> None:
     assert [row["id"] for row in rows(blog, SQL, "copy the database", "-k", "1")] == [3]
 
 
-def test_all_columns_that_hold_text_count_or_those_named(blog: str) -> None:
+def test_all_columns_that_hold_text_count_or_those_of_the_option(blog: str) -> None:
     assert rows(blog, SQL, "backups")[0]["id"] == 3
     assert (
         rows(blog, SQL, "sourdough", "-c", "Title")[0]["score"] > rows(blog, SQL, "sourdough", "-c", "body")[0]["score"]
@@ -171,11 +171,11 @@ def test_what_is_wrong_is_said_in_one_sentence(blog: str, words: tuple[str, ...]
     assert error(blog, *words, *MODEL) == message
 
 
-def test_a_parameter_without_a_value_is_asked_for(blog: str) -> None:
+def test_a_parameter_without_a_value_is_an_error(blog: str) -> None:
     assert "give each :name in SQL its value with -p NAME VALUE" in error(blog, "select :a as a", "q", *MODEL)
 
 
-def test_a_value_is_given_by_name(blog: str) -> None:
+def test_a_value_is_passed_by_name(blog: str) -> None:
     assert error(blog, "select * from posts where id = ?", "q", *MODEL) == (
         "SQL has a ? for a value: write :name and give its value with -p NAME VALUE"
     )
@@ -207,9 +207,6 @@ def test_columns_that_would_have_the_same_name_are_kept(blog: str) -> None:
 def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert "no database file" in error(str(tmp_path / "none.db"), SQL, "q", *MODEL)
     assert list(tmp_path.iterdir()) == []
-
-
-# Rows from stdin
 
 
 LINES = '{"title": "Comets", "body": "ice and dust"}\n\n{"title": "Sourdough", "body": "flour"}\n'
@@ -253,11 +250,11 @@ def test_empty_stdin_is_no_rows() -> None:
 @pytest.mark.parametrize(
     ("stdin", "message"),
     [
-        ('{"a": "x"}\nplain text\n', "line 2 of stdin is no JSON"),
-        ('["a", {"b": 1}]', "item 1 of stdin is no JSON object"),
-        ('{"a": "x"}\n3\n', "line 2 of stdin is no JSON object"),
-        ('[{"a": 1}', "stdin is no JSON"),
-        (b'\xff\xfe{"a": "x"}', "line 1 of stdin is no JSON"),
+        ('{"a": "x"}\nplain text\n', "line 2 of stdin is not JSON"),
+        ('["a", {"b": 1}]', "item 1 of stdin is not a JSON object"),
+        ('{"a": "x"}\n3\n', "line 2 of stdin is not a JSON object"),
+        ('[{"a": 1}', "stdin is not JSON"),
+        (b'\xff\xfe{"a": "x"}', "line 1 of stdin is not JSON"),
     ],
 )
 def test_other_input_is_refused(stdin: str | bytes, message: str) -> None:
@@ -267,7 +264,7 @@ def test_other_input_is_refused(stdin: str | bytes, message: str) -> None:
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_that_json_can_not_hold_are_refused(number: str) -> None:
     assert error("-", "q", *MODEL, stdin=f'{{"a": "x", "b": {number}}}') == (
-        f"line 1 of stdin is no JSON: {number} is no number that JSON can hold; print rows with --nl"
+        f"line 1 of stdin is not JSON: {number} is not a number that JSON can hold; print rows with --nl"
     )
 
 

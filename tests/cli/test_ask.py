@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from sqlite_utils_colbert.asking import SYSTEM
+from sqlite_utils_colbert.ask import SYSTEM
 from sqlite_utils_colbert.cli import colbert
 
 from colbert_sqlite import Index
@@ -22,7 +22,7 @@ QUESTION = "how do I copy the database?"
 
 
 class Echo(llm.Model):  # type: ignore[misc]
-    """Answers with what it was asked."""
+    """Answers with its prompt."""
 
     model_id = "echo-for-tests"
     can_stream = True
@@ -108,7 +108,7 @@ def test_the_answer_comes_first_and_its_sources_after_it(blog: tuple[str, str]) 
     assert lines[-1].startswith("[2] ")
 
 
-def test_k_sources_are_asked_and_filters_apply(blog: tuple[str, str]) -> None:
+def test_k_sources_are_used_and_filters_apply(blog: tuple[str, str]) -> None:
     words = (*blog, QUESTION, "-m", "e4t", "--json")
     assert len(json.loads(run(*words).stdout)["sources"]) == 4
     filtered = run(*words, "-k", "1", "--where", "id != cast(:id as integer)", "-p", "id", "3")
