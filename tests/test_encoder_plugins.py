@@ -191,12 +191,12 @@ def test_an_index_remembers_the_class_of_its_encoder(own: Path, db_path: Path) -
 
 def test_without_its_encoder_an_index_says_which_one_made_it(own: Path) -> None:
     with Index.open(own, "posts") as index:
-        for use in (lambda: index.search("comet"), lambda: index.encoder, lambda: index.rebuild()):
+        for use in (lambda: index.search("comet"), lambda: index.load_encoder(), lambda: index.rebuild()):
             with pytest.raises(errors.ModelNotFound) as caught:
                 use()
             assert str(caught.value) == SENTENCE
         assert index.verify() == [SENTENCE]
-        assert index.info()["backend"] == f"{OWN}, passed by the caller"
+        assert index.info().backend == f"{OWN}, passed by the caller"
 
 
 def test_the_command_line_and_sql_say_so_too(own: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -218,7 +218,7 @@ def test_an_own_encoder_offered_as_a_plugin_opens_its_index(own: Path, install: 
     (folder / "own_encoder.py").write_text(f"from {__name__} import OwnEncoder\ndef load(_): return OwnEncoder()\n")
     with Index.open(own, "posts") as index:
         assert index.search("comet")[0].pk == 2
-        assert index.info()["backend"] == "acme-colbert 1.2"
+        assert index.info().backend == "acme-colbert 1.2"
 
 
 def test_an_own_encoder_that_wraps_a_model_on_this_machine_is_not_needed_again(db_path: Path) -> None:

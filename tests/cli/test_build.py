@@ -120,7 +120,7 @@ def test_a_wrong_index_command_leaves_the_file_as_it_was(blog: str, words: tuple
 # A process that was started in the background ignores SIGINT, and so would its children.
 COMMANDS_THAT_WAIT_TO_BE_INTERRUPTED = """
 import signal, time
-from colbert_sqlite import indexing
+from colbert_sqlite import rows
 from sqlite_utils_colbert import build, cli, progress
 
 class Display(progress.ProgressDisplay):
@@ -131,7 +131,7 @@ class Display(progress.ProgressDisplay):
             time.sleep(60)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-indexing.CHUNK_BYTES = 5000
+rows.CHUNK_BYTES = 5000
 build.ProgressDisplay = Display
 cli.colbert()
 """
