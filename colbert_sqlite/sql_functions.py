@@ -235,12 +235,12 @@ class _Functions:
         :raises ValueError: if the connection has to do with one model
         """
         from colbert_sqlite.encoders import DEFAULT_MODEL, cached_encoder
-        from colbert_sqlite.encoders.cache import remembering
+        from colbert_sqlite.encoders.cache import with_query_cache
 
         usual = self._model or DEFAULT_MODEL
         if model and not self._any_model and model != (usual if isinstance(usual, str) else usual.name):
             raise ValueError(f"model {model!r} may not be used here: leave the argument out")
-        return remembering(cached_encoder(model or usual))
+        return with_query_cache(cached_encoder(model or usual))
 
     def telling(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """That function with NULL for NULL, and its errors told."""
@@ -406,14 +406,14 @@ class _Searched:
 
 
 def _hits(index: Index, asked: _Asked) -> list[Hit]:
-    from colbert_sqlite.encoders.cache import remembering, shared_encoder
+    from colbert_sqlite.encoders.cache import shared_encoder, with_query_cache
     from colbert_sqlite.encoders.queries import check_queries, encode_queries
     from colbert_sqlite.settings import SearchSettings
 
     settings = SearchSettings.for_k(asked.k, mode=asked.mode)
     pks = None if asked.pks is None else _keys(asked.pks)
     check_queries([asked.query])
-    encoder = remembering(shared_encoder(index.model_fingerprint, lambda: index.encoder))
+    encoder = with_query_cache(shared_encoder(index.model_fingerprint, lambda: index.encoder))
     embeddings = encode_queries(encoder, [asked.query])
     return index.search_encoded([asked.query], embeddings, asked.k, settings, pks=pks)[0]
 
