@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder, Token
 from colbert_sqlite.engine.maxsim import alignments
-from colbert_sqlite.engine.prominence import NEARLY_THE_SAME, OUTLIER_LEAST
+from colbert_sqlite.engine.prominence import MIN_OUTLIER, NEARLY_THE_SAME
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.highlight import check_n_words, cut_and_mark, mark, marked_spans
 from colbert_sqlite.query import Query
@@ -275,7 +275,7 @@ def _passage_words(text: str, n_heading: int, document: Words, likeness: Likenes
 
 def _heat(prominent: float) -> int:
     """Prominence in steps from 1 to 4, of which the two upper ones are nearly the same word; 0 stays 0."""
-    steps = (1 + NEARLY_THE_SAME) / 2, NEARLY_THE_SAME, (OUTLIER_LEAST + NEARLY_THE_SAME) / 2
+    steps = (1 + NEARLY_THE_SAME) / 2, NEARLY_THE_SAME, (MIN_OUTLIER + NEARLY_THE_SAME) / 2
     return next((HOTTEST - i for i, least in enumerate(steps) if prominent >= least), int(prominent > 0))
 
 

@@ -467,9 +467,9 @@ def encoder_of(index: Index, configured: str | None = None) -> Encoder:
 
     :param configured: a model to take it from, if that is the model the index was built with
     """
-    from colbert_sqlite.encoders.cache import remembering, shared_encoder
+    from colbert_sqlite.encoders.cache import shared_encoder, with_query_cache
 
-    return remembering(shared_encoder(index.model_fingerprint, index.load_encoder, configured=configured))
+    return with_query_cache(shared_encoder(index.model_fingerprint, index.load_encoder, configured=configured))
 
 
 def encoder_named(model: str | Encoder | None) -> Encoder:
@@ -477,6 +477,6 @@ def encoder_named(model: str | Encoder | None) -> Encoder:
 
     Errors as in :func:`load_encoder`.
     """
-    from colbert_sqlite.encoders.cache import cached_encoder, remembering
+    from colbert_sqlite.encoders.cache import cached_encoder, with_query_cache
 
-    return remembering(cached_encoder(model))
+    return with_query_cache(cached_encoder(model))

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from colbert_sqlite.codec import load_codec
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.engine import plaid
+from colbert_sqlite.engine.postings import ArrayPostings
 from colbert_sqlite.index import Index
 from colbert_sqlite.passages import RawValue, extract
 from colbert_sqlite.progress import BuildReport
@@ -494,9 +495,7 @@ class LivingIndex(RuleBasedStateMachine):
                 residuals.append(passage.residuals)
         assert self.index.counts().passages == len(owners)
         offsets = np.cumsum([0, *map(len, codes[1:])])
-        postings = plaid.ArrayPostings(
-            np.arange(len(owners)), np.concatenate(codes), offsets, np.concatenate(residuals)
-        )
+        postings = ArrayPostings(np.arange(len(owners)), np.concatenate(codes), offsets, np.concatenate(residuals))
         for query, embeddings in zip(QUERIES, ENCODER.encode_queries(QUERIES), strict=True):
             ids, scores = plaid.search(embeddings, codec, postings, EVERYTHING, exhaustive=True)
             best: dict[tuple[Any, ...], tuple[float, Passage]] = {}

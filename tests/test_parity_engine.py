@@ -11,7 +11,7 @@ import reference
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.engine.codec import ResidualCodec, quantile_buckets
 from colbert_sqlite.engine.maxsim import maxsim_scores
-from colbert_sqlite.engine.plaid import ArrayPostings
+from colbert_sqlite.engine.postings import ArrayPostings
 from colbert_sqlite.settings import SearchSettings
 
 CODECS = ["nbits1_dim16", "nbits2_dim16", "nbits2_dim128", "nbits4_dim32", "nbits8_dim64"]
@@ -110,7 +110,7 @@ def test_candidates_equal_stanfords(stanford, stanford_searches, label):
     nprobe = search["effective"]["ncells"]
     for query, expected in zip(stanford.arrays["Q"], search["results"], strict=True):
         exact = stanford.codec.vectors @ query.T
-        ours = plaid.Query(query, stanford.codec).probe(nprobe)
+        ours = plaid.ProbedQuery(query, stanford.codec).probe(nprobe)
         theirs = reference.top_rows(exact, nprobe)
         for token, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
             assert exact[mine, token].min() > exact[other, token].min() - ROUNDING
@@ -140,7 +140,7 @@ def test_centroid_interaction_chooses_stanfords_passages(stanford, stanford_sear
             if not n < len(candidates) <= search["effective"]["ndocs"]:
                 continue
             n_compared += 1
-            prepared = plaid.Query(query, stanford.codec)
+            prepared = plaid.ProbedQuery(query, stanford.codec)
             prepared.probe(1)
             scores = plaid.interact(prepared, stanford.codes, stanford.offsets, candidates)
             cut = np.sort(scores)[-n]

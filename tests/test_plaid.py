@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.engine.codec import ResidualCodec
-from colbert_sqlite.engine.plaid import ArrayPostings
+from colbert_sqlite.engine.postings import ArrayPostings
 from colbert_sqlite.errors import IndexCorrupt, ShapeError
 from colbert_sqlite.index import Index
 from colbert_sqlite.settings import SearchSettings
@@ -43,7 +43,7 @@ class World:
         self.postings = ArrayPostings(self.ids, self.codes, self.offsets, self.residuals)
 
     def prepared(self, query=None, nprobe=1):
-        query = plaid.Query(self.query if query is None else query, self.codec)
+        query = plaid.ProbedQuery(self.query if query is None else query, self.codec)
         return query, query.probe(nprobe)
 
     def scored(self):
@@ -111,7 +111,7 @@ def test_the_highest_score_fits_its_steps(dim, length):
     query[0, 0] = 1
     centroids = np.array([query[0] / np.linalg.norm(query), -query[0]]) * np.float32(length)
     codec = ResidualCodec(1, centroids.astype(np.float32), np.zeros(1), np.array([-0.1, 0.1]), 0.1)
-    prepared = plaid.Query(query, codec)
+    prepared = plaid.ProbedQuery(query, codec)
     prepared.probe(1)
     scores = prepared.centroid_scores[:, 0] * prepared.score_step
     np.testing.assert_allclose(scores, centroids @ query[0], rtol=0.3)
@@ -169,7 +169,7 @@ def test_any_passages_and_query_score_as_the_slow_twin_does(data):
     )
     codes, residuals = (rows[: offsets[-1]] for rows in codec.compress(embeddings))
     embeddings = unit(rng.standard_normal((data.draw(st.integers(1, 40)), dim)))
-    query = plaid.Query(embeddings, codec)
+    query = plaid.ProbedQuery(embeddings, codec)
     query.probe(1)
     reconstructed = codec.reconstruct(codes, residuals)
     exact = [reference.maxsim(embeddings, reconstructed[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]

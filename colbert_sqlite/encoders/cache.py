@@ -1,16 +1,17 @@
-"""Encoders that a process has loaded, for callers that keep none themselves: reranking, SQL functions.
+"""Encoders that a process has loaded, for callers that keep none themselves: reranking, SQL functions, web pages.
 
-In: the name of a model and the options of :func:`load_encoder`, or a fingerprint. Out: the same encoder for the same
-model. Leaves to others: finding and loading models (registry.py).
+In: the name of a model and options, or a fingerprint. Out: the same encoder for the same model. Leaves to others:
+finding and loading models (registry.py). Threads may call everything here at once.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from threading import RLock
 from typing import TYPE_CHECKING, Any, cast
+
+from cachetools import LRUCache
 
 from colbert_sqlite.encoders.registry import DEFAULT_MODEL, load
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, PassageSplitter
@@ -20,64 +21,64 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from colbert_sqlite.encoders import Encoder
+    from colbert_sqlite.encoders.base import Encoder
 
 # Each holds the weights of its model.
-MOST_ENCODERS = 4
-MOST_QUERIES = 256
+MAX_ENCODERS = 4
+MAX_QUERIES = 256
 
-
-# Who loads holds the first, who looks up what is loaded only the second, for a moment.
-_loading, _looking = RLock(), RLock()
-_encoders: OrderedDict[tuple[str, ModelOptions], Encoder] = OrderedDict()
+# A thread that loads a model holds the first lock, one that looks a loaded model up only the second, for a moment.
+_loading, _lookup = RLock(), RLock()
+_encoders: LRUCache[tuple[str, ModelOptions], Encoder] = LRUCache(MAX_ENCODERS)
 _fingerprints: dict[tuple[str, ModelOptions], str] = {}
 
 
 def cached_encoder(
     model: str | Encoder | None = None, options: ModelOptions | None = None, *, many: bool = False
 ) -> Encoder:
-    """The encoder called *model*, loaded once per process and options; one that is loaded already is returned as it is.
+    """Return the encoder called *model*, loaded once per process and options. An encoder is returned as it is.
 
-    Threads may call this and use what they get at the same time. The four encoders used last are kept; a folder whose
-    files change meanwhile is not looked at again. Where there is no index whose build exported the model to the cache
-    folder, the first call does so, and the next process starts without torch. Errors as in :func:`load_encoder`.
+    The four encoders used last are kept. A folder whose files change meanwhile is not read again. The first call
+    exports the model to the cache folder, so that the next process starts without torch. Errors as in
+    :func:`load_encoder`.
 
     :param many: if it is not loaded yet, load what encodes many passages faster
     """
     if model is not None and not isinstance(model, str):
         return model
     name, options = model or DEFAULT_MODEL, options or ModelOptions()
-    if encoder := _named(name, options):
+    if encoder := _by_name(name, options):
         return encoder
-    # Two threads that want the same model must not both load it.
+    # Two threads that need the same model must not both load it.
     with _loading:
-        if encoder := _named(name, options):
+        if encoder := _by_name(name, options):
             return encoder
         encoder = load(name, options, many=many, export=True)
-        with _looking:
+        with _lookup:
             _fingerprints[name, options] = encoder.fingerprint
-            return _kept(encoder.fingerprint, options) or _keep(encoder, options)
+            return _by_fingerprint(encoder.fingerprint, options) or _keep(encoder, options)
 
 
 def shared_encoder(fingerprint: str, load: Callable[[], Encoder], *, configured: str | None = None) -> Encoder:
-    """The encoder with that fingerprint, loaded without options by :func:`cached_encoder` or, if not yet, by *load*.
+    """Return the encoder with that fingerprint, as :func:`cached_encoder` loaded it, else as *load* loads it.
 
     :param configured: a model to use in place of it, if that has the fingerprint
     """
-    if configured and (given := cached_encoder(configured)).fingerprint == fingerprint:
-        return given
-    if encoder := _kept(fingerprint, ModelOptions()):
+    if configured and (encoder := cached_encoder(configured)).fingerprint == fingerprint:
         return encoder
+    options = ModelOptions()
+    if cached := _by_fingerprint(fingerprint, options):
+        return cached
     with _loading:
-        return _kept(fingerprint, ModelOptions()) or _keep(load(), ModelOptions())
+        return _by_fingerprint(fingerprint, options) or _keep(load(), options)
 
 
-class _RememberingEncoder:
-    """SQL asks the same query for row after row, and a page for search and explanations."""
+class _QueryCache:
+    """An encoder that keeps its last queries: SQL embeds a query for row after row, a page for hits and matches."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._queries: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._queries: LRUCache[str, NDArray[np.float32]] = LRUCache(MAX_QUERIES)
         self._lock = RLock()
 
     def __getattr__(self, name: str) -> Any:
@@ -85,24 +86,24 @@ class _RememberingEncoder:
 
     def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
         with self._lock:
-            new = [text for text in dict.fromkeys(texts) if text not in self._queries]
-            if new:
-                self._queries.update(zip(new, self._encoder.encode_queries(new), strict=True))
-            found = [self._queries[text] for text in texts]
-            while len(self._queries) > MOST_QUERIES:
-                self._queries.popitem(last=False)
-            return found
+            embeddings = {text: self._queries[text] for text in texts if text in self._queries}
+        new = [text for text in dict.fromkeys(texts) if text not in embeddings]
+        if new:
+            embeddings.update(zip(new, self._encoder.encode_queries(new), strict=True))
+            with self._lock:
+                self._queries.update((text, embeddings[text]) for text in new)
+        return [embeddings[text] for text in texts]
 
 
-@lru_cache(maxsize=MOST_ENCODERS)
-def remembering(encoder: Encoder) -> Encoder:
-    """That encoder, which then knows the embeddings of its last 256 queries."""
-    return cast("Encoder", _RememberingEncoder(encoder))
+@lru_cache(maxsize=MAX_ENCODERS)
+def with_query_cache(encoder: Encoder) -> Encoder:
+    """Return that encoder, keeping the embeddings of its last 256 queries."""
+    return cast("Encoder", _QueryCache(encoder))
 
 
-@lru_cache(maxsize=MOST_ENCODERS)
+@lru_cache(maxsize=MAX_ENCODERS)
 def cached_splitter(encoder: Encoder) -> PassageSplitter:
-    """What cuts any text into passages for a model, as long as those of an index by default.
+    """Return what cuts any text into passages for a model, as long as those of an index by default.
 
     Made once: the first long text costs one 20 ms more.
     """
@@ -110,22 +111,18 @@ def cached_splitter(encoder: Encoder) -> PassageSplitter:
     return PassageSplitter(encoder.tokenizer, n_tokens, encoder.n_special_tokens)
 
 
-def _named(name: str, options: ModelOptions) -> Encoder | None:
-    with _looking:
+def _by_name(name: str, options: ModelOptions) -> Encoder | None:
+    with _lookup:
         fingerprint = _fingerprints.get((name, options))
-        return None if fingerprint is None else _kept(fingerprint, options)
+        return None if fingerprint is None else _by_fingerprint(fingerprint, options)
 
 
-def _kept(fingerprint: str, options: ModelOptions) -> Encoder | None:
-    with _looking:
-        if (encoder := _encoders.get((fingerprint, options))) is not None:
-            _encoders.move_to_end((fingerprint, options))
-        return encoder
+def _by_fingerprint(fingerprint: str, options: ModelOptions) -> Encoder | None:
+    with _lookup:
+        return _encoders.get((fingerprint, options))
 
 
 def _keep(encoder: Encoder, options: ModelOptions) -> Encoder:
-    with _looking:
+    with _lookup:
         _encoders[encoder.fingerprint, options] = encoder
-        if len(_encoders) > MOST_ENCODERS:
-            _encoders.popitem(last=False)
         return encoder

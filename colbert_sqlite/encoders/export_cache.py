@@ -35,7 +35,7 @@ MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
 CACHE_VARIABLE = "COLBERT_SQLITE_CACHE"
 # No network takes longer sequences.
-MOST_TOKENS = 1 << 20
+MAX_TOKENS = 1 << 20
 # What exports are made from.
 FLOAT32_TORCH = ModelOptions(device="cpu", dtype="float32", backend="torch")
 
@@ -108,7 +108,7 @@ def _check_side(name: str, side: Side) -> None:
     sound = (
         all(type(value) is type_ for value, type_ in ((side.prompt, str), (side.strip, bool), (side.attend, bool)))
         and all(type(n) is int for n in (side.length, side.expand_to, side.mask, *side.skip))
-        and 0 < side.length <= MOST_TOKENS
+        and 0 < side.length <= MAX_TOKENS
         and 0 <= side.expand_to <= side.length
         and side.mask in token
         and (side.marker is None or (type(side.marker) is int and side.marker in token))

@@ -10,7 +10,6 @@ in ``model.onnx.data``, ``tokenizer.json``, and ``colbert_sqlite.json``, which s
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
+import ml_dtypes  # noqa: F401 -- numpy reads bfloat16 once it is imported
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from colbert_sqlite.encoders.checkpoint import Checkpoint, read_json, weight_files
@@ -48,7 +49,6 @@ ACTIVATIONS: dict[str | None, Callable[[NDArray[np.float32]], NDArray[np.float32
     "torch.nn.modules.activation.ReLU": lambda rows: np.maximum(rows, 0),
 }
 _loading = Lock()
-FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 # onnxruntime's own lines of log: what goes wrong reaches the user as one sentence of ours.
 FATAL_ONLY = 4
 
@@ -209,31 +209,16 @@ def from_single_vector_model(
 
 
 def read_tensors(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """Those of the tensors *names* that a safetensors file has, as float32; nothing else of it is read.
+    """Read those of the tensors *names* that a safetensors file has, as float32; nothing else of it is read.
 
     :raises ModelError: if the file is damaged
     """
-    found: dict[str, NDArray[np.float32]] = {}
     try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if size > path.stat().st_size:
-                raise ValueError("its header is cut short")
-            header = json.loads(file.read(size))
-            for name in [name for name in names if name in header]:
-                entry = header[name]
-                start, end = entry["data_offsets"]
-                file.seek(8 + size + start)
-                data = file.read(end - start)
-                if entry["dtype"] == "BF16":
-                    # The upper half of a float32; numpy has no such type.
-                    values = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-                else:
-                    values = np.frombuffer(data, FLOATS[entry["dtype"]]).astype(np.float32)
-                found[name] = values.reshape(entry["shape"])
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        with safe_open(path, framework="np") as file:
+            present = set(file.keys())
+            return {name: file.get_tensor(name).astype(np.float32) for name in names if name in present}
+    except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
-    return found
 
 
 def _projection(checkpoint: Checkpoint) -> list[Dense]:

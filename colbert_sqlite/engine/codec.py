@@ -10,7 +10,7 @@ Two things are added to ColBERTv2. Tokens lie at very different distances from t
 divided by its own size before it is rounded, and one byte more, before the others, says what to multiply it by. And
 that scale is chosen so that the error lies across the embedding rather than along it, for a query token finds its match
 where the two point the same way (the anisotropic loss of Guo et al. 2020, arXiv 1908.10396). An embedding is then the
-plain sum of centroid and residual: it needs no normalizing, and a query's product with the centroid is known before.
+plain sum of centroid and residual: it needs no normalizing, and a query's product with the centroid is at hand.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from colbert_sqlite.errors import IndexCorrupt, ShapeError
 from colbert_sqlite.settings import NBITS
 
 HELDOUT_SHARE = 20
-HELDOUT_MOST = 50_000
-HELDOUT_LEAST = 20
+MAX_HELDOUT = 50_000
+MIN_HELDOUT = 20
 TOKENS_AT_ONCE = 1 << 16
 
 # Centroids take one byte for so many of residuals.
 CENTROIDS_SHARE = 20
 # So many leave room for a quarter more in codes of two bytes, and four bytes are only worth it for twice as many.
 TWO_BYTE_CENTROIDS = 52_428
-MOST_CENTROIDS = 1 << 17
+MAX_CENTROIDS = 1 << 17
 
 # Enough for the error to be within 1 % of its limit at 1 to 4 bits.
 BUCKET_ROUNDS = 100
@@ -46,8 +46,8 @@ BUCKET_ROUNDS = 100
 MATCH_COSINE = 2 / 3
 # Scales are steps of a byte, which reaches this much beyond the largest of the held-out tokens.
 SCALE_MARGIN = 1.1
-LARGEST_BYTE = 255
-LARGEST_LEVEL = 127
+MAX_BYTE = 255
+MAX_LEVEL = 127
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class ResidualCodec:
     :param scale_step: what a residual's first byte counts. None: residuals have no such byte, and embeddings are
         normalized after centroid and residual are added, as in ColBERTv2 and the libraries that follow it
     :param cells: uint16 [n_centroids]: the coarse cell of each; None: they are made when they are needed
-    :raises ValueError: if nbits is none of those
+    :raises ValueError: if *nbits* is another number
     :raises ShapeError: if the arrays do not fit together
 
     ColBERTv2 §3.3.
@@ -181,8 +181,8 @@ class ResidualCodec:
             raise ShapeError(f"a codec is trained on embeddings [n, dim], not {embeddings.shape}")
         rows = np.arange(len(embeddings))
         heldout = rows
-        n_heldout = min(len(rows) // HELDOUT_SHARE, HELDOUT_MOST)
-        if n_heldout >= HELDOUT_LEAST:
+        n_heldout = min(len(rows) // HELDOUT_SHARE, MAX_HELDOUT)
+        if n_heldout >= MIN_HELDOUT:
             shuffled = np.random.default_rng(seed).permutation(len(rows))
             heldout, rows = np.sort(shuffled[:n_heldout]), np.sort(shuffled[n_heldout:])
         # Snapped to what is stored, before anything is measured against them: storing them then loses nothing.
@@ -199,7 +199,7 @@ class ResidualCodec:
         cutoffs, weights = least_squares_buckets(normal, nbits)
         codec = cls(nbits, directions, cutoffs, _in_levels(weights), float(np.abs(residuals).mean()), 1.0, cells)
         largest = float(codec._pack(sample, codes)[1].max())
-        return replace(codec, scale_step=SCALE_MARGIN * largest / LARGEST_BYTE or 1.0)
+        return replace(codec, scale_step=SCALE_MARGIN * largest / MAX_BYTE or 1.0)
 
     def compress(self, embeddings: NDArray[np.floating]) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
         """Codes uint32 [n] and packed residuals uint8 [n, bytes_per_token] of embeddings, float16 or float32 [n, dim].
@@ -218,7 +218,7 @@ class ResidualCodec:
             codes[block] = self._nearest.of(values)
             packed, scales = self._pack(values, codes[block])
             if self.scale_step is not None:
-                residuals[block, 0] = np.rint(scales / self.scale_step).clip(0, LARGEST_BYTE)
+                residuals[block, 0] = np.rint(scales / self.scale_step).clip(0, MAX_BYTE)
             residuals[block, self.bytes_per_token - packed.shape[1] :] = packed
         return codes, residuals
 
@@ -297,7 +297,7 @@ class ResidualCodec:
 
 
 def _level_step(weights: NDArray[np.float32]) -> float:
-    return float(np.abs(weights).max()) / LARGEST_LEVEL or 1.0
+    return float(np.abs(weights).max()) / MAX_LEVEL or 1.0
 
 
 def _in_levels(weights: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -328,7 +328,7 @@ def n_centroids_for(n_tokens: int, dim: int, nbits: int) -> int:
     n_centroids = int(np.clip(affordable, 12 * np.sqrt(n_tokens), 32 * np.sqrt(n_tokens)))
     if TWO_BYTE_CENTROIDS < n_centroids < 2 * TWO_BYTE_CENTROIDS:
         n_centroids = TWO_BYTE_CENTROIDS
-    return min(n_centroids, max(1, n_tokens // 4), MOST_CENTROIDS)
+    return min(n_centroids, max(1, n_tokens // 4), MAX_CENTROIDS)
 
 
 def quantile_buckets(residuals: NDArray[np.float32], nbits: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

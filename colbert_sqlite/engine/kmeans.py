@@ -25,7 +25,7 @@ SAMPLES_PER_CENTROID = 128
 SAMPLES_PER_CELL = 256
 
 # Up to so many centroids every one is compared; beyond, two levels are faster and miss the nearest of 1 token in 100.
-EXACT_UP_TO = 4096
+MAX_EXACT = 4096
 N_PROBED_CELLS = 8
 
 # Similarities held at once, in values: small enough to be still in cache when the best are picked.
@@ -47,7 +47,7 @@ def train(
     rng = np.random.default_rng(seed)
     n_centroids = min(n_centroids, len(rows))
     rows = _sample(rows, SAMPLES_PER_CENTROID * n_centroids, rng)
-    if n_centroids <= EXACT_UP_TO // 4:
+    if n_centroids <= MAX_EXACT // 4:
         return _lloyd(_float32(embeddings, rows), n_centroids, rng)
     n_cells = _n_cells(n_centroids)
     cells = _lloyd(_float32(embeddings, _sample(rows, SAMPLES_PER_CELL * n_cells, rng)), n_cells, rng)
@@ -80,7 +80,7 @@ def nearest(
 
 def cells_of(centroids: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The coarse cell of each centroid, uint16 [n]: what is searched first for the nearest of many centroids."""
-    if len(centroids) <= EXACT_UP_TO:
+    if len(centroids) <= MAX_EXACT:
         return np.zeros(len(centroids), np.uint16)
     centers = _lloyd(centroids, _n_cells(len(centroids)), np.random.default_rng(0))
     return nearest(centroids, centers)[0].astype(np.uint16)
@@ -123,7 +123,7 @@ class NearestCentroid:
 
     def of(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint32]:
         """Centroid id of each embedding: float32 [n, dim] to uint32 [n]."""
-        if len(self._centroids) <= EXACT_UP_TO:
+        if len(self._centroids) <= MAX_EXACT:
             return nearest(embeddings, self._vectors)[0]
         return np.concatenate([self._through_cells(embeddings[block]) for block in _blocks(len(embeddings))])
 

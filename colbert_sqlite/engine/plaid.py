@@ -1,10 +1,10 @@
 """PLAID: from a query's embeddings to passages and their scores, in four stages.
 
-In: queries, a codec, and a :class:`Postings` that reads inverted lists, codes and residuals by passage id. Out: for
+In: queries, a codec, and postings (postings.py) that read inverted lists, codes and residuals by passage id. Out: for
 each query the passage ids that were scored exactly, best first, and those scores. Leaves to others: encoding queries,
 where the postings come from, and joining passages back to rows.
 
-1. :meth:`Query.probe`: all centroids are scored; each query token probes the best. PLAID §4.1.
+1. :meth:`ProbedQuery.probe`: all centroids are scored; each query token probes the best. PLAID §4.1.
 2. :func:`score_lists`: the inverted lists of those say which passages to look at, and what each scores at most. The
    best ``ndocs`` go on. PLAID prunes on codes here, and has to read those of every candidate for it; that a query token
    which no list answers scores like the last centroid it probed is what XTR and WARP assume.
@@ -18,8 +18,7 @@ checked here before a kernel sees it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from colbert_sqlite.engine import kernels
 from colbert_sqlite.engine.codec import ResidualCodec
 from colbert_sqlite.engine.maxsim import maxsim_scores
+from colbert_sqlite.engine.postings import ArrayPostings, Codes, Postings
 from colbert_sqlite.engine.products import Products, whole_numbers
 from colbert_sqlite.errors import IndexCorrupt, ShapeError
 from colbert_sqlite.settings import SearchSettings
@@ -40,90 +40,15 @@ RESIDUALS_AT_ONCE = 512
 ROWS_AT_ONCE = 2_048
 
 # A similarity of 1 is this many steps of an int16, whatever the length of the query's vectors.
-LARGEST_STEP = 32_000
+STEPS_OF_ONE = 32_000
 
-# Passage ids are counted in an array with a place for each between the lowest and the highest, if that has few places
-# for each id that was listed, or few altogether.
-PLACES_PER_ID = 64
-FEW_PLACES = 1 << 16
-
-Codes = NDArray[np.uint16] | NDArray[np.uint32]
+# Passage ids are counted in an array with a slot for each id from the lowest to the highest, if it has at most so many
+# slots for each listed id, beyond those that are always free to use.
+SLOTS_PER_ID = 64
+FREE_SLOTS = 1 << 16
 
 
-class Postings(Protocol):
-    """What a search reads of an index, by passage id."""
-
-    def has_at_most(self, n: int) -> bool:
-        """Whether no more than *n* passages have tokens, at a cost that does not grow with the index."""
-
-    def all_passage_ids(self) -> NDArray[np.int64]:
-        """Ids of the passages that have tokens, rising."""
-
-    def inverted_lists(self, centroid_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ids of the passages with a token in each of these centroids, list after list, and int64 offsets [n + 1]."""
-
-    def codes(self, passage_ids: NDArray[np.int64]) -> tuple[Codes, NDArray[np.int64]]:
-        """Codes of these passages, one after another in the order given, and int64 offsets [n + 1] into them."""
-
-    def residuals(
-        self, passage_ids: NDArray[np.int64], doclens: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Packed residuals uint8 [n_rows, bytes_per_token] and int64 starts [n]: passage i owns as many rows from
-        ``starts[i]`` on as its doclen, which is the number of its codes. Rows may hold other tokens in between.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayPostings:
-    """Postings over arrays in memory. Passage i of the arrays has id ``passage_ids[i]``.
-
-    :param passage_ids: int64 [n_passages], rising
-    :param token_codes: unsigned [n_tokens]
-    :param offsets: int64 [n_passages + 1]
-    :param token_residuals: uint8 [n_tokens, bytes_per_token]
-    """
-
-    passage_ids: NDArray[np.int64]
-    token_codes: NDArray[Any]
-    offsets: NDArray[np.int64]
-    token_residuals: NDArray[np.uint8]
-    _list_offsets: NDArray[np.int64] = field(init=False, repr=False)
-    _lists: NDArray[np.int64] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        passages = np.repeat(np.arange(len(self.passage_ids)), np.diff(self.offsets))
-        n = max(1, len(self.passage_ids))
-        centroids, lists = np.divmod(np.unique(self.token_codes.astype(np.int64) * n + passages), n)
-        object.__setattr__(self, "_lists", lists)
-        object.__setattr__(
-            self, "_list_offsets", np.searchsorted(centroids, np.arange(int(self.token_codes.max(initial=0)) + 2))
-        )
-
-    def has_at_most(self, n: int) -> bool:
-        return int(np.count_nonzero(np.diff(self.offsets))) <= n
-
-    def all_passage_ids(self) -> NDArray[np.int64]:
-        return self.passage_ids[np.diff(self.offsets) > 0]
-
-    def inverted_lists(self, centroid_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        known = np.minimum(centroid_ids, len(self._list_offsets) - 2)
-        lists = [self._lists[self._list_offsets[i] : self._list_offsets[i + 1]] for i in known]
-        lists = [found if i == j else found[:0] for found, i, j in zip(lists, known, centroid_ids, strict=True)]
-        offsets = np.cumsum([0, *map(len, lists)])
-        return self.passage_ids[np.concatenate([*lists, np.empty(0, np.int64)])], offsets
-
-    def codes(self, passage_ids: NDArray[np.int64]) -> tuple[Codes, NDArray[np.int64]]:
-        positions = np.searchsorted(self.passage_ids, passage_ids)
-        parts = [self.token_codes[self.offsets[i] : self.offsets[i + 1]] for i in positions]
-        return np.concatenate([self.token_codes[:0], *parts]), np.cumsum([0, *map(len, parts)])
-
-    def residuals(
-        self, passage_ids: NDArray[np.int64], doclens: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        return self.token_residuals, self.offsets[np.searchsorted(self.passage_ids, passage_ids)]
-
-
-class Query:
+class ProbedQuery:
     """One query, made ready for whole-number products with the centroids and residuals of one codec.
 
     :param embeddings: float32 [n_query_tokens, dim], at least one token
@@ -137,7 +62,7 @@ class Query:
         self.codec = codec
         self._values, self._steps = whole_numbers(self.embeddings)
         longest = float(np.linalg.norm(self._values * self._steps[:, None], axis=1).max()) * codec.longest
-        self.score_step = np.float32((longest or 1.0) / LARGEST_STEP)
+        self.score_step = np.float32((longest or 1.0) / STEPS_OF_ONE)
         self.centroid_scores = np.empty((0, len(embeddings)), np.int16)
 
     def probe(self, nprobe: int) -> NDArray[np.int64]:
@@ -198,7 +123,7 @@ def search_many(
     exhaustive: bool = False,
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """What :func:`search` finds for each of several queries; what more than one of them needs is read once."""
-    prepared = [Query(embeddings, codec) for embeddings in queries]
+    prepared = [ProbedQuery(embeddings, codec) for embeddings in queries]
     probed = [query.probe(settings.nprobe) for query in prepared]
     n_exact = settings.ndocs // 4
     read_codes: Callable[[NDArray[np.int64]], tuple[Codes, NDArray[np.int64]]] = postings.codes
@@ -231,11 +156,11 @@ def load_kernels(nbits: int) -> None:
 
 
 def score_lists(
-    query: Query, probed: NDArray[np.int64], listed: NDArray[np.int64], offsets: NDArray[np.int64]
+    query: ProbedQuery, probed: NDArray[np.int64], listed: NDArray[np.int64], offsets: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Stage 2: the passages in any probed list, rising, and what each scores at most by its centroids.
 
-    :param probed: int64 [n_query_tokens, nprobe] as :meth:`Query.probe` gives them
+    :param probed: int64 [n_query_tokens, nprobe] as :meth:`ProbedQuery.probe` gives them
     :param listed: int64, ids of passages, list after list, one list for each centroid of ``np.unique(probed)``
     :param offsets: int64 [n_lists + 1] into them
     :return: int64 ids and int64 scores, in steps of ``score_step`` above that of a passage which answers each query
@@ -249,7 +174,7 @@ def score_lists(
     of_probed = query.centroid_scores[probed, np.arange(len(probed))[:, None]].astype(np.int32)
     gains = of_probed - of_probed[:, -1:]
     lowest, span = int(listed.min()), int(np.ptp(listed)) + 1
-    if span <= PLACES_PER_ID * len(listed) + FEW_PLACES:
+    if span <= SLOTS_PER_ID * len(listed) + FREE_SLOTS:
         ids, numbers = None, listed - lowest
     else:
         ids, numbers = np.unique(listed, return_inverse=True)
@@ -260,7 +185,7 @@ def score_lists(
 
 
 def interact(
-    query: Query, codes: Codes, offsets: NDArray[np.int64], positions: NDArray[np.int64] | None = None
+    query: ProbedQuery, codes: Codes, offsets: NDArray[np.int64], positions: NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
     """Stage 3: approximate MaxSim of each passage, its centroids standing in for its embeddings.
 
@@ -281,7 +206,7 @@ def interact(
 
 
 def rescore(
-    query: Query,
+    query: ProbedQuery,
     codes: Codes,
     offsets: NDArray[np.int64],
     residuals: NDArray[np.uint8],
@@ -342,7 +267,7 @@ def rescore(
 
 
 def _rescore_normalized(
-    query: Query,
+    query: ProbedQuery,
     codes: Codes,
     first_codes: NDArray[np.int64],
     residuals: NDArray[np.uint8],
@@ -359,7 +284,7 @@ def _rescore_normalized(
 
 
 def _candidates(
-    queries: Sequence[Query],
+    queries: Sequence[ProbedQuery],
     probed: Sequence[NDArray[np.int64]],
     postings: Postings,
     ndocs: int,
@@ -391,7 +316,7 @@ def _candidates(
 
 
 def _most_promising(
-    queries: Sequence[Query], candidates: Sequence[NDArray[np.int64]], postings: Postings, n: int
+    queries: Sequence[ProbedQuery], candidates: Sequence[NDArray[np.int64]], postings: Postings, n: int
 ) -> tuple[list[NDArray[np.int64]], Callable[[NDArray[np.int64]], tuple[Codes, NDArray[np.int64]]]]:
     """Stage 3 for each query: the best ``n`` of its candidates, rising; and where their codes can be had again."""
     every = _union(candidates)
@@ -413,7 +338,7 @@ def _most_promising(
 
 
 def _rescored(
-    queries: Sequence[Query],
+    queries: Sequence[ProbedQuery],
     chosen: Sequence[NDArray[np.int64]],
     postings: Postings,
     read_codes: Callable[[NDArray[np.int64]], tuple[Codes, NDArray[np.int64]]],

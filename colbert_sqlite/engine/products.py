@@ -12,7 +12,7 @@ import numkong
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST_INT8 = 127
+MAX_INT8 = 127
 
 
 def whole_numbers(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -20,8 +20,8 @@ def whole_numbers(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[
     largest = np.abs(rows).max(axis=1, keepdims=True)
     largest = np.where(largest > 0, largest, 1).astype(np.float32)
     # In this order, since a step of the smallest floats there are is 0.
-    values = np.rint(rows / largest * LARGEST_INT8).astype(np.int8)
-    return values, (largest.ravel() / LARGEST_INT8).astype(np.float32)
+    values = np.rint(rows / largest * MAX_INT8).astype(np.int8)
+    return values, (largest.ravel() / MAX_INT8).astype(np.float32)
 
 
 def inverse_norms(directions: NDArray[np.int8], lengths: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -20,10 +20,10 @@ NEARLY_THE_SAME = 2 / 3
 # units of the median deviation, which is 0.6745 standard deviations.
 OUTLIER = 3.5
 MEDIAN_DEVIATION = 0.6745
-OUTLIER_LEAST = 1 / 3
+MIN_OUTLIER = 1 / 3
 SHARE_OF_BEST = 0.6
 # Of a few words that are all alike, so that the next one is no outlier for a trifle.
-LEAST_DEVIATION = 0.02
+MIN_DEVIATION = 0.02
 
 
 def word_similarities(
@@ -84,8 +84,8 @@ def prominence(
         deviation = float(np.median(np.abs(related - median))) if len(related) else np.inf
         above = similarities[row] - median
         nearness = above / max(1 - median, 1e-6)
-        outlier = MEDIAN_DEVIATION * above / max(deviation, LEAST_DEVIATION) >= OUTLIER
-        outlier &= (nearness >= OUTLIER_LEAST) & (above >= SHARE_OF_BEST * (best - median))
+        outlier = MEDIAN_DEVIATION * above / max(deviation, MIN_DEVIATION) >= OUTLIER
+        outlier &= (nearness >= MIN_OUTLIER) & (above >= SHARE_OF_BEST * (best - median))
         marks = columns & (outlier | (nearness >= NEARLY_THE_SAME))
         marked[row, marks] = np.clip(nearness[marks], 0, 1)
     return marked

@@ -252,10 +252,10 @@ class Service:
 
     def _encoder(self, database: str, index: Index) -> Encoder:
         """The model of an index: the configured one if it is that, else as the index names it."""
-        from colbert_sqlite.encoders.cache import remembering, shared_encoder
+        from colbert_sqlite.encoders.cache import shared_encoder, with_query_cache
 
         configured = settings_for(self._datasette, database, index.settings.table).model
-        return remembering(shared_encoder(index.model_fingerprint, lambda: index.encoder, configured=configured))
+        return with_query_cache(shared_encoder(index.model_fingerprint, lambda: index.encoder, configured=configured))
 
     def _opened(self, database: str, name: str, use: Callable[[Index], Result]) -> Result:
         """What *use* makes of an index of this thread's own."""

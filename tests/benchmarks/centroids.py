@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.engine.codec import ResidualCodec, n_centroids_for
 from colbert_sqlite.engine.maxsim import maxsim_scores
+from colbert_sqlite.engine.postings import ArrayPostings
 from colbert_sqlite.settings import SearchSettings
 
 # One passage in four has its codes read, and one in sixteen is scored exactly.
@@ -50,7 +51,7 @@ def row(
     codes, residuals = codec.compress(embeddings)
     compressed = time.perf_counter()
     left = 1 - np.einsum("td,td->t", codec.vectors[codes], embeddings.astype(np.float32)) ** 2
-    postings = plaid.ArrayPostings(np.arange(len(offsets) - 1), codes.astype(np.uint32), offsets, residuals)
+    postings = ArrayPostings(np.arange(len(offsets) - 1), codes.astype(np.uint32), offsets, residuals)
     listed, _ = postings.inverted_lists(np.arange(codec.n_centroids))
     stored = codec.n_centroids * codec.dim + BYTES_OF_LISTED * len(listed)
     per_token = codec.bytes_per_token + (2 if codec.n_centroids <= 1 << 16 else 4) + stored / len(embeddings)
