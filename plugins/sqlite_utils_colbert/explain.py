@@ -51,7 +51,7 @@ STYLES: dict[int, Style] = {
     4: {"fg": "black", "bg": "yellow", "bold": True, "underline": True},
 }
 # What a row holds must not steer the terminal.
-SHOWN_AS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"} | {ord("\r"): " "}
+REPLACEMENTS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"} | {ord("\r"): " "}
 STARS = {1: "*", 2: "*", 3: "**", 4: "**"}
 
 
@@ -97,7 +97,7 @@ def explain(
     elif output == "html":
         click.echo(explanation.to_html(), nl=False)
     else:
-        show(explanation, color=wants_color(color))
+        print_explanation(explanation, color=wants_color(color))
 
 
 def wants_color(color: bool | None) -> bool:
@@ -110,7 +110,7 @@ def wants_color(color: bool | None) -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def show(explanation: Explanation, *, color: bool) -> None:
+def print_explanation(explanation: Explanation, *, color: bool) -> None:
     marked = colored if color else starred
     if explanation.heading:
         click.echo(marked_text(explanation, marked, in_heading=True) + "\n", color=color)
@@ -119,8 +119,8 @@ def show(explanation: Explanation, *, color: bool) -> None:
     full_bar = max([1.0, *(match.contribution for match in explanation.matches)])
     rows: list[Row] = [
         {
-            "query": match.text.translate(SHOWN_AS),
-            "passage": match.met_text.translate(SHOWN_AS),
+            "query": match.text.translate(REPLACEMENTS),
+            "passage": match.met_text.translate(REPLACEMENTS),
             "similarity": match.similarity,
             "score": match.contribution,
             "": "█" * round(MAX_BAR * match.contribution / full_bar),
@@ -136,7 +136,7 @@ def show(explanation: Explanation, *, color: bool) -> None:
 
 def marked_text(explanation: Explanation, marked: Callable[[str, int], str], *, in_heading: bool) -> str:
     return "".join(
-        text.translate(SHOWN_AS) if word is None else marked(text.translate(SHOWN_AS), word.heat)
+        text.translate(REPLACEMENTS) if word is None else marked(text.translate(REPLACEMENTS), word.heat)
         for text, word in explanation.pieces(in_heading=in_heading)
     )
 

@@ -27,6 +27,8 @@ PrimaryKey = str | tuple[str | int | float | None, ...]
 
 
 class Decorator(Protocol):
+    """Adds an option or several to a function."""
+
     def __call__(self, function: Function, /) -> Function: ...
 
 
@@ -163,10 +165,9 @@ fusion_options = (
     setting_option(SearchSettings, "fusion", type=click.Choice(get_args(Fusion))),
     setting_option(SearchSettings, "weight", type=float),
 )
-plaid_options = (
-    setting_option(SearchSettings, "nprobe", type=int),
-    setting_option(SearchSettings, "ndocs", type=int),
-)
+nprobe_option = setting_option(SearchSettings, "nprobe", type=int)
+ndocs_option = setting_option(SearchSettings, "ndocs", type=int)
+plaid_options = (nprobe_option, ndocs_option)
 
 
 def search_options(*options: Decorator) -> Decorator:

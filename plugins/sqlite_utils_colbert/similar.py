@@ -7,7 +7,6 @@ In: the key of a row, or no key for all rows. Out: rows like it, or keys and sco
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import click
 
@@ -21,16 +20,14 @@ from sqlite_utils_colbert.options import (
     index_argument,
     keywords,
     limit_option,
-    plaid_options,
+    ndocs_option,
+    nprobe_option,
     primary_key,
     silent_option,
     threshold_option,
 )
 from sqlite_utils_colbert.output import OutputFormat, Row, output_options, print_rows, print_table
 from sqlite_utils_colbert.progress import ProgressDisplay
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command(cls=ColbertCommand)
@@ -44,8 +41,8 @@ if TYPE_CHECKING:
 @threshold_option
 @columns_option
 @passages_option
-@plaid_options[0]
-@plaid_options[1]
+@nprobe_option
+@ndocs_option
 @silent_option
 @output_options
 def similar(
