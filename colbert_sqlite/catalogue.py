@@ -90,6 +90,6 @@ def summary(store: Store) -> dict[str, Any]:
         "model": entry.model,
         "dim": entry.dim,
         "nbits": entry.settings.nbits,
-        **store.counts().to_dict(),
+        **store.passages.counts().to_dict(),
         "bytes": sum(store.bytes_by_part().values()),
     }

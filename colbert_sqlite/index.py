@@ -41,13 +41,13 @@ from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import Database, atomic, connect, file_of, plain_rows, reading
 from colbert_sqlite.storage.fts import FullText
 from colbert_sqlite.storage.lock import writing
-from colbert_sqlite.storage.postings import Checked, Snapshot
+from colbert_sqlite.storage.postings import Checked, StoredPostings
 from colbert_sqlite.storage.registry import refuse_to_replace
 from colbert_sqlite.storage.similar_table import try_related, write_related
 from colbert_sqlite.storage.source import Key, Source, pk_of
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.sync import sync
-from colbert_sqlite.verify import check, repair
+from colbert_sqlite.verify import repair, verify
 
 
 class Index:
@@ -277,7 +277,7 @@ class Index:
     def counts(self) -> dict[str, int]:
         """Rows, rows without text, passages and tokens in the index."""
         with self._reading():
-            return self._store.counts().to_dict()
+            return self._store.passages.counts().to_dict()
 
     @property
     def encoder(self) -> Encoder:
@@ -451,7 +451,7 @@ class Index:
             with plain_rows(conn):
                 try_related(conn, self._source(), into)
         with self.searcher(where, params) as (searcher, allowed):
-            every = ((key, searcher.source.key_now(conn, key)) for key in self._store.indexed_keys(allowed))
+            every = ((key, searcher.source.key_now(conn, key)) for key in self._store.passages.keys(allowed))
             spelled = {key: now for key, now in every if now is not None}
             keys = [*spelled]
             tell(Progress("similar", 0, len(keys)))
@@ -520,7 +520,7 @@ class Index:
         """Return why a :meth:`rebuild` would pay; None if it would not."""
         with self._reading():
             codec = self._store.codec.load()
-            return why_rebuild(codec, self._store.counts().tokens)
+            return why_rebuild(codec, self._store.passages.counts().tokens)
 
     @property
     def pending_changes(self) -> int | None:
@@ -531,9 +531,9 @@ class Index:
     def _pending(self) -> int | None:
         """How many rows the queue names; None where the next sync has to compare them all."""
         store = self._store
-        watched = store.entry.queue_complete and store.has_queue()
+        watched = store.entry.queue_complete and store.queue.exists()
         if watched and triggers.installed(store.conn, self.name) == store.expected_triggers(self._source()):
-            return store.queue_length()
+            return store.queue.count()
         return None
 
     def verify(self) -> list[str]:
@@ -547,7 +547,7 @@ class Index:
         :raises SourceError: if the table is gone or its key was changed
         """
         with self._reading():
-            problems = check(self._store, self._source()).problems
+            problems = verify(self._store, self._source()).problems
         try:
             self._model.load()
         except (ModelNotFound, ModelMismatch, ModelError, MissingDependency) as error:
@@ -590,8 +590,8 @@ class Index:
         with writing(self._store.conn, self.name, progress):
             with self._reading():
                 source = self._source()
-                found = check(self._store, source)
-            if found.passages or found.rows or found.orphans:
+                found = verify(self._store, source)
+            if found.needs_model:
                 # What is removed could not be encoded again without it.
                 self._model.load()
             if found.damaged:
@@ -618,7 +618,7 @@ class Index:
 
     def _reclaimable(self, codec: StoredCodec) -> int:
         """Bytes of residuals of passages that are gone."""
-        return self._store.stream.dead_tokens(codec) * codec.bytes_per_token
+        return self._store.residuals.reclaimable_bytes(codec)
 
     def rebuild(
         self,
@@ -652,7 +652,7 @@ class Index:
             )
             self._catch_up(source, progress, report)
             with self._reading():
-                counts = self._store.counts()
+                counts = self._store.passages.counts()
         self.build_report = report
         return counts
 
@@ -705,9 +705,9 @@ class Index:
         if params and where is None:
             raise ValueError(f"params are the values of a condition, and there is no where: {', '.join(params)}")
         if where is not None:
-            allowed = self._store.passage_ids_where(self._source(where, params))
+            allowed = self._store.passages.ids_where(self._source(where, params))
         if pks is not None:
-            of_keys = self._store.passage_ids_of(self._key(pk) for pk in pks)
+            of_keys = self._store.passages.ids_of(self._key(pk) for pk in pks)
             allowed = of_keys if allowed is None else np.intersect1d(allowed, of_keys, assume_unique=True)
         return allowed
 
@@ -722,7 +722,7 @@ class Index:
 
     def _searcher(self) -> Searcher:
         codec = self._codecs.load(self._store)
-        snapshot = Snapshot(self._store, codec.stored, self._checked)
+        snapshot = StoredPostings(self._store, codec.stored, self._checked)
         return Searcher(self._store, self._source(), codec.residual, snapshot, self.database)
 
 

@@ -25,9 +25,10 @@ from colbert_sqlite.passages import extract
 from colbert_sqlite.results import Hit, Passage
 from colbert_sqlite.settings import MAX_NDOCS, MAX_NPROBE, SearchSettings
 from colbert_sqlite.storage.fts import FullText
-from colbert_sqlite.storage.postings import Snapshot
+from colbert_sqlite.storage.passages import PassageRow
+from colbert_sqlite.storage.postings import StoredPostings
 from colbert_sqlite.storage.source import Key, Source, pk_of
-from colbert_sqlite.storage.store import PassageRow, Store
+from colbert_sqlite.storage.store import Store
 
 Id = TypeVar("Id", bound=Hashable)
 
@@ -75,7 +76,7 @@ class Searcher:
     store: Store
     source: Source
     codec: ResidualCodec
-    snapshot: Snapshot
+    snapshot: StoredPostings
     database: str
 
     def search(
@@ -136,7 +137,7 @@ class Searcher:
                         break
                     n_scored = len(passage_ids)
                     scored_all = self.snapshot.has_at_most(n_scored) if allowed is None else n_scored == len(allowed)
-                    if scored_all or len(rows) == self.store.count_rows(allowed):
+                    if scored_all or len(rows) == self.store.passages.count_rows(allowed):
                         break
                     passage_ids, scores = plaid.search(embedding, self.codec, self.snapshot, wider, allowed, exhaustive)
                     rows = self._rows(passage_ids, scores, k)
@@ -211,7 +212,7 @@ class Searcher:
         return unit
 
     def _passages_of(self, key: Key) -> NDArray[np.int64]:
-        passage_ids = self.store.passage_ids_of([key])
+        passage_ids = self.store.passages.ids_of([key])
         if not len(passage_ids) or self.source.key_now(self.store.conn, key) is None:
             raise SourceError(
                 f"index {self.store.entry.name!r} has no text of a row {pk_of(key)!r}: it is not there, not synced, or "
@@ -227,7 +228,7 @@ class Searcher:
         :raises SourceError: if the row is not in the index, has no text, or changed after it was indexed
         """
         passage_ids = self._passages_of(key)
-        places = self.store.passage_rows(passage_ids.tolist())
+        places = self.store.passages.rows(passage_ids.tolist())
         if ordinal is None:
             best, _ = plaid.search(embedding, self.codec, self.snapshot, SearchSettings.for_k(1), passage_ids, True)
             chosen = int(best[0])
@@ -267,7 +268,7 @@ class Searcher:
         seen: set[Key] = set()
         for first in range(0, len(passage_ids), batch):
             ids = passage_ids[first : first + batch].tolist()
-            places = self.store.passage_rows(ids)
+            places = self.store.passages.rows(ids)
             for passage_id, score in zip(ids, scores[first : first + batch].tolist(), strict=True):
                 if passage_id not in places:
                     raise IndexCorrupt(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import sqlite_utils
+from colbert_sqlite.storage.encoded import EncodedRow
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -40,7 +41,7 @@ from colbert_sqlite.results import Passage
 from colbert_sqlite.rows import RowEncoder
 from colbert_sqlite.settings import SearchSettings
 from colbert_sqlite.storage.source import SourceRow
-from colbert_sqlite.storage.store import EncodedRow, Store
+from colbert_sqlite.storage.store import Store
 
 EXAMPLES, STEPS = map(int, os.environ.get("COLBERT_STEPS", "40x50").split("x"))
 
