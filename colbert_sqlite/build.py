@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,20 +24,18 @@ from colbert_sqlite.errors import IndexCorrupt
 from colbert_sqlite.progress import BuildReport, Progress, ProgressCallback
 from colbert_sqlite.rows import CHUNK_ROWS, RowEncoder, SplitRow, assemble, chunks
 from colbert_sqlite.settings import IndexSettings
-from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import atomic
-from colbert_sqlite.storage.ivf import Pairs
+from colbert_sqlite.storage.ivf import centroid_ranges, pairs_of
 from colbert_sqlite.storage.scratch import Scratch, remove_scratch, scratch_path
 from colbert_sqlite.storage.source import Key, Source, SourceRow
 from colbert_sqlite.storage.store import Store
+from colbert_sqlite.storage.swap import begin_build, check_build, publish
 
 # Sampled tokens per centroid, and in all; the cap keeps the sample at 256 MB of float16 at 128 dimensions.
 _SAMPLE_PER_CENTROID = 32
 _SAMPLE_TOKENS = 1 << 20
 _SAMPLE_ROWS = 1 << 17
 _SAMPLE_PASSAGES = 512
-# Pairs of centroid and passage sorted at once, 8 bytes each.
-_PAIRS_IN_MEMORY = 1 << 23
 
 
 def build(
@@ -65,21 +62,21 @@ def build(
     if settings.pool_factor > 1:
         clustering()
     build_id = secrets.token_hex(8)
-    store = Store.start_build(
+    store = begin_build(
         conn, name, source, settings, encoder.fingerprint, encoder.dim, build_id=build_id, replace=replace
     )
-    build = _Build(store, source, encoder, build_id, progress, report)
+    build = _Build(store, source, encoder, progress, report)
     try:
         build.train()
         build.encode_rows()
         build.invert()
     except (sqlite3.OperationalError, IndexCorrupt):
         # Whoever took the build over may have published it, and its tables are gone, or have begun anew.
-        store.check_build(build_id)
+        check_build(store)
         raise
     with report.step("write"), atomic(conn):
-        store.check_build(build_id)
-        return store.publish(source)
+        check_build(store)
+        return publish(store, source)
 
 
 class _Build:
@@ -90,14 +87,12 @@ class _Build:
         store: Store,
         source: Source,
         encoder: Encoder,
-        build_id: str,
         progress: ProgressCallback,
         report: BuildReport,
     ) -> None:
         self.store = store
         self.source = source
         self.encoder = encoder
-        self.build_id = build_id
         self.progress = progress
         self.report = report
         self.settings = store.entry.settings
@@ -143,7 +138,7 @@ class _Build:
         # Ties are broken by passage id: in the order of the table, as far as that can be had.
         encoded.sort(key=lambda row: keys.get(row.key, self.n_rows))
         with self.report.step("write"), atomic(self.store.conn):
-            self.store.check_build(self.build_id)
+            check_build(self.store)
             self.store.codec.write(
                 nbits=codec.nbits,
                 centroids=codec.directions,
@@ -162,16 +157,16 @@ class _Build:
         codec = load_codec(self.store).residual
         conn = self.store.conn
         after: Key | None = None
-        self.n_done = self.store.counts().rows
+        self.n_done = self.store.passages.counts().rows
         while chunk := next(self.report.steps("read", chunks(self.source.iter_rows(conn, after))), None):
             after = chunk[-1].key
             self._bring_up(chunk, codec)
         # Rows may have gone meanwhile, or come behind the last key read.
         with self.report.step("read"), atomic(conn):
-            self.store.check_build(self.build_id)
-            self.store.delete(self.store.vanished_keys(self.source))
+            check_build(self.store)
+            self.store.delete(self.store.passages.vanished_keys(self.source))
         before: list[Key] = []
-        while (keys := self.store.missing_keys(self.source, CHUNK_ROWS)) and keys != before:
+        while (keys := self.store.passages.missing_keys(self.source, CHUNK_ROWS)) and keys != before:
             rows = (row for key in keys if (row := self.source.read_row(conn, key)))
             for chunk in self.report.steps("read", chunks(rows)):
                 self._bring_up(chunk, codec)
@@ -183,23 +178,23 @@ class _Build:
         codec = self.store.codec.load()
         for first, end in centroid_ranges(codec):
             with self.report.step("invert"):
-                pairs = pairs_of(self.store.iter_codes(codec), first, end)
+                pairs = pairs_of(self.store.codes.batches(codec), first, end)
                 with atomic(self.store.conn):
-                    self.store.check_build(self.build_id)
+                    check_build(self.store)
                     if first == 0:
-                        self.store.lists.clear()
-                    self.store.lists.write(pairs)
+                        self.store.ivf.clear()
+                    self.store.ivf.write(pairs)
         self.progress(Progress("write", 1, 1))
 
     def _bring_up(self, rows: list[SourceRow], codec: ResidualCodec) -> None:
         with self.report.step("read"):
-            stale = [row for row in rows if self.store.content_hash(row.key) != row.content_hash]
+            stale = [row for row in rows if self.store.passages.content_hash(row.key) != row.content_hash]
             split = [self.rows.split(row) for row in stale]
         if not stale:
             return
         encoded = self.rows.encode(split, codec)
         with self.report.step("write"), atomic(self.store.conn):
-            self.store.check_build(self.build_id)
+            check_build(self.store)
             self.store.delete(row.key for row in encoded)
             self.store.append(encoded)
         self.n_done += len(stale)
@@ -260,21 +255,3 @@ class _Build:
             if place < self.n_rows and rank[place] >= 0:
                 drawn[rank[place]] = key, place
         return {key: place for key, place in drawn if key}
-
-
-def centroid_ranges(codec: StoredCodec) -> Iterator[tuple[int, int]]:
-    """Yield ranges of centroids whose inverted lists are made at once, as many as memory allows."""
-    step = -(-codec.n_centroids // -(-max(1, codec.stream_tokens) // _PAIRS_IN_MEMORY))
-    return ((first, first + step) for first in range(0, codec.n_centroids, step))
-
-
-def pairs_of(
-    batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]], first: int, end: int
-) -> Pairs:
-    """Return which passages have a token in which centroid of [first, end)."""
-    places = [np.empty(0, np.int64)]
-    for passage_ids, doclens, codes in batches:
-        inside = (codes >= first) & (codes < end)
-        owners = np.repeat(passage_ids, doclens)[inside]
-        places.append(Pairs(codes[inside].astype(np.int64), owners).places)
-    return Pairs.at(np.concatenate(places))

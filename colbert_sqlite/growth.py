@@ -16,6 +16,7 @@ from colbert_sqlite.engine import kmeans
 from colbert_sqlite.engine.codec import ResidualCodec, to_directions
 from colbert_sqlite.storage.blobs import CODES
 from colbert_sqlite.storage.codec import StoredCodec
+from colbert_sqlite.storage.ivf import Pairs
 from colbert_sqlite.storage.store import Store
 
 # Outliers are looked at when there are so many: half a megabyte at 128 dimensions.
@@ -63,7 +64,7 @@ def grow(store: Store, codec: Codec) -> None:
     """Add the centroids that outliers have earned, and code these anew. Call inside ``atomic``."""
     stored, residual = codec
     assert residual.cells is not None, "what is stored has cells"
-    passage_ids, positions, embeddings = store.take_outliers(stored)
+    passage_ids, positions, embeddings = store.outliers.take(stored)
     room = int((1 + _MAX_GROWTH) * stored.n_trained)
     room = min(room, 1 << 8 * CODES[stored.codes_dtype].itemsize) - stored.n_centroids
     added = _earned_centroids(residual, embeddings, room, store.entry.settings.seed)
@@ -76,9 +77,53 @@ def grow(store: Store, codec: Codec) -> None:
     codes, residuals = grown.compress(embeddings)
     better = codes >= stored.n_centroids
     less = float((before[better] - grown.mean_residuals(embeddings[better], codes[better])).sum())
-    store.codec.add_centroids(stored, directions, cells)
-    store.recode(passage_ids[better], positions[better], codes[better], residuals[better], less_residual=less)
+    stored = store.codec.add_centroids(stored, directions, cells)
+    _recode(store, stored, passage_ids[better], positions[better], codes[better], residuals[better])
+    residual_left = max(0.0, stored.recent_residual - less)
+    store.codec.update(dataclasses.replace(stored, recent_residual=residual_left))
     store.update_entry()
+
+
+def _recode(
+    store: Store,
+    codec: StoredCodec,
+    passage_ids: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    codes: NDArray[np.uint32],
+    residuals: NDArray[np.uint8],
+) -> None:
+    """Give some tokens other codes and residuals, in codes, residuals and inverted lists.
+
+    :param passage_ids: int64 [n], rising; *positions* int64 [n] are those of the tokens in their passages
+    :raises IndexCorrupt: if passages are missing or damaged
+    """
+    removed: list[Pairs] = []
+    added: list[Pairs] = []
+    for passage_id in np.unique(passage_ids):
+        mine = slice(*np.searchsorted(passage_ids, [passage_id, passage_id + 1]))
+        before = store.codes.read(codec, int(passage_id))
+        start = _start_of(store, codec, int(passage_id), before, positions[mine])
+        after = before.copy()
+        after[positions[mine]] = codes[mine]
+        store.codes.write(codec, int(passage_id), after)
+        store.residuals.overwrite(codec, start + positions[mine], residuals[mine])
+        removed.append(Pairs.of(int(passage_id), np.setdiff1d(before, after)))
+        added.append(Pairs.of(int(passage_id), np.setdiff1d(after, before)))
+    store.ivf.change(Pairs.joined(removed), Pairs.joined(added))
+
+
+def _start_of(
+    store: Store, codec: StoredCodec, passage_id: int, codes: NDArray[np.integer], positions: NDArray[np.int64]
+) -> int:
+    """Return where in the token stream a passage begins.
+
+    :raises IndexCorrupt: if it is missing, or has not the tokens it should
+    """
+    n = len(codes)
+    for start, doclen in store.passages.spans(np.array([passage_id])):
+        if type(start) is int and 0 <= start <= codec.stream_tokens - n and positions.max() < n == doclen:
+            return start
+    raise store.codes.part.damaged(f"passage {passage_id} has not the {n} tokens of its codes")
 
 
 def _earned_centroids(

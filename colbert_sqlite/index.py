@@ -34,16 +34,15 @@ from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.threads import Connections, connections_to
 from colbert_sqlite.sync import sync
 from colbert_sqlite.values import plain_value
-from colbert_sqlite.verify import check, repair
+from colbert_sqlite.verify import repair, verify
 from colbert_sqlite.view import View, inspect_source
 
 
 class Index:
     """A ColBERT index of one table, inside the database of that table.
 
-    Made by :meth:`create` or :meth:`open`. Searching never writes. Use it as a context manager, or call :meth:`close`,
-    when it was opened from a path. Opened from a path it may be used by any number of threads at once: each has a
-    connection of its own. Opened on a connection it belongs to the thread that opened it.
+    Made by :meth:`create` or :meth:`open`. Opened from a path, any number of threads may use it at once: each has a
+    connection of its own, which :meth:`close` closes. Opened on a connection, it belongs to the thread that did so.
     """
 
     def __init__(self, connections: Connections, entry: Entry, model: Model) -> None:
@@ -184,7 +183,6 @@ class Index:
         """Return the model, loaded on first use.
 
         :raises ModelMismatch: if it is not the one the index was built with
-        :raises ModelNotFound: if it is not on this machine and can't be fetched
         """
         return self._model.load()
 
@@ -270,9 +268,8 @@ class Index:
     def search_encoded(
         self, queries: Sequence[Query], settings: SearchSettings | None = None, filter: Filter | None = None
     ) -> list[list[Hit]]:
-        """Return what :meth:`search_many` returns, of queries that are encoded already; the model is not loaded.
+        """Return what :meth:`search_many` returns, of encoded queries: no model is loaded.
 
-        :param settings: default: those for the ten best rows
         :raises ShapeError: if a query has no tokens, or another ``dim`` than the index
         """
         if not queries:
@@ -359,7 +356,7 @@ class Index:
     def counts(self) -> IndexCounts:
         """Return how much is indexed: rows, rows without text, passages and tokens."""
         with self.read() as view:
-            return view.store.counts()
+            return view.store.passages.counts()
 
     def verify(self) -> list[str]:
         """Return a sentence per problem found; none when the index is sound and in step with its table.
@@ -370,7 +367,7 @@ class Index:
         :raises SourceError: if the table is gone or its key was changed
         """
         with self.read() as view:
-            problems = check(view.store, view.source).problems
+            problems = verify(view.store, view.source).problems
         return [*problems, *self._model.problems()]
 
     def sync(self, *, full: bool = False, progress: ProgressCallback | None = None) -> SyncResult:
@@ -402,8 +399,8 @@ class Index:
         """
         with self._write(progress):
             with self.read() as view:
-                source, findings = view.source, check(view.store, view.source)
-            if findings.passages or findings.rows or findings.orphans:
+                source, findings = view.source, verify(view.store, view.source)
+            if findings.needs_model:
                 # What is removed could not be encoded again without it.
                 self.load_encoder()
             if findings.damaged:
@@ -441,7 +438,7 @@ class Index:
             return self.counts()
 
     def drop(self) -> None:
-        """Remove the index, and what an interrupted rebuild of it left. The source table is not touched."""
+        """Remove the index, and what an interrupted rebuild left. The source table stays as it is."""
         with self._connections.use() as session:
             indexes.drop(session.conn, self.name)
 

@@ -42,7 +42,7 @@ def list_indexes(db: Database) -> list[IndexSummary]:
 
 def summarize(store: Store) -> IndexSummary:
     """Return what is said of an index in a list of them."""
-    entry, counts = store.entry, store.counts()
+    entry, counts = store.entry, store.passages.counts()
     return IndexSummary(
         name=entry.name,
         state="ready" if entry.state == "ready" else "building",

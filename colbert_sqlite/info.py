@@ -52,13 +52,12 @@ def index_info(view: View, model: Model) -> IndexInfo:
 def pending_changes(view: View) -> int | None:
     """Return how many rows the queue names; None where the next sync has to compare them all."""
     store = view.store
-    watched = store.entry.queue_complete and store.has_queue()
+    watched = store.entry.queue_complete and store.queue.exists()
     if watched and triggers.installed(store.conn, store.entry.name) == store.expected_triggers(view.source):
-        return store.queue_length()
+        return store.queue.count()
     return None
 
 
 def bytes_reclaimable(view: View) -> int:
     """Return the bytes of residuals of passages that are gone."""
-    codec = view.codec.stored
-    return view.store.stream.dead_tokens(codec) * codec.bytes_per_token
+    return view.store.residuals.reclaimable_bytes(view.codec.stored)

@@ -19,8 +19,8 @@ from colbert_sqlite.engine.pooling import pool
 from colbert_sqlite.passages import PassageSplitter, PassageText, extract
 from colbert_sqlite.progress import BuildReport
 from colbert_sqlite.settings import IndexSettings
+from colbert_sqlite.storage.encoded import EncodedPassage, EncodedRow, Outlier
 from colbert_sqlite.storage.source import Key, SourceRow
-from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Outlier
 
 # Text of one write transaction: some seconds of encoding on two CPU cores, which is what a kill can cost.
 CHUNK_BYTES = 200_000

@@ -21,8 +21,8 @@ from colbert_sqlite.query import Query
 from colbert_sqlite.results import Hit
 from colbert_sqlite.settings import MAX_NDOCS, MAX_NPROBE, SearchSettings
 from colbert_sqlite.storage.fts import FullText
+from colbert_sqlite.storage.passages import PassageRow
 from colbert_sqlite.storage.source import Key, pk_of
-from colbert_sqlite.storage.store import PassageRow
 from colbert_sqlite.view import CurrentRow, EncodedPassage, View
 
 Id = TypeVar("Id", bound=Hashable)
@@ -90,7 +90,7 @@ def rank(view: View, queries: Sequence[Query], settings: SearchSettings, allowed
                     break
                 n_scored = len(passage_ids)
                 scored_all = postings.has_at_most(n_scored) if allowed is None else n_scored == len(allowed)
-                if scored_all or len(rows) == view.store.count_rows(allowed):
+                if scored_all or len(rows) == view.store.passages.count_rows(allowed):
                     break
                 passage_ids, scores = plaid.search(embeddings, codec, postings, wider, allowed, exhaustive)
                 rows = _rows(view, passage_ids, scores, settings.k)
@@ -168,7 +168,7 @@ def _each_row(
     seen: set[Key] = set()
     for first in range(0, len(passage_ids), batch):
         ids = passage_ids[first : first + batch].tolist()
-        passages = view.store.passage_rows(ids)
+        passages = view.store.passages.rows(ids)
         for passage_id, score in zip(ids, scores[first : first + batch].tolist(), strict=True):
             if passage_id not in passages:
                 name = view.store.entry.name
@@ -229,7 +229,7 @@ def passage_to_explain(view: View, key: Key, query: Query, ordinal: int | None) 
     :raises SourceError: if the row is not in the index, has no text, or changed after it was indexed
     """
     passage_ids = view.passages_of(key)
-    passages = view.store.passage_rows(passage_ids.tolist())
+    passages = view.store.passages.rows(passage_ids.tolist())
     if ordinal is None:
         settings = SearchSettings.for_k(1)
         best, _ = plaid.search(query.embeddings, view.codec.residual, view.postings, settings, passage_ids, True)

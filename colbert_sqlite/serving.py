@@ -418,7 +418,7 @@ def why_rebuild(view: View) -> str | None:
     """Return why a rebuild would pay; None if it would not."""
     from colbert_sqlite import growth
 
-    return growth.why_rebuild(view.codec.stored, view.store.counts().tokens)
+    return growth.why_rebuild(view.codec.stored, view.store.passages.counts().tokens)
 
 
 def has_fts(view: View) -> bool:

@@ -68,7 +68,7 @@ def similar_to_each(
 ) -> list[SimilarKeys]:
     """Return the rows most like each row that a filter lets through, by the keys that they have now."""
     allowed = view.passage_ids(filter)
-    current = ((key, view.source.key_now(view.conn, key)) for key in view.store.indexed_keys(allowed))
+    current = ((key, view.source.key_now(view.conn, key)) for key in view.store.passages.keys(allowed))
     key_now = {key: now for key, now in current if now is not None}
     keys = [*key_now]
     similar_rows: list[SimilarKeys] = []

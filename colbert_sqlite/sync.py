@@ -22,8 +22,9 @@ from colbert_sqlite.progress import BuildReport, Progress, ProgressCallback, Syn
 from colbert_sqlite.rows import CHUNK_BYTES, CHUNK_ROWS, RowEncoder, chunks
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.connection import atomic
+from colbert_sqlite.storage.encoded import EncodedRow
 from colbert_sqlite.storage.source import Key, Source, SourceRow
-from colbert_sqlite.storage.store import EncodedRow, Store
+from colbert_sqlite.storage.store import Store
 
 # Text of rows compared at once.
 _COMPARED_BYTES = 4_000_000
@@ -100,9 +101,9 @@ class _Sync:
         """See to it that the queue names every row that differs."""
         store, conn = self.store, self.store.conn
         expected = store.expected_triggers(self.source)
-        if not store.has_queue():
+        if not store.queue.exists():
             with self._changing() as store:
-                store.create_queue()
+                store.queue.create()
                 store.update_entry(queue_complete=False)
         if triggers.installed(conn, store.entry.name) != expected:
             # They come before comparing, so that what changes meanwhile is queued.
@@ -119,7 +120,7 @@ class _Sync:
         if not all_replacements_seen or not self.source.depends_on_row_alone(conn):
             with self.report.step("compare"):
                 self.result += SyncResult(compared=self.source.count(conn))
-                self._enqueue([*store.missing_keys(self.source), *store.vanished_keys(self.source)])
+                self._enqueue([*store.passages.missing_keys(self.source), *store.passages.vanished_keys(self.source)])
 
     def _compare(self) -> None:
         n_rows = self.source.count(self.store.conn)
@@ -129,11 +130,13 @@ class _Sync:
         while chunk := self._next_rows(after):
             after = chunk[-1].key
             with self.report.step("compare"):
-                self._enqueue([row.key for row in chunk if self.store.content_hash(row.key) != row.content_hash])
+                self._enqueue(
+                    [row.key for row in chunk if self.store.passages.content_hash(row.key) != row.content_hash]
+                )
             n_compared += len(chunk)
             self.progress(Progress("compare", n_compared, max(n_compared, n_rows)))
         with self.report.step("compare"):
-            self._enqueue(self.store.vanished_keys(self.source))
+            self._enqueue(self.store.passages.vanished_keys(self.source))
         self.result += SyncResult(compared=n_compared)
 
     def _next_rows(self, after: Key | None) -> list[SourceRow]:
@@ -144,7 +147,7 @@ class _Sync:
     def _enqueue(self, keys: list[Key]) -> None:
         if keys:
             with self._changing() as store:
-                store.enqueue(keys)
+                store.queue.add(keys)
 
     def most_is_new(self) -> bool:
         """Return whether more rows are to be encoded than not; if so, count what the queue will change.
@@ -152,9 +155,9 @@ class _Sync:
         Then all of them are, with a codec that is trained on them: it costs twice as much at most.
         """
         store = self.store
-        n_queued = store.queue_length()
+        n_queued = store.queue.count()
         # In this order: counting rows costs what the index costs.
-        if n_queued < MIN_NEW_ROWS or n_queued < (n_rows := store.counts().rows):
+        if n_queued < MIN_NEW_ROWS or n_queued < (n_rows := store.passages.counts().rows):
             return False
         changes = self._queued_changes()
         n_new = changes.added + changes.updated
@@ -167,10 +170,10 @@ class _Sync:
         """Return how many rows the queue will add, update and delete."""
         counts: Counter[str] = Counter()
         after: Key | None = None
-        while keys := self.store.queued(after, CHUNK_ROWS):
+        while keys := self.store.queue.keys(after, CHUNK_ROWS):
             after = keys[-1]
             for key in keys:
-                row, indexed = self.source.read_row(self.store.conn, key), self.store.content_hash(key)
+                row, indexed = self.source.read_row(self.store.conn, key), self.store.passages.content_hash(key)
                 counts[_change(row, indexed)] += 1
         return SyncResult(counts["added"], counts["updated"], counts["deleted"])
 
@@ -184,7 +187,7 @@ class _Sync:
         # No count where it is plain: the stream holds what is indexed, and gaps.
         if codec.stream_tokens < outgrown_from or outgrown_from > MAX_RETRAINED_TOKENS:
             return False
-        n_tokens = store.counts().tokens
+        n_tokens = store.passages.counts().tokens
         pays = MIN_RETRAINED_TOKENS <= n_tokens <= MAX_RETRAINED_TOKENS or codec.trained_tokens == 0
         return pays and growth.is_outgrown(codec, n_tokens) and not self.source.count_null_keys(store.conn)
 
@@ -199,7 +202,7 @@ class _Sync:
 
     def drain(self) -> None:
         """Bring up every row whose key is queued."""
-        self.n_queued = self.store.queue_length()
+        self.n_queued = self.store.queue.count()
         if not self.n_queued:
             return
         n_done = 0
@@ -217,11 +220,11 @@ class _Sync:
         batch: list[tuple[Key, SourceRow | None]] = []
         size = 0
         after: Key | None = None
-        while keys := self.store.queued(after, CHUNK_ROWS):
+        while keys := self.store.queue.keys(after, CHUNK_ROWS):
             after = keys[-1]
             for key in keys:
                 row = self.source.read_row(self.store.conn, key)
-                stale = row is not None and self.store.content_hash(key) != row.content_hash
+                stale = row is not None and self.store.passages.content_hash(key) != row.content_hash
                 batch.append((key, row if stale else None))
                 size += row.n_bytes if row is not None and stale else 0
                 if size >= CHUNK_BYTES or len(batch) == CHUNK_ROWS:
@@ -239,7 +242,7 @@ class _Sync:
             new: list[EncodedRow] = []
             done: list[Key] = []
             for key, _ in batch:
-                row, indexed = self.source.read_row(store.conn, key), store.content_hash(key)
+                row, indexed = self.source.read_row(store.conn, key), store.passages.content_hash(key)
                 change, ready = _change(row, indexed), encoded.get(key)
                 if row is not None and change != "unchanged":
                     if ready is None or ready.content_hash != row.content_hash:
@@ -252,11 +255,11 @@ class _Sync:
                 counts[change] += 1
             if gone or new:
                 removed = store.delete(gone)
-                store.lists.change(removed, store.append(new, recent=True))
+                store.ivf.change(removed, store.append(new, recent=True))
                 store.update_entry()
-            store.dequeue(done)
+            store.queue.remove(done)
         self.result += SyncResult(counts["added"], counts["updated"], counts["deleted"])
-        if encoded and self.store.count_outliers() >= growth.OUTLIERS_AT_ONCE:
+        if encoded and self.store.outliers.count() >= growth.OUTLIERS_AT_ONCE:
             with self.report.step("train"), self._changing() as store:
                 growth.grow(store, self.codecs.load(store))
         return len(batch) - len(done)

@@ -18,9 +18,10 @@ from colbert_sqlite.errors import SourceError
 from colbert_sqlite.passages import extract
 from colbert_sqlite.results import Passage
 from colbert_sqlite.settings import Filter
-from colbert_sqlite.storage.postings import Checked, Snapshot
+from colbert_sqlite.storage.passages import PassageRow
+from colbert_sqlite.storage.postings import Checked, StoredPostings
 from colbert_sqlite.storage.source import Key, Source, pk_of
-from colbert_sqlite.storage.store import PassageRow, Store
+from colbert_sqlite.storage.store import Store
 from colbert_sqlite.values import plain_key
 
 
@@ -62,8 +63,8 @@ class View:
         return self._codecs.load(self.store)
 
     @cached_property
-    def postings(self) -> Snapshot:
-        return Snapshot(self.store, self.codec.stored, self._checked)
+    def postings(self) -> StoredPostings:
+        return StoredPostings(self.store, self.codec.stored, self._checked)
 
     @cached_property
     def source(self) -> Source:
@@ -90,9 +91,9 @@ class View:
         """
         allowed = None
         if filter.where is not None:
-            allowed = self.store.passage_ids_where(self._source(inspect_source(self.store, filter)))
+            allowed = self.store.passages.ids_where(self._source(inspect_source(self.store, filter)))
         if filter.pks is not None:
-            of_keys = self.store.passage_ids_of(map(self.key, filter.pks))
+            of_keys = self.store.passages.ids_of(map(self.key, filter.pks))
             allowed = of_keys if allowed is None else np.intersect1d(allowed, of_keys, assume_unique=True)
         return allowed
 
@@ -112,7 +113,7 @@ class View:
 
         :raises SourceError: if the row is not in the index, or has no text
         """
-        passage_ids = self.store.passage_ids_of([key])
+        passage_ids = self.store.passages.ids_of([key])
         if not len(passage_ids) or self.source.key_now(self.conn, key) is None:
             raise SourceError(
                 f"index {self.store.entry.name!r} has no text of a row {pk_of(key)!r}: it is not there, not synced, or "

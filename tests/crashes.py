@@ -39,7 +39,7 @@ from colbert_sqlite.errors import IndexCorrupt, IndexNotFound, SchemaVersionErro
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import drop, list_indexes
 from colbert_sqlite.progress import Progress
-from colbert_sqlite.storage import residuals
+from colbert_sqlite.storage import ivf, residuals
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.upgrade import upgrade
 from tests.damage import make_older
@@ -61,7 +61,7 @@ def many_small_transactions() -> None:
     """Have everything done in small portions, and the codec grow early."""
     rows.CHUNK_BYTES = syncing.CHUNK_BYTES = 1500
     building._SAMPLE_TOKENS = 1500
-    building._PAIRS_IN_MEMORY = 1000
+    ivf._PAIRS_IN_MEMORY = 1000
     syncing._COMPARED_BYTES = 3000
     growth.OUTLIERS_AT_ONCE = 100
     growth._OUTLIERS_PER_CENTROID = 8

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from colbert_sqlite.errors import IndexCorrupt
-from colbert_sqlite.storage.blobs import CODES, checksum, codes_dtype, from_blob, pack_ids, unpack_ids, verified
+from colbert_sqlite.storage.blobs import CODES, Part, checksum, codes_dtype, from_blob, pack_ids, unpack_ids, verified
 
+PART = Part("codes", "x")
+LISTS = Part("inverted lists", "x")
 # Few enough gaps of 16 bits between the ids of one list.
 IDS = st.lists(st.one_of(st.integers(1, 300), st.integers(1, 1 << 22)), unique=True, min_size=1, max_size=50).map(
     sorted
@@ -26,7 +28,7 @@ def packed(lists: list[list[int]]) -> tuple[NDArray[np.int64], list[bytes]]:
 
 @given(st.lists(IDS, min_size=1, max_size=5))
 def test_packed_ids_come_back(lists: list[list[int]]) -> None:
-    ids, lengths = unpack_ids(*packed(lists))
+    ids, lengths = unpack_ids(*packed(lists), LISTS)
     assert ids.tolist() == sum(lists, [])
     assert lengths.tolist() == [len(one) for one in lists]
 
@@ -34,7 +36,7 @@ def test_packed_ids_come_back(lists: list[list[int]]) -> None:
 @pytest.mark.parametrize("gap", [0xFFFE, 0xFFFF, 0x10000, 2 * 0xFFFF, 2 * 0xFFFF + 1])
 def test_gaps_around_the_skip_value_come_back(gap: int) -> None:
     ids = [gap, 2 * gap, 2 * gap + 1]
-    assert unpack_ids(*packed([ids]))[0].tolist() == ids
+    assert unpack_ids(*packed([ids]), LISTS)[0].tolist() == ids
 
 
 def test_near_ids_take_two_bytes_each() -> None:
@@ -48,9 +50,11 @@ def test_a_checksum_is_that_of_all_blobs_together_and_fits_four_bytes() -> None:
 
 @pytest.mark.parametrize("row", [(b"abc", 0), ("abc", 0x352441C2 - 2**31), (b"abc", None), (b"abc", "x"), (None, 0)])
 def test_a_blob_of_another_checksum_is_damaged(row: tuple[object, object]) -> None:
-    assert verified([(b"abc", 0x352441C2 - 2**31)], "codes") == [b"abc"]
-    with pytest.raises(IndexCorrupt, match="codes are (damaged: their checksums differ|not all BLOBs)"):
-        verified([row], "codes")
+    assert verified([(b"abc", 0x352441C2 - 2**31)], PART) == [b"abc"]
+    with pytest.raises(
+        IndexCorrupt, match="the codes of index 'x' are damaged: (a checksum differs|not all of them are)"
+    ):
+        verified([row], PART)
 
 
 def test_codes_take_two_bytes_until_there_is_no_room_to_grow() -> None:
@@ -59,5 +63,7 @@ def test_codes_take_two_bytes_until_there_is_no_room_to_grow() -> None:
 
 @pytest.mark.parametrize("blob", [b"abc", None, "text", 7])
 def test_a_blob_that_is_no_array_is_corrupt(blob: object) -> None:
-    with pytest.raises(IndexCorrupt, match="codes of 'x' is not a BLOB of 2-byte items"):
-        from_blob(blob, CODES["<u2"], "codes of 'x'")
+    with pytest.raises(IndexCorrupt) as caught:
+        from_blob(blob, CODES["<u2"], PART)
+    detail = "a BLOB of 3 bytes has no 2-byte items" if blob == b"abc" else f"{blob!r} is not a BLOB"
+    assert str(caught.value) == f"the codes of index 'x' are damaged: {detail}; run verify, then repair"

@@ -16,7 +16,7 @@ from colbert_sqlite.errors import IndexCorrupt
 from colbert_sqlite.storage import ivf
 from colbert_sqlite.storage.connection import atomic
 from colbert_sqlite.storage.ivf import PASSAGE_BITS, PASSAGE_MASK, Pairs
-from colbert_sqlite.storage.postings import Snapshot
+from colbert_sqlite.storage.postings import StoredPostings
 from colbert_sqlite.storage.store import Store
 
 Lists = dict[int, set[int]]
@@ -58,7 +58,7 @@ def expected_lists(passages: dict[int, set[int]]) -> Lists:
 
 def read_lists(store: Store) -> Lists:
     """What a search reads, of all centroids at once."""
-    listed, offsets = Snapshot(store, codec_of(store)).inverted_lists(np.arange(N_CENTROIDS))
+    listed, offsets = StoredPostings(store, codec_of(store)).inverted_lists(np.arange(N_CENTROIDS))
     parts = {i: listed[offsets[i] : offsets[i + 1]].tolist() for i in range(N_CENTROIDS)}
     assert all(part == sorted(set(part)) for part in parts.values())
     return {centroid: set(part) for centroid, part in parts.items() if part}
@@ -98,9 +98,9 @@ def test_lists_hold_what_was_added_and_not_removed(
             new[last_id] = centroids
         with atomic(store.conn):
             if i == 0:
-                store.lists.write(pairs_of(new))
+                store.ivf.write(pairs_of(new))
             else:
-                store.lists.change(pairs_of(gone), pairs_of(new))
+                store.ivf.change(pairs_of(gone), pairs_of(new))
         passages = {passage_id: of for passage_id, of in passages.items() if passage_id not in gone} | new
         check_segments(store)
         assert read_lists(store) == expected_lists(passages)
@@ -114,8 +114,8 @@ def test_a_snapshot_reads_any_centroids_in_any_order(added: list[tuple[int, set[
         for passage_id, (_, centroids) in zip(np.cumsum([gap for gap, _ in added]), added, strict=True)
     }
     with atomic(store.conn):
-        store.lists.write(pairs_of(passages))
-    listed, offsets = Snapshot(store, codec_of(store)).inverted_lists(np.array(wanted, np.int64))
+        store.ivf.write(pairs_of(passages))
+    listed, offsets = StoredPostings(store, codec_of(store)).inverted_lists(np.array(wanted, np.int64))
     expected = [sorted(expected_lists(passages).get(centroid, [])) for centroid in wanted]
     assert [listed[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)] == expected
 
@@ -123,36 +123,36 @@ def test_a_snapshot_reads_any_centroids_in_any_order(added: list[tuple[int, set[
 def test_a_change_rewrites_the_segments_concerned_and_no_others() -> None:
     store = empty_store()
     with atomic(store.conn):
-        store.lists.write(pairs_of({passage_id: {1, 2} for passage_id in range(1, 13)}))
+        store.ivf.write(pairs_of({passage_id: {1, 2} for passage_id in range(1, 13)}))
     ivf = store.table("ivf")
     # A marker that reading would trip over: these segments are not read.
     store.conn.execute(f"UPDATE {ivf} SET checksum = 0 WHERE segment & ? != 4", (PASSAGE_MASK,))
     untouched = f"SELECT * FROM {ivf} WHERE checksum = 0"
     before = store.conn.execute(untouched).fetchall()
     with atomic(store.conn):
-        store.lists.change(pairs_of({5: {1, 2}}), pairs_of({}))
+        store.ivf.change(pairs_of({5: {1, 2}}), pairs_of({}))
     assert store.conn.execute(untouched).fetchall() == before
     with pytest.raises(IndexCorrupt, match="inverted lists of index 'posts' are damaged"), atomic(store.conn):
-        store.lists.change(pairs_of({2: {1}}), pairs_of({}))
+        store.ivf.change(pairs_of({2: {1}}), pairs_of({}))
 
 
 def test_a_list_without_passages_leaves_no_segment() -> None:
     store = empty_store()
     passages = {passage_id: {0, N_CENTROIDS - 1} for passage_id in range(1, 9)}
     with atomic(store.conn):
-        store.lists.write(pairs_of(passages))
-        store.lists.change(pairs_of(passages), pairs_of({}))
+        store.ivf.write(pairs_of(passages))
+        store.ivf.change(pairs_of(passages), pairs_of({}))
     assert store.conn.execute(f"SELECT count(*) FROM {store.table('ivf')}").fetchone() == (0,)
 
 
 def test_the_highest_passage_id_stays_in_its_own_list() -> None:
     store, highest = empty_store(), PASSAGE_MASK
     with atomic(store.conn):
-        store.lists.change(pairs_of({}), pairs_of({highest - 70_000: {0, 1}, highest: {0, 1}}))
+        store.ivf.change(pairs_of({}), pairs_of({highest - 70_000: {0, 1}, highest: {0, 1}}))
     check_segments(store)
     assert read_lists(store) == {0: {highest - 70_000, highest}, 1: {highest - 70_000, highest}}
     with atomic(store.conn):
-        store.lists.change(pairs_of({highest: {0}}), pairs_of({}))
+        store.ivf.change(pairs_of({highest: {0}}), pairs_of({}))
     assert read_lists(store) == {0: {highest - 70_000}, 1: {highest - 70_000, highest}}
 
 
@@ -168,7 +168,7 @@ def test_passages_come_and_go_by_the_hundred() -> None:
             last_id += int(generator.integers(1, 200_000))
             new[last_id] = set(generator.integers(0, N_CENTROIDS, 6).tolist())
         with atomic(store.conn):
-            store.lists.change(pairs_of(gone), pairs_of(new))
+            store.ivf.change(pairs_of(gone), pairs_of(new))
         passages = {i: of for i, of in passages.items() if i not in gone} | new
         check_segments(store)
         assert read_lists(store) == expected_lists(passages)

@@ -40,8 +40,9 @@ from colbert_sqlite.progress import BuildReport
 from colbert_sqlite.results import Passage
 from colbert_sqlite.rows import RowEncoder
 from colbert_sqlite.settings import SearchSettings
+from colbert_sqlite.storage.encoded import EncodedRow
 from colbert_sqlite.storage.source import SourceRow
-from colbert_sqlite.storage.store import EncodedRow, Store
+from colbert_sqlite.storage.store import Store
 
 EXAMPLES, STEPS = map(int, os.environ.get("COLBERT_STEPS", "40x50").split("x"))
 

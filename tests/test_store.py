@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 
 import numpy as np
@@ -15,12 +16,14 @@ from colbert_sqlite.progress import IndexCounts
 from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import atomic
-from colbert_sqlite.storage.postings import Snapshot
+from colbert_sqlite.storage.encoded import EncodedPassage, EncodedRow
+from colbert_sqlite.storage.postings import StoredPostings
 from colbert_sqlite.storage.registry import drop_index, read_entries
 from colbert_sqlite.storage.schema import PARTS, quote_identifier, table_name
 from colbert_sqlite.storage.source import Source
-from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Store
-from colbert_sqlite.verify import check
+from colbert_sqlite.storage.store import Store
+from colbert_sqlite.storage.swap import begin_build, check_build, publish
+from colbert_sqlite.verify import verify
 
 DIM, NBITS, N_CENTROIDS = 12, 2, 40
 WIDTH = 4
@@ -30,7 +33,7 @@ def new_store(conn: sqlite3.Connection, name: str = "posts", build_id: str = "a"
     conn.execute("CREATE TABLE IF NOT EXISTS posts (id INTEGER PRIMARY KEY, body TEXT)")
     source = Source.inspect(conn, "posts", ["body"])
     settings = IndexSettings(table="posts", columns=("body",), model="hashing", nbits=NBITS, max_tokens=32)
-    return Store.start_build(conn, name, source, settings, "fingerprint", DIM, build_id=build_id, replace=True)
+    return begin_build(conn, name, source, settings, "fingerprint", DIM, build_id=build_id, replace=True)
 
 
 def with_codec(store: Store) -> Store:
@@ -67,6 +70,14 @@ def codec_of(store: Store) -> StoredCodec:
     return store.codec.load()
 
 
+def make_dense(store: Store) -> None:
+    codec, last_id, end = codec_of(store), 0, 0
+    while moved := store.residuals.compact(codec, last_id, end):
+        last_id, end = moved
+    store.residuals.end_at(codec, end)
+    store.codec.update(dataclasses.replace(codec, stream_tokens=end))
+
+
 def source_of(conn: sqlite3.Connection) -> Source:
     return Source.inspect(conn, "posts", ["body"])
 
@@ -90,19 +101,17 @@ def test_tokens_come_back_whatever_was_added_and_deleted_before(
             expected.pop(key, None)
             if doclens is not None:
                 expected[key] = row_of(key, doclens)
-            store.lists.change(removed, store.append([expected[key]] if doclens is not None else []))
-    assert check(store, None).problems == []
+            store.ivf.change(removed, store.append([expected[key]] if doclens is not None else []))
+    assert verify(store, None).problems == []
     if compacted:
         with atomic(conn):
-            place: tuple[int, int] | None = (0, 0)
-            while place is not None:
-                place = store.compact(*place)
-        assert store.stream.dead_tokens(codec_of(store)) == 0
-        assert check(store, None).problems == []
+            make_dense(store)
+        assert store.residuals.reclaimable_bytes(codec_of(store)) == 0
+        assert verify(store, None).problems == []
     ids: set[int] = set()
-    snapshot = Snapshot(store, codec_of(store))
+    snapshot = StoredPostings(store, codec_of(store))
     for key, row in expected.items():
-        passage_ids = store.passage_ids_of([(key,)])
+        passage_ids = store.passages.ids_of([(key,)])
         codes, offsets = snapshot.codes(passage_ids)
         residuals, starts = snapshot.residuals(passage_ids, np.diff(offsets))
         for i, passage in enumerate(row.passages):
@@ -111,7 +120,7 @@ def test_tokens_come_back_whatever_was_added_and_deleted_before(
             assert residuals[starts[i] : starts[i] + len(found)].tolist() == passage.residuals.tolist()
         ids.update(passage_ids.tolist())
     assert snapshot.all_passage_ids().tolist() == sorted(ids)
-    assert store.counts() == IndexCounts(
+    assert store.passages.counts() == IndexCounts(
         rows=len(expected),
         rows_without_text=sum(not row.passages for row in expected.values()),
         passages=sum(len(row.passages) for row in expected.values()),
@@ -158,7 +167,7 @@ def test_an_equal_build_is_continued_and_the_former_builder_stopped() -> None:
     second = new_store(conn, build_id="b")
     assert second.codec.exists()
     with pytest.raises(BuildInterrupted, match="another process took over the build of index 'posts'"):
-        first.check_build("a")
+        check_build(first)
 
 
 def test_publishing_replaces_the_old_tables_and_never_uses_an_id_again() -> None:
@@ -168,8 +177,8 @@ def test_publishing_replaces_the_old_tables_and_never_uses_an_id_again() -> None
         store = with_codec(new_store(conn))
         with atomic(conn):
             store.append([row_of(1, [3, 4])])
-            published = store.publish(source_of(conn))
-        assert published.passage_ids_of([(1,)]).tolist() == expected_ids
+            published = publish(store, source_of(conn))
+        assert published.passages.ids_of([(1,)]).tolist() == expected_ids
     assert published.entry.generation == 2
     names = {name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     assert not any(name.endswith("_building") for name in names)
@@ -192,7 +201,7 @@ def test_an_unknown_index_names_those_that_exist() -> None:
     with pytest.raises(IndexNotFound, match="index 'posts' is not complete: its first build is running"):
         Store.open(conn, "posts")
     with atomic(conn):
-        store.publish(source_of(conn))
+        publish(store, source_of(conn))
     assert Store.open(conn, "posts").entry.name == "Posts"
     with pytest.raises(IndexNotFound, match="no index 'other' in this database; it has Posts"):
         Store.open(conn, "other")
@@ -210,6 +219,8 @@ OTHER_CODES = "UPDATE {codes} SET codes = CAST(substr(codes, 3) || x'ffff' AS BL
 OTHER_RESIDUALS = "UPDATE {residuals} SET residuals = CAST(x'ff' || substr(residuals, 2) AS BLOB) WHERE block = 0"
 # Residuals and centroids may be any bytes: only their checksums tell that these are others.
 ANY_BYTES = "any bytes will do"
+LISTS = "the inverted lists of index 'posts' are damaged"
+OTHER_LISTS = f"{LISTS}: a checksum differs; run verify, then repair"
 CENTROIDS = "the centroids of index 'posts' are damaged"
 OTHER_BLOCK = f"{CENTROIDS}: the checksum of block 0 differs; rebuild the index"
 
@@ -227,13 +238,16 @@ DAMAGE = [
         "UPDATE {passages} SET ordinal = 7 WHERE passage_id = 2",
         *2 * ["not numbered from 0 or differ in content hash: 1"],
     ),
-    ("UPDATE {passages} SET content_hash = x'00'", *2 * ["impossible offsets, lengths or hashes: 1, 2"]),
-    ("UPDATE {passages} SET doclen = 'x'", *2 * ["impossible offsets, lengths or hashes: 1, 2"]),
-    ("UPDATE {passages} SET start = 'x'", *2 * ["impossible offsets, lengths or hashes: 1, 2"]),
+    ("UPDATE {passages} SET content_hash = x'00'", *2 * ["impossible ids, offsets, lengths or hashes: 1, 2"]),
+    ("UPDATE {passages} SET doclen = 'x'", *2 * ["impossible ids, offsets, lengths or hashes: 1, 2"]),
+    ("UPDATE {passages} SET start = 'x'", *2 * ["impossible ids, offsets, lengths or hashes: 1, 2"]),
     ("DELETE FROM {ivf}", *2 * ["passages missing from inverted lists: 1, 2"]),
-    ("UPDATE {ivf} SET passage_ids = x'00000900'", "lists name passages they should not: 10", "checksums differ"),
-    ("UPDATE {ivf} SET passage_ids = x'09'", "inverted lists are not all BLOBs of 2-byte items", "checksums differ"),
-    ("UPDATE {ivf} SET passage_ids = 'ab'", *2 * ["inverted lists of index 'posts' are not all BLOBs"]),
+    ("UPDATE {ivf} SET passage_ids = x'00000900'", "lists name passages they should not: 10", OTHER_LISTS),
+    ("UPDATE {ivf} SET passage_ids = x'09'", f"{LISTS}: not all of them are BLOBs of 2-byte items", OTHER_LISTS),
+    (
+        "UPDATE {ivf} SET passage_ids = 'ab'",
+        *2 * [f"{LISTS}: not all of them are BLOBs with a checksum; run verify, then repair"],
+    ),
     ("INSERT INTO {outliers} VALUES (99, 0, zeroblob(24), 0)", *2 * ["passages with damaged outliers: 99"]),
     ("INSERT INTO {outliers} VALUES (1, 1300, zeroblob(24), 0)", *2 * ["passages with damaged outliers: 1"]),
     ("INSERT INTO {outliers} VALUES (1, 0, zeroblob(23), 0)", *2 * ["passages with damaged outliers: 1"]),
@@ -244,7 +258,7 @@ DAMAGE = [
     ("UPDATE {centroids} SET centroids = x'00'", f"{CENTROIDS}: 0.0833333 of them and 40 cells, not 40", OTHER_BLOCK),
     ("UPDATE {centroids} SET cells = x'0000'", f"{CENTROIDS}: 40 of them and 1 cells, not 40", OTHER_BLOCK),
     ("UPDATE {centroids} SET centroids = zeroblob(480)", ANY_BYTES, OTHER_BLOCK),
-    ("UPDATE {centroids} SET centroids = 'text'", *2 * ["centroids of index 'posts' are not all BLOBs"]),
+    ("UPDATE {centroids} SET centroids = 'text'", *2 * [f"{CENTROIDS}: not all of them are BLOBs; rebuild the index"]),
     *(
         (
             f"UPDATE {{codec}} SET {change}",
@@ -280,8 +294,8 @@ def damaged_store(damage: str, *, forged: bool) -> Store:
     conn = sqlite3.connect(":memory:", isolation_level=None)
     store = with_codec(new_store(conn))
     with atomic(conn):
-        store.lists.write(store.append([row_of(1, [1300, 1500])]))
-    assert check(store, None).problems == []
+        store.ivf.write(store.append([row_of(1, [1300, 1500])]))
+    assert verify(store, None).problems == []
     conn.execute(damage.format(**{part: store.table(part) for part in PARTS}))
     if forged:
         forge_checksums(conn, "posts", building=True)
@@ -290,13 +304,13 @@ def damaged_store(damage: str, *, forged: bool) -> Store:
 
 @pytest.mark.parametrize(("damage", "problem"), [(damage, structural) for damage, structural, _ in DAMAGE])
 def test_verify_names_what_contradicts_itself_though_checksums_agree(damage: str, problem: str) -> None:
-    problems = check(damaged_store(damage, forged=True), None).problems
+    problems = verify(damaged_store(damage, forged=True), None).problems
     assert any(problem in found for found in problems) or (problem, problems) == (ANY_BYTES, [])
 
 
 @pytest.mark.parametrize(("damage", "problem"), [(damage, unforged) for damage, _, unforged in DAMAGE])
 def test_verify_names_what_is_damaged(damage: str, problem: str) -> None:
-    problems = check(damaged_store(damage, forged=False), None).problems
+    problems = verify(damaged_store(damage, forged=False), None).problems
     assert any(problem in found for found in problems), problems
 
 
@@ -313,7 +327,7 @@ def test_verify_names_what_is_damaged(damage: str, problem: str) -> None:
 def test_reading_damaged_codes_is_an_error(damage: str, forged: bool) -> None:
     store = damaged_store(damage, forged=forged)
     with pytest.raises(IndexCorrupt):
-        Snapshot(store, codec_of(store)).codes(np.array([1, 2]))
+        StoredPostings(store, codec_of(store)).codes(np.array([1, 2]))
 
 
 @pytest.mark.parametrize("forged", [False, True])
@@ -334,7 +348,7 @@ def test_reading_damaged_codes_is_an_error(damage: str, forged: bool) -> None:
 def test_reading_damaged_residuals_is_an_error(damage: str, forged: bool) -> None:
     store = damaged_store(damage, forged=forged)
     with pytest.raises(IndexCorrupt):
-        Snapshot(store, codec_of(store)).residuals(np.array([1, 2]), np.array([1300, 1500]))
+        StoredPostings(store, codec_of(store)).residuals(np.array([1, 2]), np.array([1300, 1500]))
 
 
 @pytest.mark.parametrize(
@@ -350,7 +364,7 @@ def test_reading_damaged_residuals_is_an_error(damage: str, forged: bool) -> Non
 def test_taking_damaged_outliers_is_an_error(damage: str) -> None:
     store = damaged_store(damage, forged=True)
     with pytest.raises(IndexCorrupt, match="outliers of index 'posts' are"), atomic(store.conn):
-        store.take_outliers(codec_of(store))
+        store.outliers.take(codec_of(store))
 
 
 @pytest.mark.parametrize("forged", [False, True])
@@ -365,4 +379,4 @@ def test_taking_damaged_outliers_is_an_error(damage: str) -> None:
 def test_reading_damaged_lists_is_an_error(damage: str, forged: bool) -> None:
     store = damaged_store(damage, forged=forged)
     with pytest.raises(IndexCorrupt):
-        Snapshot(store, codec_of(store)).inverted_lists(np.arange(N_CENTROIDS))
+        StoredPostings(store, codec_of(store)).inverted_lists(np.arange(N_CENTROIDS))

@@ -27,7 +27,7 @@ from colbert_sqlite.progress import Progress, SyncResult
 from colbert_sqlite.rows import OUTLIER_RESIDUAL
 from colbert_sqlite.settings import MAX_K, MAX_QUERY_CHARACTERS
 from colbert_sqlite.storage.connection import reading
-from colbert_sqlite.storage.postings import Snapshot
+from colbert_sqlite.storage.postings import StoredPostings
 from colbert_sqlite.storage.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -574,7 +574,7 @@ def test_outliers_earn_centroids_of_their_own(
     with reading(conn):
         store = Store.open(conn, "t")
         stored, grown = load_codec(store)
-        snapshot = Snapshot(store, stored)
+        snapshot = StoredPostings(store, stored)
         places = conn.execute(
             "SELECT passage_id, body FROM _colbert_t_passages JOIN t ON id = pk_id WHERE pk_id > 200"
         ).fetchall()

@@ -121,7 +121,7 @@ class Killed(Exception):
     """What ends the upgrade."""
 
 
-@pytest.mark.parametrize("step", ["upgrade.build", "build._Build.encode_rows", "storage.store.Store.publish"])
+@pytest.mark.parametrize("step", ["upgrade.build", "build._Build.encode_rows", "build.publish"])
 def test_an_upgrade_that_is_killed_leaves_the_index_as_it_was(
     old: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

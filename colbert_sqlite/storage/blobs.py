@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.errors import IndexCorrupt
+from colbert_sqlite.errors import IndexCorrupt, damaged
 
 FLOATS = np.dtype("<f4")
 HALVES = np.dtype("<f2")
@@ -24,10 +25,24 @@ CELLS = np.dtype("<u2")
 RESIDUALS = np.dtype("u1")
 CODES = {name: np.dtype(name) for name in ("<u2", "<u4")}
 
+PASSAGE_BITS = 40
+MAX_PASSAGE_ID = (1 << PASSAGE_BITS) - 1
+
 # A gap of this value moves on by as much without naming an id, so that 16 bits are enough for any gap.
 _SKIP = 0xFFFF
 
 _HALF = 1 << 31
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of an index, which may be damaged."""
+
+    name: str
+    index: str
+
+    def damaged(self, detail: str) -> IndexCorrupt:
+        return damaged(self.name, self.index, detail)
 
 
 def codes_dtype(n_centroids: int) -> str:
@@ -35,30 +50,31 @@ def codes_dtype(n_centroids: int) -> str:
     return "<u2" if n_centroids + n_centroids // 4 <= 0x10000 else "<u4"
 
 
-def from_blob(blob: object, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
+def from_blob(blob: object, dtype: np.dtype[Any], part: Part) -> NDArray[Any]:
     """Return a read-only array over *blob*.
 
-    :raises IndexCorrupt: if the length is no multiple of the item size
+    :raises IndexCorrupt: if it is not a BLOB of whole items
     """
-    if not isinstance(blob, bytes) or len(blob) % dtype.itemsize:
-        raise IndexCorrupt(f"{what} is not a BLOB of {dtype.itemsize}-byte items")
+    if not isinstance(blob, bytes):
+        raise part.damaged(f"{blob!r} is not a BLOB")
+    if len(blob) % dtype.itemsize:
+        raise part.damaged(f"a BLOB of {len(blob)} bytes has no {dtype.itemsize}-byte items")
     return np.frombuffer(blob, dtype)
 
 
-def from_blobs(blobs: Sequence[object], dtype: np.dtype[Any], what: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def from_blobs(blobs: Sequence[object], dtype: np.dtype[Any], part: Part) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return one array over *blobs*, one after another, and the offsets int64 [n + 1] where each begins.
 
-    :raises IndexCorrupt: if one of them is no BLOB, or its length no multiple of the item size
+    :raises IndexCorrupt: if one of them is not a BLOB of whole items
     """
-    damaged = IndexCorrupt(f"{what} are not all BLOBs of {dtype.itemsize}-byte items")
     try:
         joined = b"".join(blobs)  # type: ignore[arg-type]
     except TypeError:
-        raise damaged from None
+        raise part.damaged("not all of them are BLOBs") from None
     offsets = np.zeros(len(blobs) + 1, np.int64)
     sizes = np.fromiter(map(len, blobs), np.int64, len(blobs))  # type: ignore[arg-type]
     if np.any(sizes % dtype.itemsize):
-        raise damaged
+        raise part.damaged(f"not all of them are BLOBs of {dtype.itemsize}-byte items")
     np.cumsum(sizes // dtype.itemsize, out=offsets[1:])
     return np.frombuffer(joined, dtype), offsets
 
@@ -77,7 +93,7 @@ def row_checksum(values: Iterable[object]) -> int:
     return checksum(json.dumps(plain, ensure_ascii=True).encode())
 
 
-def verified(rows: Sequence[tuple[Any, ...]], what: str) -> list[Any]:
+def verified(rows: Sequence[tuple[Any, ...]], part: Part) -> list[Any]:
     """Return the BLOBs of rows (BLOB, checksum).
 
     :raises IndexCorrupt: if a checksum is not that of its BLOB
@@ -87,9 +103,9 @@ def verified(rows: Sequence[tuple[Any, ...]], what: str) -> list[Any]:
         # A search checks thousands: no loop of ours.
         sound = list(map(zlib.crc32, blobs)) == list(map(_HALF.__add__, checks))
     except TypeError:
-        raise IndexCorrupt(f"{what} are not all BLOBs: run verify, then repair") from None
+        raise part.damaged("not all of them are BLOBs with a checksum") from None
     if not sound:
-        raise IndexCorrupt(f"{what} are damaged: their checksums differ; run verify, then repair")
+        raise part.damaged("a checksum differs")
     return list(blobs)
 
 
@@ -116,16 +132,18 @@ def pack_ids(ids: NDArray[np.int64], ends: NDArray[np.int64]) -> list[bytes]:
     return [data[start:end] for start, end in zip([0, *cuts[:-1]], cuts, strict=True)]
 
 
-def unpack_ids(firsts: NDArray[np.int64], blobs: Sequence[object]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def unpack_ids(
+    firsts: NDArray[np.int64], blobs: Sequence[object], part: Part
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the ids of packed lists, one list after another, and the length of each: int64, int64 [n].
 
     :param firsts: int64 [n], the first id of each list
     :raises IndexCorrupt: if a list is empty or not made of 16-bit gaps
     """
-    gaps, offsets = from_blobs(blobs, GAPS, "inverted lists")
+    gaps, offsets = from_blobs(blobs, GAPS, part)
     lengths = np.diff(offsets)
     if not lengths.all():
-        raise IndexCorrupt("inverted lists have empty segments: run verify, then repair")
+        raise part.damaged("a segment is empty")
     starts = offsets[:-1]
     sums = np.cumsum(gaps, dtype=np.int64)
     ids = sums + np.repeat(firsts - sums[starts], lengths)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.errors import damaged
 from colbert_sqlite.settings import NBITS
 from colbert_sqlite.storage.blobs import (
     CELLS,
     CENTROIDS,
     CODES,
     FLOATS,
+    MAX_PASSAGE_ID,
+    Part,
     checksum,
     codes_dtype,
     from_blob,
@@ -46,6 +48,7 @@ _MAX_WEIGHT = 1e6
 class StoredCodec:
     """The codec of an index as it is stored, without its centroids, and how far the token stream has come.
 
+    :param next_passage_id: higher than every id that a passage ever had
     :param n_trained: how many of the centroids were trained, the first ones; the others came with later rows
     :param trained_tokens: how many tokens the index had then
     :param recent_tokens: tokens added lately, the older ones counting less; ``recent_residual`` is the sum of their
@@ -62,6 +65,7 @@ class StoredCodec:
     codes_dtype: str
     block_tokens: int
     stream_tokens: int
+    next_passage_id: int
     n_trained: int
     trained_tokens: int
     recent_tokens: float
@@ -84,17 +88,45 @@ class StoredCodec:
 
 
 class CodecTables:
-    """Row and centroids of one codec.
+    """Row and centroids of the codec of one index. Call all that writes inside ``atomic``."""
 
-    :param dim: dimensions of the index, which those of the codec must equal
-    """
-
-    def __init__(self, tables: Tables, dim: int) -> None:
+    def __init__(self, tables: Tables) -> None:
         self._conn = tables.conn
-        self._index = tables.index
-        self._dim = dim
+        self._tables = tables
         self._codec = tables.quoted("codec")
         self._centroids = tables.quoted("centroids")
+        self._part = Part("codec", tables.index)
+        self._centroids_part = Part("centroids", tables.index)
+
+    @staticmethod
+    def definitions(tables: Tables) -> list[str]:
+        return [
+            f"""CREATE TABLE {tables.quoted("centroids")} (
+    block INTEGER PRIMARY KEY,
+    centroids BLOB NOT NULL,
+    cells BLOB NOT NULL,
+    checksum INTEGER NOT NULL
+)""",
+            f"""CREATE TABLE {tables.quoted("codec")} (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    nbits INTEGER NOT NULL,
+    dim INTEGER NOT NULL,
+    n_centroids INTEGER NOT NULL,
+    bucket_cutoffs BLOB NOT NULL,
+    bucket_weights BLOB NOT NULL,
+    avg_residual REAL NOT NULL,
+    scale_step REAL NOT NULL,
+    codes_dtype TEXT NOT NULL,
+    block_tokens INTEGER NOT NULL,
+    stream_tokens INTEGER NOT NULL,
+    next_passage_id INTEGER NOT NULL,
+    n_trained INTEGER NOT NULL,
+    trained_tokens INTEGER NOT NULL,
+    recent_tokens REAL NOT NULL,
+    recent_residual REAL NOT NULL,
+    checksum INTEGER NOT NULL
+)""",
+        ]
 
     def write(
         self,
@@ -123,6 +155,7 @@ class CodecTables:
                 codes_dtype=codes_dtype(n_centroids),
                 block_tokens=max(1, (page_size - _PAGE_OVERHEAD) // _bytes_per_token(dim, nbits)),
                 stream_tokens=0,
+                next_passage_id=_next_passage_id(self._tables),
                 n_trained=n_centroids,
                 trained_tokens=trained_tokens,
                 recent_tokens=0.0,
@@ -132,7 +165,7 @@ class CodecTables:
         self._write_centroids(centroids, cells, 0)
 
     def update(self, codec: StoredCodec) -> None:
-        """Store the row. Call inside ``atomic``."""
+        """Store the row."""
         values = (1, *codec.row, row_checksum(codec.row))
         self._conn.execute(f"REPLACE INTO {self._codec} VALUES ({', '.join('?' * len(values))})", values)
 
@@ -146,7 +179,7 @@ class CodecTables:
         self._conn.executemany(f"REPLACE INTO {self._centroids} VALUES (?, ?, ?, ?)", rows)
 
     def add_centroids(self, codec: StoredCodec, centroids: NDArray[np.int8], cells: NDArray[np.uint16]) -> StoredCodec:
-        """Store *centroids*, of which the first ``codec.n_centroids`` are stored already. Call inside ``atomic``."""
+        """Store *centroids*, of which the first ``codec.n_centroids`` are stored already."""
         first = codec.n_centroids // CENTROIDS_PER_BLOCK * CENTROIDS_PER_BLOCK
         self._write_centroids(centroids, cells, first)
         codec = dataclasses.replace(codec, n_centroids=len(centroids))
@@ -165,20 +198,20 @@ class CodecTables:
         names = [field.name for field in dataclasses.fields(StoredCodec)]
         row = self._conn.execute(f"SELECT {', '.join(names)}, checksum FROM {self._codec}").fetchone()
         if row is None:
-            raise damaged("codec", self._index, "its row is missing")
+            raise self._part.damaged("its row is missing")
         *values, stored_checksum = row
         if stored_checksum != row_checksum(values):
-            raise damaged("codec", self._index, "its checksum differs")
+            raise self._part.damaged("its checksum differs")
         codec = StoredCodec(**dict(zip(names, values, strict=True)))
         if fault := next(_type_faults(codec), None):
-            raise damaged("codec", self._index, fault)
+            raise self._part.damaged(fault)
         codec = dataclasses.replace(
             codec,
-            bucket_cutoffs=from_blob(codec.bucket_cutoffs, FLOATS, "bucket_cutoffs").astype(np.float32),
-            bucket_weights=from_blob(codec.bucket_weights, FLOATS, "bucket_weights").astype(np.float32),
+            bucket_cutoffs=from_blob(codec.bucket_cutoffs, FLOATS, self._part).astype(np.float32),
+            bucket_weights=from_blob(codec.bucket_weights, FLOATS, self._part).astype(np.float32),
         )
-        if fault := next(_faults(codec, self._dim), None):
-            raise damaged("codec", self._index, fault)
+        if fault := next(_faults(codec, self._tables.dim), None):
+            raise self._part.damaged(fault)
         return codec
 
     def last_checksum(self) -> object:
@@ -192,16 +225,16 @@ class CodecTables:
         :raises IndexCorrupt: if they are damaged
         """
         rows = self._conn.execute(f"SELECT centroids, cells, checksum FROM {self._centroids} ORDER BY block").fetchall()
-        what = f"centroids of index {self._index!r}"
-        directions, _ = from_blobs([row[0] for row in rows], CENTROIDS, what)
-        cells, _ = from_blobs([row[1] for row in rows], CELLS, what)
+        part = self._centroids_part
+        directions, _ = from_blobs([row[0] for row in rows], CENTROIDS, part)
+        cells, _ = from_blobs([row[1] for row in rows], CELLS, part)
         for block, (*blobs, stored_checksum) in enumerate(rows):
             if checksum(*blobs) != stored_checksum:
-                raise damaged("centroids", self._index, f"the checksum of block {block} differs")
+                raise part.damaged(f"the checksum of block {block} differs")
         n, dim = codec.n_centroids, codec.dim
         if directions.size != n * dim or len(cells) != n:
             detail = f"{directions.size / dim:g} of them and {len(cells)} cells, not {n}"
-            raise damaged("centroids", self._index, detail)
+            raise part.damaged(detail)
         return directions.astype(np.int8, copy=False).reshape(n, dim), cells.astype(np.uint16, copy=False)
 
 
@@ -232,6 +265,7 @@ def _faults(codec: StoredCodec, dim: int) -> Iterator[str]:
         "avg_residual": codec.avg_residual < _MAX_WEIGHT,
         "block_tokens": 0 < codec.block_tokens <= _MAX_BLOCK_TOKENS,
         "stream_tokens": 0 <= codec.stream_tokens < _MAX_STREAM_TOKENS,
+        "next_passage_id": 0 < codec.next_passage_id <= MAX_PASSAGE_ID + 1,
         "trained_tokens": codec.trained_tokens >= 0,
     }
     yield from (f"{name} is {getattr(codec, name)!r}" for name, is_sound in sound.items() if not is_sound)
@@ -247,3 +281,23 @@ def _faults(codec: StoredCodec, dim: int) -> Iterator[str]:
 def _bytes_per_token(dim: int, nbits: int) -> int:
     """A byte of scale, and the packed buckets."""
     return 1 + -(-dim * nbits // 8)
+
+
+def _next_passage_id(build: Tables) -> int:
+    """Return an id that the index in use has never given to a passage: a build goes on from there.
+
+    If its codec is lost, the passages that are left say so.
+    """
+    in_use = dataclasses.replace(build, building=False)
+    for part, value in (("codec", "next_passage_id"), ("passages", "max(passage_id) + 1")):
+        try:
+            row = build.conn.execute(f"SELECT {value} FROM {in_use.quoted(part)}").fetchone()
+        except sqlite3.OperationalError as error:
+            if not str(error).startswith("no such "):
+                raise
+            # There is no index yet, or one of another format.
+            continue
+        if row is not None and type(row[0]) is int and 0 < row[0] <= MAX_PASSAGE_ID + 1:
+            passage_id: int = row[0]
+            return passage_id
+    return 1

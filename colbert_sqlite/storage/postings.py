@@ -1,4 +1,4 @@
-"""A read view of one index at one generation: token data by passage id, read when a query needs it.
+"""What a search reads of one index at one generation, when it needs it.
 
 In: passage and centroid ids. Out: arrays (the ``Postings`` of ``engine/plaid.py``). Leaves to others: the read
 transaction around a whole search (``connection.reading``), scoring.
@@ -6,20 +6,16 @@ transaction around a whole search (``connection.reading``), scoring.
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.errors import IndexCorrupt
 from colbert_sqlite.memory import keep_freed_memory
-from colbert_sqlite.storage.blobs import CODES, GAPS, RESIDUALS, from_blobs, unpack_ids, verified
+from colbert_sqlite.storage.blobs import CODES, RESIDUALS, Part, from_blobs, verified
 from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import data_version
-from colbert_sqlite.storage.ivf import PASSAGE_BITS, PASSAGE_MASK
 from colbert_sqlite.storage.store import Store
 
 # What one query reads and frees the next one needs: without this a search took up to a third longer.
@@ -34,103 +30,70 @@ class Checked:
     """
 
     # One byte each; ids beyond are compared every time.
-    LARGEST_ID = 1 << 26
+    MAX_ID = 1 << 26
 
     def __init__(self) -> None:
         self._version: object = None
-        self._known: dict[str, NDArray[np.bool_]] = {}
+        self._sound: dict[str, NDArray[np.bool_]] = {}
 
     def as_of(self, store: Store) -> None:
         """Forget everything unless the database is as it was."""
         version = store.entry.build_id, store.entry.generation, data_version(store.conn)
         if version != self._version:
-            self._version, self._known = version, {}
+            self._version, self._sound = version, {}
 
-    def sound(self, part: str, ids: NDArray[np.int64], rows: Sequence[tuple[Any, ...]], what: str) -> list[Any]:
+    def blobs(self, ids: NDArray[np.int64], rows: Sequence[tuple[Any, ...]], part: Part) -> list[Any]:
         """Return the BLOBs of rows (BLOB, checksum) of these ids.
 
         :raises IndexCorrupt: if a checksum is not that of its BLOB
         """
         if ids.min(initial=0) < 0:
-            raise IndexCorrupt(f"{what} are damaged: run verify, then repair")
-        known = self._known.get(part, np.empty(0, bool))
-        new = ids >= len(known)
-        new[~new] = ~known[ids[~new]]
+            raise part.damaged(f"there is an id {ids.min()}")
+        sound = self._sound.get(part.name, np.empty(0, bool))
+        new = ids >= len(sound)
+        new[~new] = ~sound[ids[~new]]
         if new.all():
-            blobs = verified(rows, what)
+            blobs = verified(rows, part)
         else:
-            verified([rows[i] for i in np.flatnonzero(new).tolist()], what)
+            verified([rows[i] for i in np.flatnonzero(new).tolist()], part)
             blobs = [row[0] for row in rows]
         top = int(ids.max(initial=-1)) + 1
-        if top <= self.LARGEST_ID and new.any():
-            if top > len(known):
-                known = np.concatenate([known, np.zeros(top + top // 8 - len(known), bool)])
-            known[ids] = True
-            self._known[part] = known
+        if top <= self.MAX_ID and new.any():
+            if top > len(sound):
+                sound = np.concatenate([sound, np.zeros(top + top // 8 - len(sound), bool)])
+            sound[ids] = True
+            self._sound[part.name] = sound
         return blobs
 
 
-class Snapshot:
+class StoredPostings:
     """Codes, inverted lists and residuals of one index, straight from its tables.
 
-    :param checked: what earlier snapshots of this connection have compared with its checksums
+    :param checked: what earlier searches of this connection have compared with its checksums
     """
 
     def __init__(self, store: Store, codec: StoredCodec, checked: Checked | None = None) -> None:
         keep_freed_memory(MEGABYTES_KEPT)
         self._checked = checked or Checked()
         self._checked.as_of(store)
-        self._conn: sqlite3.Connection = store.conn
-        self._name = store.entry.name
+        self._store = store
         self._codec = codec
-        self._passages = store.table("passages")
-        self._codes = store.table("codes")
-        self._residuals = store.table("residuals")
-        self._ivf = store.table("ivf")
 
     def has_at_most(self, n: int) -> bool:
-        """Return whether no more than *n* passages have tokens."""
-        sql = f"SELECT count(*) FROM (SELECT 1 FROM {self._codes} LIMIT ?)"
-        return bool(self._conn.execute(sql, (n + 1,)).fetchone()[0] <= n)
+        return self._store.codes.has_at_most(n)
 
     def count(self) -> int:
         """Return how many passages have tokens."""
-        n: int = self._conn.execute(f"SELECT count(*) FROM {self._codes}").fetchone()[0]
-        return n
+        return self._store.codes.count()
 
     def all_passage_ids(self) -> NDArray[np.int64]:
-        """Return the sorted ids of the passages with at least one token."""
-        cursor = self._conn.execute(f"SELECT passage_id FROM {self._codes} ORDER BY passage_id")
-        return np.fromiter((row[0] for row in cursor), np.int64)
+        return self._store.codes.passage_ids()
 
     def inverted_lists(self, centroid_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the ids of the passages with a token in each of these centroids, list after list, and offsets [n + 1].
-
-        :raises IndexCorrupt: if a list is damaged
-        """
-        rows = self._conn.execute(
-            f"SELECT i.passage_ids, i.checksum, i.segment, ids.key FROM json_each(?) AS ids CROSS JOIN {self._ivf} AS i"
-            f" ON i.segment BETWEEN ids.value << {PASSAGE_BITS} AND (ids.value << {PASSAGE_BITS}) | {PASSAGE_MASK}",
-            (json.dumps(centroid_ids.tolist()),),
-        ).fetchall()
-        segments = np.fromiter((row[2] for row in rows), np.int64, len(rows))
-        listed, lengths = unpack_ids(segments & PASSAGE_MASK, verified(rows, f"inverted lists of index {self._name!r}"))
-        offsets = np.zeros(len(centroid_ids) + 1, np.int64)
-        # A long list is more than one segment.
-        np.add.at(offsets, np.fromiter((row[3] + 1 for row in rows), np.int64, len(rows)), lengths)
-        return listed, np.cumsum(offsets)
+        return self._store.ivf.lists(centroid_ids)
 
     def list_lengths(self, centroid_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many passages have a token in each of these centroids, or slightly more; nothing is unpacked."""
-        rows = self._conn.execute(
-            f"SELECT ids.key, length(i.passage_ids) FROM json_each(?) AS ids CROSS JOIN {self._ivf} AS i"
-            f" ON i.segment BETWEEN ids.value << {PASSAGE_BITS} AND (ids.value << {PASSAGE_BITS}) | {PASSAGE_MASK}",
-            (json.dumps(centroid_ids.tolist()),),
-        ).fetchall()
-        lengths = np.zeros(len(centroid_ids), np.int64)
-        places, n_bytes = np.array(rows, np.int64).reshape(-1, 2).T
-        np.add.at(lengths, places, n_bytes // GAPS.itemsize)
-        return lengths
+        return self._store.ivf.lengths(centroid_ids)
 
     def codes(
         self, passage_ids: NDArray[np.int64]
@@ -139,16 +102,11 @@ class Snapshot:
 
         :raises IndexCorrupt: if a passage has no codes, or a list of codes has a broken length
         """
-        # CROSS JOIN keeps the order of the list: SQLite never swaps its sides.
-        rows = self._conn.execute(
-            f"SELECT c.codes, c.checksum FROM json_each(?) AS ids CROSS JOIN {self._codes} AS c"
-            " ON c.passage_id = ids.value",
-            (json.dumps(passage_ids.tolist()),),
-        ).fetchall()
+        part, dtype = self._store.codes.part, CODES[self._codec.codes_dtype]
+        rows = self._store.codes.blobs(passage_ids)
         if len(rows) != len(passage_ids):
-            raise IndexCorrupt(f"index {self._name!r} has passages without codes: run verify, then repair")
-        dtype, what = CODES[self._codec.codes_dtype], f"codes of index {self._name!r}"
-        codes, offsets = from_blobs(self._checked.sound("codes", passage_ids, rows, what), dtype, what)
+            raise part.damaged(f"{len(passage_ids) - len(rows)} of {len(passage_ids)} passages have none")
+        codes, offsets = from_blobs(self._checked.blobs(passage_ids, rows, part), dtype, part)
         return codes.astype(dtype.newbyteorder("="), copy=False), offsets
 
     def residuals(
@@ -161,39 +119,41 @@ class Snapshot:
         :param doclens: int64 [n], the numbers of codes that were read of these passages
         :raises IndexCorrupt: if passages have other doclens, or blocks are missing or have a broken length
         """
-        places = self._conn.execute(
-            "SELECT p.residual_start, p.doclen FROM json_each(?) AS ids"
-            f" CROSS JOIN {self._passages} AS p ON p.passage_id = ids.value",
-            (json.dumps(passage_ids.tolist()),),
-        ).fetchall()
-        damaged = IndexCorrupt(f"the residuals of index {self._name!r} are damaged: run verify, then repair")
         width, per_block, end = self._codec.bytes_per_token, self._codec.block_tokens, self._codec.stream_tokens
-        if len(places) != len(passage_ids) or not all(type(n) is int for place in places for n in place):
-            raise damaged
-        if not places:
+        if not len(passage_ids):
             return np.empty((0, width), np.uint8), np.empty(0, np.int64)
-        try:
-            first, stored_doclens = np.array(places, np.int64).T
-        except OverflowError:
-            raise damaged from None
-        if np.any(stored_doclens != doclens) or np.any(first < 0) or np.any(first > end - doclens):
-            raise damaged
+        first = self._first_tokens(passage_ids, doclens)
         first_blocks, last_blocks = first // per_block, (first + doclens - 1) // per_block
         n_blocks = np.where(doclens, last_blocks - first_blocks + 1, 0)
         within = np.arange(n_blocks.sum()) - np.repeat(np.cumsum(n_blocks) - n_blocks, n_blocks)
         blocks = np.unique(np.repeat(first_blocks, n_blocks) + within)
-        rows = self._conn.execute(
-            f"SELECT r.residuals, r.checksum FROM json_each(?) AS ids CROSS JOIN {self._residuals} AS r"
-            " ON r.block = ids.value",
-            (json.dumps(blocks.tolist()),),
-        ).fetchall()
-        what = f"residuals of index {self._name!r}"
+        part = self._store.residuals.part
+        rows = self._store.residuals.blobs(blocks.tolist())
         if len(rows) != len(blocks):
-            raise damaged
-        tokens, offsets = from_blobs(self._checked.sound("residuals", blocks, rows, what), RESIDUALS, what)
+            raise part.damaged(f"{len(blocks) - len(rows)} of {len(blocks)} blocks are missing")
+        tokens, offsets = from_blobs(self._checked.blobs(blocks, rows, part), RESIDUALS, part)
         # Only the last block of the stream may be shorter, and it is the last of the sorted blocks.
         lengths = np.where(blocks == end // per_block, end % per_block, per_block) * width
         if np.any(np.diff(offsets) != lengths):
-            raise damaged
+            block = int(np.argmax(np.diff(offsets) != lengths))
+            raise part.damaged(f"block {blocks[block]} has {np.diff(offsets)[block]} bytes, not {lengths[block]}")
         starts = np.searchsorted(blocks, first_blocks) * per_block + first % per_block
         return tokens.reshape(-1, width), starts
+
+    def _first_tokens(self, passage_ids: NDArray[np.int64], doclens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return where in the token stream each of these passages begins: int64 [n].
+
+        :raises IndexCorrupt: if one is missing, has another doclen, or lies beyond the end
+        """
+        part, spans = self._store.residuals.part, self._store.passages.spans(passage_ids)
+        if len(spans) != len(passage_ids):
+            raise part.damaged(f"{len(passage_ids) - len(spans)} of {len(passage_ids)} passages are missing")
+        try:
+            sound = all(type(n) is int for span in spans for n in span)
+            first, stored_doclens = np.array(spans if sound else [], np.int64).reshape(-1, 2).T
+        except OverflowError:
+            sound = False
+        end = self._codec.stream_tokens
+        if not sound or np.any(stored_doclens != doclens) or np.any(first < 0) or np.any(first > end - doclens):
+            raise part.damaged("residual_start or doclen of a passage is impossible")
+        return first

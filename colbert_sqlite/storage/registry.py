@@ -23,16 +23,38 @@ from colbert_sqlite.storage.schema import (
     REGISTRY,
     SCHEMA_VERSION,
     qualified,
+    table_exists,
     table_name,
 )
 
 _REGISTRY = qualified(REGISTRY)
 
+CREATE_REGISTRY = f"""
+CREATE TABLE IF NOT EXISTS {qualified(REGISTRY)} (
+    name TEXT NOT NULL COLLATE NOCASE,
+    state TEXT NOT NULL CHECK (state IN ('ready', 'building')),
+    schema_version INTEGER NOT NULL,
+    source_table TEXT NOT NULL,
+    key_columns TEXT NOT NULL,
+    settings TEXT NOT NULL,
+    model TEXT NOT NULL,
+    model_fingerprint TEXT NOT NULL,
+    dim INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    build_id TEXT NOT NULL,
+    created TEXT NOT NULL,
+    updated TEXT NOT NULL,
+    queue_complete INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    PRIMARY KEY (name, state)
+)
+"""
+
 _WHOLE_NUMBERS = {"schema_version", "dim", "generation", "queue_complete"}
 # They become part of statements.
 _KEY_TYPE = re.compile("(|INTEGER|TEXT|REAL|NUMERIC)( COLLATE (NOCASE|RTRIM))?")
 # Far beyond any of them, and far from what overflows.
-_MOST = 1 << 48
+_MAX_NUMBER = 1 << 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +98,6 @@ class Entry:
             self.updated,
             int(self.queue_complete),
         )
-
-
-def table_exists(conn: sqlite3.Connection, name: str) -> bool:
-    sql = "SELECT 1 FROM main.sqlite_master WHERE type = 'table' AND name = ? COLLATE NOCASE"
-    return conn.execute(sql, (name,)).fetchone() is not None
 
 
 def has_registry(conn: sqlite3.Connection) -> bool:
@@ -172,7 +189,7 @@ def entry_of(row: dict[str, Any]) -> Entry:
     """
     for column, value in row.items():
         if column in _WHOLE_NUMBERS:
-            if type(value) is not int or not 0 <= value < _MOST:
+            if type(value) is not int or not 0 <= value < _MAX_NUMBER:
                 raise ValueError(f"{column} is {value!r}")
         elif not isinstance(value, str):
             raise ValueError(f"{column} is no text")
@@ -223,6 +240,10 @@ def refuse_to_replace(conn: sqlite3.Connection, name: str, replace: bool) -> Non
         )
 
 
+def delete_entry(conn: sqlite3.Connection, name: str, state: str) -> None:
+    conn.execute(f"DELETE FROM {_REGISTRY} WHERE name = ? AND state = ?", (name, state))
+
+
 def drop_index(conn: sqlite3.Connection, name: str, state: str) -> None:
     """Remove the tables of an index, or of its build, and their registry entry. Call inside ``atomic``.
 
@@ -230,7 +251,7 @@ def drop_index(conn: sqlite3.Connection, name: str, state: str) -> None:
     """
     for part in BUILT_PARTS:
         conn.execute(f"DROP TABLE IF EXISTS {qualified(table_name(name, part, building=state == 'building'))}")
-    conn.execute(f"DELETE FROM {_REGISTRY} WHERE name = ? AND state = ?", (name, state))
+    delete_entry(conn, name, state)
     if not conn.execute(f"SELECT 1 FROM {_REGISTRY} WHERE name = ?", (name,)).fetchone():
         triggers.remove(conn, name)
         conn.execute(f"DROP TABLE IF EXISTS {qualified(table_name(name, 'queue'))}")

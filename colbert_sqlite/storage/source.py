@@ -16,7 +16,7 @@ from colbert_sqlite.errors import SourceError
 from colbert_sqlite.passages import RawValue, content_hash
 from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage.connection import file_of, lenient_text
-from colbert_sqlite.storage.schema import UniqueColumns, qualified, quote_identifier
+from colbert_sqlite.storage.schema import qualified, quote_identifier
 
 Key = tuple[Any, ...]
 
@@ -31,6 +31,12 @@ _PURE_FUNCTIONS = frozenset(
 def pk_of(key: Key) -> Any:
     """Return a key as users see it: the value of a single column, or the tuple of several."""
     return key[0] if len(key) == 1 else key
+
+
+class UniqueColumns(NamedTuple):
+    """Columns that no two rows may have alike, each with the collation that decides it; None for a rowid."""
+
+    columns: tuple[tuple[str, str | None], ...]
 
 
 class SourceRow(NamedTuple):

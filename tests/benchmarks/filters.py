@@ -65,7 +65,7 @@ def measure(judged: Judged, model: str, n_queries: int) -> None:
             plaid.search(query, view.codec.residual, view.postings, SearchSettings.for_k(10), exhaustive=True)
             for query in encoded
         ]
-        rows = view.store.passage_rows(found[0][0].tolist())
+        rows = view.store.passages.rows(found[0][0].tolist())
     stored = [([str(rows[i].key[0]) for i in ids.tolist()], scores) for ids, scores in found]
     for share in SELECTIVITIES:
         n = max(1, round(share * len(places)))

@@ -112,13 +112,13 @@ class Ours:
     def open(self) -> None:
         from colbert_sqlite.codec import load_codec
         from colbert_sqlite.storage.connection import connect
-        from colbert_sqlite.storage.postings import Snapshot
+        from colbert_sqlite.storage.postings import StoredPostings
         from colbert_sqlite.storage.store import Store
 
         self._conn, _ = connect(self._data.index)
         store = Store.open(self._conn, "passages")
         stored, self._codec = load_codec(store)
-        self._snapshot = Snapshot(store, stored)
+        self._snapshot = StoredPostings(store, stored)
         self._table = store.table("passages")
 
     def search(self, query: int, k: int, **arguments: Any) -> NDArray[np.int64]:
