@@ -14,7 +14,7 @@ import pytest
 import sqlite_utils
 from helpers import connection_of
 
-from colbert_sqlite.build import Progress
+from colbert_sqlite import IndexCounts
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.engine.maxsim import maxsim
@@ -29,6 +29,7 @@ from colbert_sqlite.errors import (
 )
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import drop, list_indexes
+from colbert_sqlite.progress import Progress
 from colbert_sqlite.results import Passage
 
 
@@ -82,7 +83,7 @@ def test_a_table_where_all_rows_are_equal_or_empty_works(tmp_path: Path, encoder
     assert [hit.pk for hit in same.search("same", k=5)] == [0, 1, 2, 3, 4]
     blank = Index.create(db, "t", ["blank"], name="blank", model=encoder)
     assert blank.search("same") == []
-    assert blank.counts() == {"rows": 30, "rows_without_text": 30, "passages": 0, "tokens": 0}
+    assert blank.counts() == IndexCounts(rows=30, rows_without_text=30, passages=0, tokens=0)
 
 
 def test_a_long_row_is_one_hit_with_its_best_passage(tmp_path: Path, encoder: Encoder) -> None:

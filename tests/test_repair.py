@@ -305,7 +305,7 @@ def test_a_damaged_registry_row_is_one_sentence_and_can_be_dropped(damaged: Dama
         index.repair,
         index.optimize,
         index.rebuild,
-        index.counts(),
+        index.counts,
     ]
     for call in calls:
         with pytest.raises(ColbertError) as caught:

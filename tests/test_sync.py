@@ -709,8 +709,8 @@ def test_an_index_that_began_empty_is_trained_on_the_rows_that_come(tmp_path: Pa
     )
     assert index.sync().added == 300
     facts = index.info()
-    assert (facts["rebuild_pays"], facts["pending_changes"], index.verify()) == (None, 0, [])
-    assert facts["n_centroids"] > 100
+    assert (facts.why_rebuild, facts.pending_changes, index.verify()) == (None, 0, [])
+    assert facts.n_centroids > 100
     assert [index.search(f"topic{i}", k=1)[0].pk for i in (0, 29, 100, 399)] == [0, 29, 100, 399]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from damage import make_older
 
-from colbert_sqlite import Index, list_indexes, upgrade
+from colbert_sqlite import Index, IndexSummary, list_indexes, upgrade
 from colbert_sqlite.errors import IndexCorrupt, IndexNotFound, ModelMismatch, ModelNotFound, SchemaVersionError
 from colbert_sqlite.indexes import drop
 from colbert_sqlite.progress import SyncResult
@@ -47,7 +47,7 @@ def test_opening_names_the_command(old: Path) -> None:
     with pytest.raises(SchemaVersionError) as caught:
         Index.open(old, "posts")
     assert str(caught.value) == message
-    assert list_indexes(old) == [{"name": "posts", "state": "unreadable", "problem": message}]
+    assert list_indexes(old) == [IndexSummary(name="posts", state="unreadable", problem=message)]
 
 
 def test_an_upgraded_index_answers_and_follows_its_table(old: Path) -> None:
@@ -121,7 +121,7 @@ class Killed(Exception):
     """What ends the upgrade."""
 
 
-@pytest.mark.parametrize("step", ["upgrade.build", "build._Build.encode_rows", "build.publish"])
+@pytest.mark.parametrize("step", ["create.build", "build._Build.encode_rows", "build.publish"])
 def test_an_upgrade_that_is_killed_leaves_the_index_as_it_was(
     old: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
