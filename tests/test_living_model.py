@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import sqlite_utils
-from colbert_sqlite.storage.encoded import EncodedRow
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -40,6 +39,7 @@ from colbert_sqlite.progress import BuildReport
 from colbert_sqlite.results import Passage
 from colbert_sqlite.rows import RowEncoder
 from colbert_sqlite.settings import SearchSettings
+from colbert_sqlite.storage.encoded import EncodedRow
 from colbert_sqlite.storage.source import SourceRow
 from colbert_sqlite.storage.store import Store
 
