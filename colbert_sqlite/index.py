@@ -43,7 +43,7 @@ from colbert_sqlite.storage.fts import FullText
 from colbert_sqlite.storage.lock import writing
 from colbert_sqlite.storage.postings import Checked, StoredPostings
 from colbert_sqlite.storage.registry import refuse_to_replace
-from colbert_sqlite.storage.similar_table import try_related, write_related
+from colbert_sqlite.storage.similar_table import try_similar, write_similar
 from colbert_sqlite.storage.source import Key, Source, pk_of
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.sync import sync
@@ -449,7 +449,7 @@ class Index:
         conn, tell = self._store.conn, progress or no_progress
         if into is not None:
             with plain_rows(conn):
-                try_related(conn, self._source(), into)
+                try_similar(conn, self._source(), into)
         with self.searcher(where, params) as (searcher, allowed):
             every = ((key, searcher.source.key_now(conn, key)) for key in self._store.passages.keys(allowed))
             spelled = {key: now for key, now in every if now is not None}
@@ -460,7 +460,7 @@ class Index:
                 tell(Progress("similar", len(found), len(keys)))
         if into is not None:
             with plain_rows(conn):
-                write_related(conn, searcher.source, into, found)
+                write_similar(conn, searcher.source, into, found)
         return [(pk_of(key), [(pk_of(other), score) for other, score in ranked]) for key, ranked in found]
 
     def explain(self, query: str, pk: Any, *, ordinal: int | None = None) -> Explanation:

@@ -48,7 +48,7 @@ def upgrade(
     options = ModelOptions(
         device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code, backend=backend
     )
-    report, tell = BuildReport(), progress or no_progress
+    report, callback = BuildReport(), progress or no_progress
     with connected(db) as conn, writing(conn, name, progress):
         old = read_outdated(conn, name)
         if old is None:
@@ -56,8 +56,8 @@ def upgrade(
             return None
         source = Source.of_index(conn, old.settings)
         loaded = Model(old, model, options)
-        store = build(conn, old.name, source, old.settings, loaded.load(many=True), tell, report, replace=True)
+        store = build(conn, old.name, source, old.settings, loaded.load(many=True), callback, report, replace=True)
         if old.settings.triggers:
             # What changed while it was built.
-            sync(store, source, loaded, CodecCache(), tell, report)
+            sync(store, source, loaded, CodecCache(), callback, report)
         return old.schema_version

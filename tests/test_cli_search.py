@@ -219,5 +219,5 @@ def test_our_own_tables_are_no_place_for_similar_rows(run: Run, path: str) -> No
     result = run("similar", path, "posts", "--all", "--into", "_colbert_x")
     assert (result.exit_code, result.stderr) == (
         1,
-        "Error: '_colbert_x' is a name of ours: choose another for the table of similar rows\n",
+        "Error: '_colbert_x' is a name that this package uses: choose another for the table of similar rows\n",
     )

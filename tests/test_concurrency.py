@@ -195,7 +195,7 @@ def assert_refused(index: Index, lock: Path) -> None:
     for refused in (index.sync, index.repair, index.optimize, index.rebuild):
         with pytest.raises(SourceError) as caught:
             refused()
-        assert str(caught.value) == f"{lock} is in the place of a lock file, and is not one: remove it"
+        assert str(caught.value) == f"{lock} has the name of a lock file and is not one: remove it"
     assert len(index.search("dough")) == 3
     index.drop()
     assert [file.name for file in lock.parent.iterdir() if file.name.endswith("-lock")] == [lock.name]

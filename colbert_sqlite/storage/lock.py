@@ -37,7 +37,7 @@ def writing(conn: sqlite3.Connection, index: str, progress: ProgressCallback | N
 
     :param progress: called with the stage "wait" before every further try, so that whoever waits can give up
     :raises IndexBusy: if another process writes the index and *conn* is in a transaction, which would never let it end
-    :raises SourceError: if another file is in the place of the lock file
+    :raises SourceError: if another file has the name of the lock file
     :raises ValueError: if this thread is writing the index, in a call that has not returned
     """
     path = _path(conn, index)
@@ -72,7 +72,7 @@ def _path(conn: sqlite3.Connection, index: str) -> Path | None:
 
 
 def _acquire(path: Path, conn: sqlite3.Connection, index: str, progress: ProgressCallback) -> FileLock | None:
-    """Return the lock once it is ours; None where no file can be made."""
+    """Wait for the lock and return it; None where no file can be made."""
     while True:
         try:
             return _lock(path)
@@ -89,7 +89,7 @@ def _acquire(path: Path, conn: sqlite3.Connection, index: str, progress: Progres
 
 
 def _lock(path: Path) -> FileLock:
-    """Return the lock, ours.
+    """Take the lock and return it.
 
     :raises Timeout: if somebody else has it
     :raises SourceError: if the file can't be a lock file, which are empty: it came with the database, perhaps
@@ -97,7 +97,7 @@ def _lock(path: Path) -> FileLock:
     with suppress(FileNotFoundError):
         there = path.lstat()
         if not stat.S_ISREG(there.st_mode) or there.st_size:
-            raise SourceError(f"{path} is in the place of a lock file, and is not one: remove it")
+            raise SourceError(f"{path} has the name of a lock file and is not one: remove it")
     # A lock that is only a file with a name would outlive a killed process.
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     lock.acquire(blocking=False)

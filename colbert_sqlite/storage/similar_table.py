@@ -15,8 +15,8 @@ from colbert_sqlite.storage.schema import qualified, quote_identifier
 from colbert_sqlite.storage.source import Key, Source
 
 
-def write_related(
-    conn: sqlite3.Connection, source: Source, into: str, related: Iterable[tuple[Key, Sequence[tuple[Key, float]]]]
+def write_similar(
+    conn: sqlite3.Connection, source: Source, into: str, similar: Iterable[tuple[Key, Sequence[tuple[Key, float]]]]
 ) -> None:
     """Fill the table *into*, made if it is missing, with the rows most like each row.
 
@@ -32,14 +32,14 @@ def write_related(
             f"INSERT INTO {qualified(into)} VALUES ({', '.join('?' * len(names))})",
             (
                 (*key, rank, *other, score)
-                for key, ranked in related
+                for key, ranked in similar
                 for rank, (other, score) in enumerate(ranked, start=1)
             ),
         )
 
 
-def try_related(conn: sqlite3.Connection, source: Source, into: str) -> None:
-    """Make sure that :func:`write_related` can write the table *into*, and leave everything as it was.
+def try_similar(conn: sqlite3.Connection, source: Source, into: str) -> None:
+    """Make sure that :func:`write_similar` can write the table *into*, and leave everything as it was.
 
     :raises SourceError: if there is another table, or a view, of that name
     """
@@ -58,7 +58,7 @@ def try_related(conn: sqlite3.Connection, source: Source, into: str) -> None:
 def _prepare(conn: sqlite3.Connection, source: Source, into: str) -> list[str]:
     """Make the table if it is missing; return the names of its columns."""
     if into.lower().startswith("_colbert_"):
-        raise SourceError(f"{into!r} is a name of ours: choose another for the table of similar rows")
+        raise SourceError(f"{into!r} is a name that this package uses: choose another for the table of similar rows")
     there = [row[0] for row in conn.execute("SELECT name FROM pragma_table_xinfo(?, 'main')", (into,))]
     own, others = _columns(source)
     names = [*own, "rank", *others, "score"]
