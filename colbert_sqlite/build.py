@@ -246,12 +246,12 @@ class _Build:
         return [kept[row.content_hash] or [] for row in rows]
 
     def _random_keys(self) -> dict[Key, int]:
-        """Return keys in random order, as many as could be needed, and their places in the order of the table."""
+        """Return keys in random order, as many as could be needed, and their positions in the order of the table."""
         n = min(self.n_rows, _SAMPLE_ROWS)
         rank = np.full(self.n_rows, -1, np.int64)
         rank[np.random.default_rng(self.settings.seed).permutation(self.n_rows)[:n]] = np.arange(n)
         drawn: list[tuple[Key, int]] = [((), 0)] * n
-        for place, key in enumerate(self.source.iter_keys(self.store.conn)):
-            if place < self.n_rows and rank[place] >= 0:
-                drawn[rank[place]] = key, place
-        return {key: place for key, place in drawn if key}
+        for position, key in enumerate(self.source.iter_keys(self.store.conn)):
+            if position < self.n_rows and rank[position] >= 0:
+                drawn[rank[position]] = key, position
+        return {key: position for key, position in drawn if key}

@@ -43,7 +43,7 @@ def is_outgrown(codec: StoredCodec, n_tokens: int) -> bool:
 
 
 def drift(codec: StoredCodec) -> float | None:
-    """Return how much farther from their centroids recent tokens are than the first ones; None if there are none."""
+    """Return how much farther from their centroids recent tokens are than the first ones; None without any."""
     if not codec.recent_tokens or not codec.avg_residual:
         return None
     return round(codec.recent_residual / codec.recent_tokens / codec.avg_residual - 1, 3)

@@ -28,7 +28,7 @@ from colbert_sqlite.similar import similar, similar_settings, similar_to_each
 from colbert_sqlite.storage.connection import Database, atomic, file_of, plain_rows, reading
 from colbert_sqlite.storage.lock import writing
 from colbert_sqlite.storage.registry import Entry
-from colbert_sqlite.storage.similar_table import try_related, write_related
+from colbert_sqlite.storage.similar_table import try_similar, write_similar
 from colbert_sqlite.storage.source import Source, pk_of
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.threads import Connections, connections_to
@@ -327,11 +327,11 @@ class Index:
             with self.read() as view:
                 source = view.source
             if into is not None:
-                try_related(session.conn, source, into)
+                try_similar(session.conn, source, into)
             with self.read() as view:
                 rows = similar_to_each(view, settings, filter, progress or no_progress)
             if into is not None:
-                write_related(session.conn, source, into, rows)
+                write_similar(session.conn, source, into, rows)
         return [Similar(pk_of(row.key), row.rank, pk_of(row.related), row.score) for row in rows]
 
     def explain(self, query: str, pk: Any, *, ordinal: int | None = None) -> Explanation:

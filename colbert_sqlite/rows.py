@@ -75,7 +75,7 @@ class RowEncoder:
     def encode(self, rows: Sequence[SplitRow], codec: ResidualCodec, *, recent: bool = False) -> list[EncodedRow]:
         """Return the rows compressed.
 
-        :param recent: note also how far their tokens are from the centroids, and which are outliers
+        :param recent: measure also how far their tokens are from the centroids, and which are outliers
         """
         doclens: list[int] = []
         codes = [np.empty(0, np.uint32)]

@@ -53,7 +53,7 @@ def sync(
     """Bring an index in step with its table.
 
     :param model: loaded only if there is something to encode
-    :param full: compare every row, even where triggers have noted what changed
+    :param full: compare every row, even where triggers have queued what changed
     :raises IndexNotFound: if the index was dropped meanwhile
     :raises IndexCorrupt: if what has to change is damaged
     """
@@ -276,7 +276,7 @@ class _Sync:
         with self.report.step("read"):
             split = [self._rows.split(row) for _, row in rows]
         encoded = self._rows.encode(split, codec, recent=True)
-        # By the key that is queued, which may be spelled otherwise than in the table.
+        # By the key in the queue: the table may have an equal one, 1.0 for 1.
         return {key: row for (key, _), row in zip(rows, encoded, strict=True)}
 
 

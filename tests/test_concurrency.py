@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import connection_of
 
 from colbert_sqlite.errors import IndexBusy, IndexNotFound, SourceError
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import drop, list_indexes
 from colbert_sqlite.progress import Progress, SyncResult
-from colbert_sqlite.storage.lock import only_writer
+from colbert_sqlite.storage.lock import writing
 from colbert_sqlite.storage.scratch import scratch_path
 from tests.benchmarks.readers import measure
 from tests.conftest import ROOT
+from tests.helpers import connection_of
 
 # Holds the lock of an index, says so, and lets go of it when its input ends.
 HOLD = """
 import sqlite3, sys
-from colbert_sqlite.storage.lock import only_writer
-with only_writer(sqlite3.connect(sys.argv[1]), "posts", lambda: None):
+from colbert_sqlite.storage.lock import writing
+with writing(sqlite3.connect(sys.argv[1]), "posts"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -38,14 +38,14 @@ with only_writer(sqlite3.connect(sys.argv[1]), "posts", lambda: None):
 # Takes and releases the lock again and again; the file that each makes inside must not be there yet.
 CONTEND = """
 import os, sqlite3, sys, threading
-from colbert_sqlite.storage import lock as writer
-writer._RETRY_SECONDS = 0.0005
+from colbert_sqlite.storage import lock
+lock._RETRY_SECONDS = 0.0005
 database, inside, times, n_threads = sys.argv[1], sys.argv[1] + "-inside", int(sys.argv[2]), int(sys.argv[3])
 alone = []
 def contend():
     conn = sqlite3.connect(database, check_same_thread=False)
     for _ in range(times):
-        with writer.only_writer(conn, "posts", lambda: None):
+        with lock.writing(conn, "posts"):
             try:
                 os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
             except FileExistsError:
@@ -196,7 +196,7 @@ def assert_refused(index: Index, lock: Path) -> None:
     for refused in (index.sync, index.repair, index.optimize, index.rebuild):
         with pytest.raises(SourceError) as caught:
             refused()
-        assert str(caught.value) == f"{lock} is in the place of a lock file of ours, and is none: remove it"
+        assert str(caught.value) == f"{lock} has the name of a lock file and is not one: remove it"
     assert len(index.search("dough")) == 3
     index.drop()
     assert [file.name for file in lock.parent.iterdir() if file.name.endswith("-lock")] == [lock.name]
@@ -235,7 +235,7 @@ def test_an_index_that_was_dropped_while_a_rebuild_waited_stays_dropped(small_in
 def test_indexes_of_one_database_do_not_wait_for_each_other(small_index: Index, db_path: Path) -> None:
     waited: list[bool] = []
     with holder(db_path) as process:
-        with only_writer(connection_of(small_index), "another", lambda: waited.append(True)):
+        with writing(connection_of(small_index), "another", lambda _: waited.append(True)):
             pass
         process.communicate("")
     assert waited == []
@@ -243,5 +243,5 @@ def test_indexes_of_one_database_do_not_wait_for_each_other(small_index: Index, 
 
 def test_an_index_is_written_in_memory_without_waiting() -> None:
     conn = sqlite3.connect(":memory:")
-    with only_writer(conn, "posts", lambda: None), only_writer(conn, "posts", lambda: None):
+    with writing(conn, "posts"), writing(conn, "posts"):
         pass

@@ -64,9 +64,9 @@ Index.create(conn, "notes", ["body"], model="hashing")
 
 HOLD = """
 import sqlite3, sys
-from colbert_sqlite.storage.lock import only_writer
+from colbert_sqlite.storage.lock import writing
 
-with only_writer(sqlite3.connect(sys.argv[1]), sys.argv[2], print):
+with writing(sqlite3.connect(sys.argv[1]), sys.argv[2], print):
     print("held", flush=True)
     sys.stdin.read()
 """

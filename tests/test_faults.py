@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from helpers import connection_of
 
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.errors import SourceError
@@ -23,6 +22,7 @@ from colbert_sqlite.indexes import list_indexes
 from colbert_sqlite.progress import Progress
 from tests import crashes
 from tests.crashes import JOURNALS, OPERATIONS, judge, left_beside
+from tests.helpers import connection_of
 
 SMALL_PORTIONS = (
     ("rows.CHUNK_BYTES", 1500),

@@ -7,11 +7,11 @@ import sqlite3
 from typing import Any
 
 import pytest
-from helpers import connection_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_sqlite import Hit, Index, SourceError, load_encoder
+from tests.helpers import connection_of
 
 WORDS = "heron weir stone river bridge mill flour bread salt oven comet moon tail dust ice lamp wick oil flame".split()
 N_ROWS = 120

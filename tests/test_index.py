@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlite_utils
-from helpers import connection_of
 
 from colbert_sqlite import IndexCounts
 from colbert_sqlite.encoders import Encoder, load_encoder
@@ -31,6 +30,7 @@ from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import drop, list_indexes
 from colbert_sqlite.progress import Progress
 from colbert_sqlite.results import Passage
+from tests.helpers import connection_of
 
 
 def test_the_row_with_the_words_comes_first(small_index: Index) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import sqlite_utils
-from helpers import connection_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from colbert_sqlite import Index, SearchSettings, SourceError
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.engine.fusion import reciprocal_rank_fusion
 from colbert_sqlite.storage.fts import match_any
+from tests.helpers import connection_of
 
 TEXTS = {
     1: "Bread needs flour, water, salt and time.",

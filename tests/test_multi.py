@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from helpers import connection_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from colbert_sqlite.indexes import attached_file
 from colbert_sqlite.multi import search_all
 from colbert_sqlite.results import Hit
 from colbert_sqlite.settings import Fusion
+from tests.helpers import connection_of
 
 WORDS = "bread dough oven comet tail dust backup disk night soil heap water".split()
 SMALL, LARGE = load_encoder("hashing-32"), load_encoder("hashing-64")

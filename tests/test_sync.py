@@ -502,8 +502,8 @@ def test_a_row_whose_first_passage_was_lost_is_indexed_again_when_its_text_chang
 
 HOLD = """
 import sqlite3, sys
-from colbert_sqlite.storage.lock import only_writer
-with only_writer(sqlite3.connect(sys.argv[1]), "t", lambda: None):
+from colbert_sqlite.storage.lock import writing
+with writing(sqlite3.connect(sys.argv[1]), "t"):
     print("held", flush=True)
     sys.stdin.readline()
 """

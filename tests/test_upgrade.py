@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import make_older
 
 from colbert_sqlite import Index, IndexSummary, list_indexes, upgrade
 from colbert_sqlite.errors import IndexCorrupt, IndexNotFound, ModelMismatch, ModelNotFound, SchemaVersionError
 from colbert_sqlite.indexes import drop
 from colbert_sqlite.progress import SyncResult
+from tests.damage import make_older
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def verified(rows: Sequence[tuple[Any, ...]], part: Part) -> list[Any]:
     """
     blobs, checks, *_ = zip(*rows, strict=True) if rows else ((), ())
     try:
-        # A search checks thousands: no loop of ours.
+        # A search checks thousands: no loop in Python.
         sound = list(map(zlib.crc32, blobs)) == list(map(_HALF.__add__, checks))
     except TypeError:
         raise part.damaged("not all of them are BLOBs with a checksum") from None
@@ -110,11 +110,11 @@ def verified(rows: Sequence[tuple[Any, ...]], part: Part) -> list[Any]:
 
 
 def pack_ids(ids: NDArray[np.int64], ends: NDArray[np.int64]) -> list[bytes]:
-    """Return lists of ascending, distinct ids as 16-bit gaps, that of the first id of each 0.
+    """Return lists of rising, distinct ids as 16-bit gaps. The gap of each first id is 0.
 
-    Half the size of 32-bit ids, and decoding stays one cumulative sum.
+    That is half the size of 32-bit ids, and decoding stays one cumulative sum.
 
-    :param ids: int64 [n], list after list; none is empty
+    :param ids: int64 [n], list after list; no list is empty
     :param ends: int64 [n_lists], where in *ids* each list ends
     """
     gaps = np.diff(ids, prepend=0)
@@ -122,10 +122,10 @@ def pack_ids(ids: NDArray[np.int64], ends: NDArray[np.int64]) -> list[bytes]:
     if gaps.max(initial=0) >= _SKIP:
         # A remainder of 0 can only follow a skip, so it is no other first id.
         skips = gaps // _SKIP
-        places = np.cumsum(skips + 1)
-        packed = np.full(places[-1], _SKIP, GAPS)
-        packed[places - 1] = gaps % _SKIP
-        ends = places[ends - 1]
+        packed_ends = np.cumsum(skips + 1)
+        packed = np.full(packed_ends[-1], _SKIP, GAPS)
+        packed[packed_ends - 1] = gaps % _SKIP
+        ends = packed_ends[ends - 1]
     else:
         packed = gaps.astype(GAPS)
     data, cuts = packed.tobytes(), (ends * GAPS.itemsize).tolist()

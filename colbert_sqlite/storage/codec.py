@@ -187,7 +187,7 @@ class CodecTables:
         return codec
 
     def exists(self) -> bool:
-        """Return whether there is a codec: a build has none before it is trained."""
+        """Return whether there is a codec. A build has no codec before its training."""
         return self._conn.execute(f"SELECT 1 FROM {self._codec}").fetchone() is not None
 
     def load(self) -> StoredCodec:
@@ -215,7 +215,7 @@ class CodecTables:
         return codec
 
     def last_checksum(self) -> object:
-        """Return what tells these centroids from as many others: growing ends with another last block."""
+        """Return the checksum of the last block of centroids, which every growth changes."""
         sql = f"SELECT checksum FROM {self._centroids} ORDER BY block DESC LIMIT 1"
         return self._conn.execute(sql).fetchone()
 
@@ -284,7 +284,7 @@ def _bytes_per_token(dim: int, nbits: int) -> int:
 
 
 def _next_passage_id(build: Tables) -> int:
-    """Return an id that the index in use has never given to a passage: a build goes on from there.
+    """Return an id that no passage of the index in use has ever had. A build goes on from there.
 
     If its codec is lost, the passages that are left say so.
     """

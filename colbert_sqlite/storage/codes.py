@@ -40,7 +40,7 @@ class Codes:
 )"""
 
     def write(self, codec: StoredCodec, passage_id: int, codes: NDArray[np.integer]) -> None:
-        """Store the codes of a passage, in the place of those it had."""
+        """Store the codes of a passage, and remove those it had."""
         blob = codes.astype(CODES[codec.codes_dtype]).tobytes()
         self._conn.execute(f"REPLACE INTO {self._table} VALUES (?, ?, ?)", (passage_id, blob, checksum(blob)))
 
@@ -54,7 +54,7 @@ class Codes:
         """
         rows = self.blobs(np.array([passage_id]))
         if not rows:
-            raise self.part.damaged(f"passage {passage_id} has none")
+            raise self.part.damaged(f"those of passage {passage_id} are missing")
         return from_blob(verified(rows, self.part)[0], CODES[codec.codes_dtype], self.part)
 
     def blobs(self, passage_ids: NDArray[np.int64]) -> list[tuple[Any, Any]]:

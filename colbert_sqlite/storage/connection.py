@@ -28,7 +28,7 @@ BUSY_SECONDS = 30
 def connect(
     db: Database, *, any_thread: bool = False, busy_seconds: float = BUSY_SECONDS
 ) -> tuple[sqlite3.Connection, bool]:
-    """Return a connection, and whether it is ours to close.
+    """Return a connection, and whether the caller has to close it.
 
     A missing file is never created, and a write-protected one opens for reading.
 
@@ -142,15 +142,15 @@ def connected(db: Database) -> Iterator[sqlite3.Connection]:
 def atomic(conn: sqlite3.Connection) -> Iterator[None]:
     """All or nothing: begin a write transaction, or nest as a savepoint in the caller's."""
     nested = conn.in_transaction
-    began = not nested
+    is_open = not nested
     try:
         conn.execute("SAVEPOINT colbert" if nested else "BEGIN IMMEDIATE")
-        began = True
+        is_open = True
         yield
         conn.execute("RELEASE colbert" if nested else "COMMIT")
     except BaseException:
         # SQLite itself rolls the transaction back on a full disk, among others.
-        if began and conn.in_transaction:
+        if is_open and conn.in_transaction:
             conn.execute("ROLLBACK TO colbert" if nested else "ROLLBACK")
             if nested:
                 conn.execute("RELEASE colbert")
@@ -176,7 +176,7 @@ def reading(conn: sqlite3.Connection) -> Iterator[None]:
 def plain_rows(conn: sqlite3.Connection) -> Iterator[None]:
     """Rows as tuples and text as str, whatever factories the caller has set on the connection.
 
-    :raises IndexCorrupt: if a text of ours, or a key, is no valid UTF-8
+    :raises IndexCorrupt: if a text of the index, or a key, is not valid UTF-8
     """
     factories: Any = conn.row_factory, conn.text_factory
     conn.row_factory, conn.text_factory = None, str
@@ -186,7 +186,7 @@ def plain_rows(conn: sqlite3.Connection) -> Iterator[None]:
         if "Could not decode" not in str(error):
             raise
         raise IndexCorrupt(
-            f"a text in the index, or a key of its table, is no valid UTF-8: {error}; run verify"
+            f"a text in the index, or a key of its table, is not valid UTF-8: {error}; run verify"
         ) from None
     finally:
         conn.row_factory, conn.text_factory = factories

@@ -25,8 +25,8 @@ from colbert_sqlite.storage.store import Store
 _NAME = r"""("(?:[^"]|"")*"|'(?:[^']|'')*'|\[[^\]]*\]|`(?:[^`]|``)*`|[^\s,()]+)"""
 _OPTION = re.compile(rf"(?<![\w\"'\]`])(content|content_rowid|detail)\s*=\s*{_NAME}", re.IGNORECASE)
 _USING = re.compile(r"\bUSING\s+(fts[345])\b", re.IGNORECASE)
-# More words tell FTS5 nothing new, and it refuses expressions of too many.
-MOST_WORDS = 500
+# More words change little, and FTS5 refuses expressions of too many.
+MAX_WORDS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,11 @@ class FullText:
     def of(cls, conn: sqlite3.Connection, source: Source) -> FullText:
         """Return the FTS5 table whose content is *source*; of several, that with most of its indexed columns.
 
-        :raises SourceError: if there is none
+        :raises SourceError: if there is no such table
         """
-        found, older = [], False
+        candidates, has_older = [], False
         indexed = [*([source.heading] if source.heading else []), *source.columns]
-        wanted = {column.lower() for column in indexed}
+        names = {column.lower() for column in indexed}
         statements = "SELECT name, sql FROM main.sqlite_master WHERE sql LIKE 'create virtual table%' ORDER BY name"
         for name, sql in conn.execute(statements):
             using = _USING.search(sql)
@@ -53,12 +53,12 @@ class FullText:
             if using is None or options.get("content", "").lower() != source.table.lower():
                 continue
             if using[1].lower() != "fts5":
-                older = True
+                has_older = True
                 continue
-            found.append((-len(_columns(conn, name) & wanted), name, options))
+            candidates.append((-len(_columns(conn, name) & names), name, options))
         rowid = source.rowid(conn)
-        if found:
-            _, name, options = min(found, key=lambda one: one[:2])
+        if candidates:
+            _, name, options = min(candidates, key=lambda one: one[:2])
             column = options.get("content_rowid") or rowid
             if column is not None:
                 return cls(name, quote_identifier(column), options.get("detail", "full").lower() == "full")
@@ -67,7 +67,7 @@ class FullText:
                 f"table {source.table!r} has no rowids, which FTS5 needs: search it with mode colbert, or make it a "
                 "table that is not WITHOUT ROWID"
             )
-        lacks, replace = ("only an FTS4 index", ["--replace"]) if older else ("no FTS5 index", [])
+        lacks, replace = ("only an FTS4 index", ["--replace"]) if has_older else ("no FTS5 index", [])
         words = [file_of(conn) or "DATABASE", source.table, *indexed, "--create-triggers", *replace]
         raise SourceError(
             f"table {source.table!r} has {lacks}: make one with: sqlite-utils enable-fts {shlex.join(words)}"
@@ -99,32 +99,32 @@ class FullText:
                 f" ON p.passage_id = ids.value JOIN {table} ON {of_row})"
             )
         only = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        given = {**source.params, "_colbert_words": words}
-        given["_colbert_allowed"] = json.dumps([] if allowed is None else allowed.tolist())
+        params = {**source.params, "_colbert_words": words}
+        params["_colbert_allowed"] = json.dumps([] if allowed is None else allowed.tolist())
         best_rows = f"SELECT rowid AS id, rank FROM {qualified(self.table)}(:_colbert_words){only} ORDER BY rank, rowid"
-        n_asked = limit
+        n_rows = limit
         while True:
-            rows = self._found(
+            rows = self._rows(
                 store.conn,
-                f"SELECT found.id, -found.rank, p.passage_id FROM ({best_rows} LIMIT {n_asked}) AS found"
-                f" LEFT JOIN {table} ON s.{self.rowid} = found.id"
+                f"SELECT best.id, -best.rank, p.passage_id FROM ({best_rows} LIMIT {n_rows}) AS best"
+                f" LEFT JOIN {table} ON s.{self.rowid} = best.id"
                 f" LEFT JOIN {passages} AS p ON {of_row} AND p.doclen > 0"
-                " ORDER BY found.rank, found.id, p.passage_id",
-                given,
+                " ORDER BY best.rank, best.id, p.passage_id",
+                params,
             )
             indexed = [row for row in rows if row[2] is not None]
             kept = dict.fromkeys(row[0] for row in indexed)
-            # Rows that are not indexed, not yet or for want of text, took places of others.
-            if len(kept) >= limit or len({row[0] for row in rows}) < n_asked:
+            # Some of the rows are not indexed yet, or have no text.
+            if len(kept) >= limit or len({row[0] for row in rows}) < n_rows:
                 break
-            n_asked *= 4
-        best = {*[*kept][:limit]}
-        chosen = [(passage_id, score) for row_id, score, passage_id in indexed if row_id in best]
+            n_rows *= 4
+        chosen_rows = {*[*kept][:limit]}
+        chosen = [(passage_id, score) for row_id, score, passage_id in indexed if row_id in chosen_rows]
         return np.array([row[0] for row in chosen], np.int64), np.array([row[1] for row in chosen], np.float64)
 
-    def _found(self, conn: sqlite3.Connection, sql: str, given: dict[str, Any]) -> list[Any]:
+    def _rows(self, conn: sqlite3.Connection, sql: str, params: dict[str, Any]) -> list[Any]:
         try:
-            return conn.execute(sql, given).fetchall()
+            return conn.execute(sql, params).fetchall()
         except sqlite3.OperationalError as error:
             if "locked" in str(error) or "interrupted" in str(error):
                 raise
@@ -151,7 +151,7 @@ def match_any(text: str, *, phrases: bool = True) -> str:
     """
     text = text.replace("\0", " ")
     words = dict.fromkeys(text.split() if phrases else re.findall(r"[^\W_]+", text))
-    return " OR ".join('"' + word.replace('"', '""') + '"' for word in [*words][:MOST_WORDS])
+    return " OR ".join('"' + word.replace('"', '""') + '"' for word in [*words][:MAX_WORDS])
 
 
 def _unquoted(name: str) -> str:

@@ -60,7 +60,7 @@ class Pairs(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[Pairs]) -> Pairs:
-        """Return all pairs of several, none of none."""
+        """Return all pairs of several."""
         empty = np.empty(0, np.int64)
         return cls(*(np.concatenate(column) for column in zip(cls(empty, empty), *parts, strict=True)))
 

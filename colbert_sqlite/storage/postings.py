@@ -25,8 +25,8 @@ MEGABYTES_KEPT = 24
 class Checked:
     """Which codes and residuals have been compared with their checksums since the database last changed.
 
-    Comparing is a fifth of the time of a search: what one search has found sound the next one need not doubt, as long
-    as nobody has committed anything.
+    Comparing takes a fifth of the time of a search. The next search need not compare again what the last one compared,
+    as long as nobody has committed anything.
     """
 
     # One byte each; ids beyond are compared every time.
@@ -105,7 +105,7 @@ class StoredPostings:
         part, dtype = self._store.codes.part, CODES[self._codec.codes_dtype]
         rows = self._store.codes.blobs(passage_ids)
         if len(rows) != len(passage_ids):
-            raise part.damaged(f"{len(passage_ids) - len(rows)} of {len(passage_ids)} passages have none")
+            raise part.damaged(f"those of {len(passage_ids) - len(rows)} passages are missing")
         codes, offsets = from_blobs(self._checked.blobs(passage_ids, rows, part), dtype, part)
         return codes.astype(dtype.newbyteorder("="), copy=False), offsets
 
@@ -130,7 +130,7 @@ class StoredPostings:
         part = self._store.residuals.part
         rows = self._store.residuals.blobs(blocks.tolist())
         if len(rows) != len(blocks):
-            raise part.damaged(f"{len(blocks) - len(rows)} of {len(blocks)} blocks are missing")
+            raise part.damaged(f"{len(blocks) - len(rows)} blocks are missing")
         tokens, offsets = from_blobs(self._checked.blobs(blocks, rows, part), RESIDUALS, part)
         # Only the last block of the stream may be shorter, and it is the last of the sorted blocks.
         lengths = np.where(blocks == end // per_block, end % per_block, per_block) * width
@@ -147,7 +147,7 @@ class StoredPostings:
         """
         part, spans = self._store.residuals.part, self._store.passages.spans(passage_ids)
         if len(spans) != len(passage_ids):
-            raise part.damaged(f"{len(passage_ids) - len(spans)} of {len(passage_ids)} passages are missing")
+            raise part.damaged(f"{len(passage_ids) - len(spans)} passages are missing")
         try:
             sound = all(type(n) is int for span in spans for n in span)
             first, stored_doclens = np.array(spans if sound else [], np.int64).reshape(-1, 2).T

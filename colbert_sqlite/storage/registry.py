@@ -105,7 +105,7 @@ def has_registry(conn: sqlite3.Connection) -> bool:
 
 
 class Registered(NamedTuple):
-    """What can be said of an index whatever the version of its format."""
+    """What every version of the format says of an index."""
 
     name: str
     state: str
@@ -120,10 +120,10 @@ def registered(conn: sqlite3.Connection) -> list[Registered]:
     cursor = conn.execute(
         f"SELECT name, state, schema_version, source_table FROM {_REGISTRY} ORDER BY name, state DESC"
     )
-    found = [Registered(*row) for row in cursor]
-    if not all(isinstance(known.name, str) for known in found):
-        raise IndexCorrupt(f"the table {REGISTRY} has a row whose name is no text: delete that row")
-    return found
+    rows = [Registered(*row) for row in cursor]
+    if not all(isinstance(row.name, str) for row in rows):
+        raise IndexCorrupt(f"the table {REGISTRY} has a row whose name is not text: delete that row")
+    return rows
 
 
 def read_entries(conn: sqlite3.Connection, name: str, state: str | None = None) -> list[Entry]:
@@ -163,13 +163,13 @@ def _entry(row: dict[str, Any], *, checked: bool) -> Entry:
     """Return the entry that a row stands for.
 
     :param checked: compare it with its checksum
-    :raises IndexCorrupt: if it can't be one of ours
+    :raises IndexCorrupt: if it can't be read
     """
     name = row["name"]
     try:
-        found = row.pop("checksum")
-        if checked and found != row_checksum(row.values()):
-            raise ValueError("its checksum is not that of its values")
+        stored_checksum = row.pop("checksum")
+        if checked and stored_checksum != row_checksum(row.values()):
+            raise ValueError("its checksum differs")
         return entry_of(row)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise IndexCorrupt(
@@ -185,14 +185,14 @@ def is_older(version: object) -> bool:
 def entry_of(row: dict[str, Any]) -> Entry:
     """Return the entry that a row stands for; the file may come from anywhere.
 
-    :raises ValueError: or another error, if the row can't be one of ours
+    :raises ValueError: or another error, if the row can't be an entry
     """
     for column, value in row.items():
         if column in _WHOLE_NUMBERS:
             if type(value) is not int or not 0 <= value < _MAX_NUMBER:
                 raise ValueError(f"{column} is {value!r}")
         elif not isinstance(value, str):
-            raise ValueError(f"{column} is no text")
+            raise ValueError(f"{column} is not text")
     names, types = zip(*json.loads(row["key_columns"]), strict=True)
     settings = IndexSettings.from_json(row["settings"])
     if settings.max_tokens is None:
@@ -229,7 +229,7 @@ def read_if_possible(conn: sqlite3.Connection, name: str, state: str) -> Entry |
 
 
 def refuse_to_replace(conn: sqlite3.Connection, name: str, replace: bool) -> None:
-    """Make sure that no index in use is replaced unasked.
+    """Make sure that an index in use is replaced only if *replace* is set.
 
     :raises IndexExists: if there is one of that name and *replace* is not set
     """

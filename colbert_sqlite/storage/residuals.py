@@ -102,7 +102,7 @@ class Residuals:
             return
         before, after = self._passages.neighbors(passage_id, codec.stream_tokens)
         self._check_span(passage_id, before, start, doclen, after)
-        # Its own at most, whatever its neighbors: others were removed with those they belonged to.
+        # Only blocks of its own: those of its neighbors go with them.
         first = max(start // codec.block_tokens, -(-before // codec.block_tokens))
         end = min(-(-(start + doclen) // codec.block_tokens), after // codec.block_tokens)
         self._delete_blocks(first, end)

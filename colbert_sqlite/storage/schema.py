@@ -14,7 +14,7 @@ passages   a span of one source row: its key (``pk_{column}``), ``ordinal`` with
 codes      a passage: the centroid of each of its tokens, ``codec.codes_dtype``
 residuals  ``codec.block_tokens`` consecutive tokens of the token stream: their packed residuals
 centroids  1,024 centroids: int8 directions, ``dim`` bytes each, normalized on reading, and their coarse
-           ``cells`` (``<u2``), through which the nearest centroid is found
+           ``cells`` (``<u2``), which make the search for the nearest centroid fast
 ivf        a part of an inverted list: rising ids of passages that have a token in a centroid, as gaps
            (``blobs.py``). ``segment`` is the centroid times 2**40, plus the first of the ids
 codec      the only row: nbits, bucket cutoffs and weights (``<f4``), sizes, the length of the token stream,

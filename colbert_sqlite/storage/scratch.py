@@ -24,7 +24,7 @@ from colbert_sqlite.storage.blobs import DOCLENS, HALVES
 class Scratch:
     """The scratch file of one build; it remembers nothing where the database is no file or its folder is read-only.
 
-    :param identity: everything that decides the embeddings of a row; a file of another identity is begun anew
+    :param identity: everything that decides the embeddings of a row; a file of another identity is emptied
     """
 
     def __init__(self, conn: sqlite3.Connection, index: str, identity: str, dim: int) -> None:

@@ -25,7 +25,7 @@ class SimilarKeys(NamedTuple):
     score: float
 
 
-def write_related(conn: sqlite3.Connection, source: Source, into: str, rows: Iterable[SimilarKeys]) -> None:
+def write_similar(conn: sqlite3.Connection, source: Source, into: str, rows: Iterable[SimilarKeys]) -> None:
     """Fill the table *into*, made if it is missing, with the rows most like each row.
 
     It has the key columns of the source, ``rank`` from 1, the key of the similar row with ``related_`` before its
@@ -42,8 +42,8 @@ def write_related(conn: sqlite3.Connection, source: Source, into: str, rows: Ite
         )
 
 
-def try_related(conn: sqlite3.Connection, source: Source, into: str) -> None:
-    """Make sure that :func:`write_related` can write the table *into*, and leave everything as it was.
+def try_similar(conn: sqlite3.Connection, source: Source, into: str) -> None:
+    """Make sure that :func:`write_similar` can write the table *into*, and leave everything as it was.
 
     :raises SourceError: if there is another table, or a view, of that name
     """
@@ -62,7 +62,7 @@ def try_related(conn: sqlite3.Connection, source: Source, into: str) -> None:
 def _prepare(conn: sqlite3.Connection, source: Source, into: str) -> list[str]:
     """Make the table if it is missing; return the names of its columns."""
     if into.lower().startswith("_colbert_"):
-        raise SourceError(f"{into!r} is a name of ours: choose another for the table of similar rows")
+        raise SourceError(f"{into!r} is a name that this package uses: choose another for the table of similar rows")
     there = [row[0] for row in conn.execute("SELECT name FROM pragma_table_xinfo(?, 'main')", (into,))]
     own, others = _columns(source)
     names = [*own, "rank", *others, "score"]

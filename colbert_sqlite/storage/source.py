@@ -56,13 +56,13 @@ class SourceRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A table to index: where its text is and how its rows are told apart."""
+    """A table to index: where its text is and what identifies its rows."""
 
     table: str
     keys: tuple[str, ...]
     key_types: tuple[str, ...]
     key_collations: tuple[str | None, ...]
-    """How the primary key tells its columns' values apart, which may be another collation than the column's own."""
+    """How the primary key compares values of its columns, which may be another collation than the column's own."""
     columns: tuple[str, ...]
     heading: str | None
     where: str | None
@@ -80,7 +80,7 @@ class Source:
         where: str | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> Source:
-        """Return what the schema says of *table*, names spelled as they are there.
+        """Return what the schema says of *table*, with its own spelling of names.
 
         :raises SourceError: if the table cannot be indexed: missing, no table, no primary key, no such column
         """
@@ -105,10 +105,10 @@ class Source:
             raise SourceError(
                 f"{table!r} is a {kind_name}, whose rows have no key to refer to: index an ordinary table"
             )
-        found = conn.execute(
+        columns_of_table = conn.execute(
             "SELECT name, type, pk, hidden FROM pragma_table_xinfo(?, 'main') WHERE hidden != 1", (table,)
         ).fetchall()
-        by_name = {row[0].lower(): row[0] for row in found}
+        by_name = {row[0].lower(): row[0] for row in columns_of_table}
 
         def resolve(column: str) -> str:
             if column.lower() not in by_name:
@@ -117,17 +117,17 @@ class Source:
 
         names = tuple(resolve(column) for column in columns)
         head = None if heading is None else resolve(heading)
-        keys = sorted((pk, name, declared) for name, declared, pk, _ in found if pk)
+        keys = sorted((pk, name, declared) for name, declared, pk, _ in columns_of_table if pk)
         if not keys:
-            place = shlex.join([file_of(conn) or "DATABASE", table])
+            words = shlex.join([file_of(conn) or "DATABASE", table])
             raise SourceError(
                 f"table {table!r} has no primary key, and VACUUM may renumber its rowids: add one first, for example "
-                f"with: sqlite-utils transform {place} --rename rowid id --pk id"
+                f"with: sqlite-utils transform {words} --rename rowid id --pk id"
             )
         collations = {
             name: collation
             for name, collation in conn.execute(
-                # As it is spelled in the schema: nocase is NOCASE.
+                # The schema may have nocase for NOCASE.
                 "SELECT x.name, upper(x.coll) FROM pragma_index_list(?, 'main') AS i,"
                 " pragma_index_xinfo(i.name, 'main') AS x WHERE i.origin = 'pk' AND x.key",
                 (table,),
@@ -199,7 +199,7 @@ class Source:
         return unique, complete
 
     def rowid(self, conn: sqlite3.Connection) -> str | None:
-        """Return what the rowid can be called; None if the table has none, or columns that take all its names."""
+        """Return what the rowid can be called; None if the table has no rowid, or columns of all its names."""
         sql = "SELECT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?"
         if conn.execute(sql, (self.table,)).fetchone()[0]:
             return None
@@ -210,7 +210,7 @@ class Source:
     def depends_on_row_alone(self, conn: sqlite3.Connection) -> bool:
         """Return whether only a change of a row itself can take it into the condition or out of it.
 
-        Not so if the condition reads other rows or tables, the clock, or a function that is not known to be pure.
+        Not so if the condition reads other rows or tables, the clock, or a function that may not be pure.
         """
         if self.where is None:
             return True
@@ -281,10 +281,10 @@ class Source:
         return conn.execute(sql, dict(self.params)).fetchone() is not None
 
     def key_now(self, conn: sqlite3.Connection, key: Key) -> Key | None:
-        """Return the key of the row that has an equal one, as it is spelled now; None if no row meets the condition."""
+        """Return the equal key that the table has now; None if no row meets the condition."""
         sql = f"SELECT {self._key_list} FROM {self.from_where(self._key_equals)}"
-        found: Key | None = conn.execute(sql, {**self.params, **self._key_params(key)}).fetchone()
-        return found
+        now: Key | None = conn.execute(sql, {**self.params, **self._key_params(key)}).fetchone()
+        return now
 
     def read_whole_row(self, conn: sqlite3.Connection, key: Key) -> tuple[dict[str, Any], SourceRow] | None:
         """Return every column of a row, and its raw values; None when it is gone or has left the condition."""
@@ -349,7 +349,7 @@ class Source:
         except sqlite3.OperationalError as error:
             if "decode" not in str(error):
                 raise
-            raise SourceError(f"a key of table {self.table!r} is no valid UTF-8: {error}") from None
+            raise SourceError(f"a key of table {self.table!r} is not valid UTF-8: {error}") from None
         finally:
             cursor.close()
 
@@ -383,5 +383,5 @@ def affinity(declared: str) -> str:
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:12])
-    return shown + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "none"
+    first = ", ".join(names[:12])
+    return first + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "none"

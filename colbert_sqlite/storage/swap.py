@@ -108,7 +108,7 @@ def begin_build(
 
 
 def _new_build(conn: sqlite3.Connection, entry: Entry) -> Store:
-    """Create the tables of a build, in the place of those of another one."""
+    """Create the tables of a build, and drop those of another one."""
     if (entry.name.lower(), "building") in {(one.name.lower(), one.state) for one in registered(conn)}:
         drop_index(conn, entry.name, "building")
     conn.execute(CREATE_REGISTRY)

@@ -92,7 +92,7 @@ def statements(
         f"(typeof(old.{name}) != typeof(new.{name}) OR old.{name} COLLATE BINARY IS NOT new.{name})"
         for name in map(quote_identifier, dict.fromkeys([*keys, *(watched or ())]))
     )
-    # BINARY, since the primary key may tell keys apart that are alike by the collation of their column.
+    # BINARY: the primary key may hold keys that are equal by the collation of their column.
     itself = f"NOT ({' AND '.join(f'{name} COLLATE BINARY IS old.{name}' for name in names)})"
     bodies = {
         "insert": ("AFTER INSERT", "", [key_of("new")]),

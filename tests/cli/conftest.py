@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import sqlite_utils
 
-from cli.helpers import POSTS, run
 from colbert_sqlite import Index
 from colbert_sqlite.encoders import Encoder
+from tests.cli.helpers import POSTS, run
 
 SHORT_POSTS = [
     {"id": 1, "title": "Bread", "created": "2019", "body": "Flour, water, salt and a warm oven."},

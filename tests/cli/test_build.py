@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from cli.helpers import POSTS, error, execute, run
 from colbert_sqlite.encoders.hashing import HashingEncoder
+from tests.cli.helpers import POSTS, error, execute, run
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ import sqlite_utils_colbert
 from sqlite_utils_colbert import register_commands
 from sqlite_utils_colbert.cli import colbert
 
-from cli.helpers import run
+from tests.cli.helpers import run
 
 FOLDER = Path(sqlite_utils_colbert.__file__).parent
 SHARED = {"compat", "hits", "options", "output", "progress"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cli.helpers import POSTS, error, execute, run
+from tests.cli.helpers import POSTS, error, execute, run
 
 
 def test_a_hit_has_rank_score_key_title_and_passage(indexed: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cli.helpers import execute, run
+from tests.cli.helpers import execute, run
 
 
 def test_info_is_a_table_for_people_and_json_for_machines(indexed: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from cli.helpers import run
+from tests.cli.helpers import run
 
 
 def test_models_lists_the_names_an_index_can_be_made_with() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cli.helpers import error, run
 from colbert_sqlite.encoders.hashing import HashingEncoder
+from tests.cli.helpers import error, run
 
 
 def test_a_missing_database_is_an_error_and_is_not_created(tmp_path: Path) -> None:

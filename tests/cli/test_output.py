@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.helpers import POSTS, execute, run
+from tests.cli.helpers import POSTS, execute, run
 
 
 def test_newline_delimited_json_has_the_same_rows(indexed: str) -> None:

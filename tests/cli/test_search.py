@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import sqlite_utils
 
-from cli.helpers import error, invoke, pks, run
 from colbert_sqlite import Index, register
 from colbert_sqlite.encoders import Encoder
+from tests.cli.helpers import error, invoke, pks, run
 
 
 def test_a_mode_can_be_chosen(path: str) -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 import sqlite_utils
 
-from cli.helpers import invoke
+from tests.cli.helpers import invoke
 
 
 def test_similar_rows_of_a_row(path: str) -> None:
@@ -52,5 +52,5 @@ def test_our_own_tables_are_no_place_for_similar_rows(path: str) -> None:
     result = invoke("similar", path, "posts", "--all", "--into", "_colbert_x")
     assert (result.exit_code, result.stderr) == (
         1,
-        "Error: '_colbert_x' is a name of ours: choose another for the table of similar rows\n",
+        "Error: '_colbert_x' is a name that this package uses: choose another for the table of similar rows\n",
     )

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import make_older
-from test_concurrency import holder
 
-from cli.helpers import error, execute, run
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.index import Index
+from tests.cli.helpers import error, execute, run
+from tests.damage import make_older
+from tests.test_concurrency import holder
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTHING = {"added": 0, "updated": 0, "deleted": 0, "compared": 0}

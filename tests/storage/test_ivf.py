@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_store import N_CENTROIDS, codec_of, new_store, with_codec
 
 from colbert_sqlite.errors import IndexCorrupt
 from colbert_sqlite.storage import ivf
@@ -18,6 +17,7 @@ from colbert_sqlite.storage.connection import atomic
 from colbert_sqlite.storage.ivf import PASSAGE_BITS, PASSAGE_MASK, Pairs
 from colbert_sqlite.storage.postings import StoredPostings
 from colbert_sqlite.storage.store import Store
+from tests.storage.test_store import N_CENTROIDS, codec_of, new_store, with_codec
 
 Lists = dict[int, set[int]]
 

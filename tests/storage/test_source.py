@@ -94,7 +94,7 @@ def test_null_keys_are_refused(conn: sqlite3.Connection) -> None:
 def test_a_key_of_invalid_utf8_is_refused(conn: sqlite3.Connection) -> None:
     conn.execute("CREATE TABLE t (slug TEXT PRIMARY KEY, body TEXT)")
     conn.execute("INSERT INTO t VALUES (CAST(x'ff' AS TEXT), 'x')")
-    with pytest.raises(SourceError, match="a key of table 't' is no valid UTF-8"):
+    with pytest.raises(SourceError, match="a key of table 't' is not valid UTF-8"):
         list(Source.inspect(conn, "t", ["body"]).iter_keys(conn))
 
 

@@ -7,7 +7,6 @@ import sqlite3
 
 import numpy as np
 import pytest
-from damage import forge_checksums
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from colbert_sqlite.storage.source import Source
 from colbert_sqlite.storage.store import Store
 from colbert_sqlite.storage.swap import begin_build, check_build, publish
 from colbert_sqlite.verify import verify
+from tests.damage import forge_checksums
 
 DIM, NBITS, N_CENTROIDS = 12, 2, 40
 WIDTH = 4
