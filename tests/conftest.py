@@ -41,10 +41,10 @@ def cache_of_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder with reference cases and real databases; tests that need it are skipped where it is absent."""
+    """A folder with real databases in ``data``. Tests that use it have the mark ``real_databases``."""
     folder = Path(os.environ.get("COLBERT_SHARED", ROOT.parent / "shared"))
-    if not folder.is_dir():
-        pytest.skip(f"no folder {folder}: set COLBERT_SHARED")
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no real databases in {folder / 'data'}: COLBERT_SHARED names another folder")
     return folder
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from parity_cases import CHECKPOINTS
 from tokenizers import Tokenizer
 
 from colbert_sqlite.encoders import Encoder, load_encoder
@@ -34,9 +35,9 @@ def minilm() -> Encoder:
 
 
 @pytest.fixture(scope="session")
-def bert(shared: Path) -> Tokenizer:
+def bert() -> Tokenizer:
     """A tiny WordPiece vocabulary; 101 and so on are not its ids."""
-    return Tokenizer.from_file(str(shared / "reference" / "parity" / "stanford_bert" / "tokenizer.json"))
+    return Tokenizer.from_file(str(CHECKPOINTS / "stanford_bert" / "tokenizer.json"))
 
 
 # Tokens
