@@ -9,11 +9,23 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.index import Index
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# No example has a time limit, and no strategy is called slow: a busy machine fails no test. Everybody tries the same
+# examples. COLBERT_RANDOM=1 tries others, as CI does: what fails there is printed with a line that repeats it.
+settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=not os.environ.get("COLBERT_RANDOM"),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    print_blob=True,
+)
+settings.load_profile("tests")
 
 POSTS = [
     (1, "Bread", "Knead the dough well. Let it rise overnight in a cold kitchen."),

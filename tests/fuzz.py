@@ -27,12 +27,11 @@ from typing import Any, NamedTuple
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from damage import forge_checksums
-
 from colbert_sqlite.catalogue import list_indexes
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.errors import ColbertError
 from colbert_sqlite.index import Index
+from tests.damage import forge_checksums
 
 N_ROWS = 60
 QUERIES = ["word3 word17 word91", "word5", "word60 word61 word62 word63 word64 word65", "nothing of this"]

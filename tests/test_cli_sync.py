@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import error, execute, run
-from test_concurrency import holder
 
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.index import Index
+from tests.test_cli import error, execute, run
+from tests.test_concurrency import holder
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).parent / "data"

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -17,6 +16,7 @@ from colbert_sqlite.engine.codec import (
     to_directions,
 )
 from colbert_sqlite.errors import IndexCorrupt, ShapeError
+from tests import reference
 
 DIMS = [1, 5, 16, 48, 64, 96, 128, 256]
 NBITS = [1, 2, 4, 8]

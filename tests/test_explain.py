@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from parity_cases import CHECKPOINTS
 
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.encoders.queries import encode_queries
@@ -22,6 +21,7 @@ from colbert_sqlite.errors import SourceError
 from colbert_sqlite.explain import Explainer, Explanation
 from colbert_sqlite.index import Index
 from colbert_sqlite.results import Passage
+from tests.parity_cases import CHECKPOINTS
 
 BACKUPS = "Copy the database every night. Try to restore the copy every month."
 

@@ -9,10 +9,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from fuzz import Outcome, damage, expected, make_sound, outcomes, run, table
 
 from colbert_sqlite.encoders import load_encoder
 from colbert_sqlite.index import Index
+from tests.fuzz import Outcome, damage, expected, make_sound, outcomes, run, table
 
 N = int(os.environ.get("COLBERT_FUZZ", 150))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_sqlite.engine import kernels
+from tests import reference
 
 generators = st.integers(0, 2**32).map(np.random.default_rng)
 query_lengths = st.sampled_from([1, 2, 5, 8, 31, 32, 33, 64])

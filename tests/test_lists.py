@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_store import N_CENTROIDS, codec_of, new_store, with_codec
 
 from colbert_sqlite.errors import IndexCorrupt
 from colbert_sqlite.storage import lists
@@ -18,6 +17,7 @@ from colbert_sqlite.storage.connection import atomic
 from colbert_sqlite.storage.lists import PASSAGE_BITS, PASSAGE_MASK, Pairs
 from colbert_sqlite.storage.snapshot import Snapshot
 from colbert_sqlite.storage.store import Store
+from tests.test_store import N_CENTROIDS, codec_of, new_store, with_codec
 
 Lists = dict[int, set[int]]
 

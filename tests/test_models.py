@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from parity_cases import CHECKPOINTS
 
 from colbert_sqlite import errors
 from colbert_sqlite.encoders import known_models, load_encoder
+from tests.parity_cases import CHECKPOINTS
 
 TEXTS = ["the quick brown fox", "late interaction", "every query token"]
 

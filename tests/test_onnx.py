@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from parity_cases import CASES, CHECKPOINTS, texts_and_expected
 from sqlite_utils_colbert.cli import colbert
 
 from colbert_sqlite import Index, errors
 from colbert_sqlite.encoders import Encoder, backend_for, export_model, load_encoder
 from colbert_sqlite.encoders import exports as exports_
+from tests.parity_cases import CASES, CHECKPOINTS, texts_and_expected
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")

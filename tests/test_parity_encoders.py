@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from parity_cases import CASES, CHECKPOINTS, texts_and_expected
 
 from colbert_sqlite.encoders import load_encoder
+from tests.parity_cases import CASES, CHECKPOINTS, texts_and_expected
 
 pytest.importorskip("sentence_transformers")
 

@@ -6,14 +6,14 @@ import json
 
 import numpy as np
 import pytest
-import reference
-from parity_cases import DATA
 
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.engine.codec import ResidualCodec, quantile_buckets
 from colbert_sqlite.engine.maxsim import maxsim_scores
 from colbert_sqlite.engine.plaid import ArrayPostings
 from colbert_sqlite.settings import SearchSettings
+from tests import reference
+from tests.parity_cases import DATA
 
 CODECS = ["nbits1_dim16", "nbits2_dim16", "nbits2_dim128", "nbits4_dim32", "nbits8_dim64"]
 

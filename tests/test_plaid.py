@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from colbert_sqlite.engine.plaid import ArrayPostings
 from colbert_sqlite.errors import IndexCorrupt, ShapeError
 from colbert_sqlite.index import Index
 from colbert_sqlite.settings import SearchSettings
+from tests import reference
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from colbert_sqlite.engine.pooling import pool
 from colbert_sqlite.errors import MissingDependency
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexing import Progress
+from tests import reference
 
 pytest.importorskip("scipy", reason="pip install 'colbert-sqlite[pooling]'")
 

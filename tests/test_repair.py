@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from damage import forge_checksums
 
 from colbert_sqlite.catalogue import drop, list_indexes
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.errors import ColbertError, IndexCorrupt, IndexNotFound, ModelMismatch
 from colbert_sqlite.index import Index
+from tests.damage import forge_checksums
 
 N_ROWS = 40
 QUERIES = ["word3 word17 word91", "word5", "word60 word61 word62 word63", "nothing of this"]

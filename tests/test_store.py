@@ -6,7 +6,6 @@ import sqlite3
 
 import numpy as np
 import pytest
-from damage import forge_checksums
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from colbert_sqlite.storage.snapshot import Snapshot
 from colbert_sqlite.storage.source import Source
 from colbert_sqlite.storage.store import EncodedPassage, EncodedRow, Store
 from colbert_sqlite.storage.stored_codec import StoredCodec
+from tests.damage import forge_checksums
 
 DIM, NBITS, N_CENTROIDS = 12, 2, 40
 WIDTH = 4

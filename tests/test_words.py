@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity_cases import CASES, CHECKPOINTS, texts_and_expected
 from tokenizers import Tokenizer
 
 from colbert_sqlite.encoders import Encoder, Token, load_encoder
 from colbert_sqlite.encoders.tokens import Side, embedded_tokens
 from colbert_sqlite.encoders.words import is_punctuation
+from tests.parity_cases import CASES, CHECKPOINTS, texts_and_expected
 
 TEXTS = [
     "",
