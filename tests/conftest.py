@@ -51,6 +51,12 @@ def cache_of_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
         yield Path(os.environ["COLBERT_SQLITE_CACHE"])
 
 
+@pytest.fixture(autouse=True)
+def failing_sql_functions_print_nothing() -> None:
+    """Datasette has them print tracebacks from its import on, in the whole process."""
+    sqlite3.enable_callback_tracebacks(False)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """A folder with real databases in ``data``. Tests that use it have the mark ``real_databases``."""

@@ -24,6 +24,8 @@ from sqlite_utils_colbert.cli import colbert
 from colbert_sqlite.encoders.hashing import HashingEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
+# Seconds that a busy machine may take for what is done in less than one.
+PATIENCE = 300
 
 POSTS = [
     (1, "Keeping a sourdough starter", "Feed the starter with flour and water every day.", "2019-05-01", None),
@@ -73,7 +75,7 @@ def error(*words: str) -> str:
 
 
 def execute(path: str, sql: str) -> None:
-    db = sqlite3.connect(path)
+    db = sqlite3.connect(path, timeout=PATIENCE)
     db.execute(sql)
     db.commit()
     db.close()

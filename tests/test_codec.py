@@ -153,7 +153,7 @@ def test_snapped_centroids_have_unit_length_or_none(centroids):
     np.testing.assert_allclose(norms, np.where(centroids.any(axis=1), 1, 0), atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_embeddings_round_trip_without_nan(data):
     nbits, dim = data.draw(st.sampled_from(NBITS)), data.draw(st.integers(1, 12))

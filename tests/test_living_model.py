@@ -41,7 +41,7 @@ from colbert_sqlite.storage.source import SourceRow
 from colbert_sqlite.storage.store import EncodedRow
 from colbert_sqlite.timing import BuildReport
 
-EXAMPLES, STEPS = map(int, os.environ.get("COLBERT_STEPS", "40x50").split("x"))
+EXAMPLES, STEPS = map(int, os.environ.get("COLBERT_STEPS", "20x50").split("x"))
 
 WORDS = "apple walrus comet bread kitchen dust sun copper river tail 7 night".split()
 LONG = ". ".join(f"{WORDS[i % 12]} {WORDS[i * 5 % 11]} sentence{i} about {WORDS[i * 7 % 12]}" for i in range(12))
@@ -525,7 +525,6 @@ def test_the_index_is_what_a_fresh_one_would_be(schema: str) -> None:
         settings=settings(
             max_examples=-(-EXAMPLES // len(SCHEMAS)),
             stateful_step_count=STEPS,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

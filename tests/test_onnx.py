@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -303,6 +302,7 @@ def test_a_failed_export_leaves_nothing(checkpoint: Path, tmp_path: Path, monkey
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_nothing_that_is_taken_for_one(checkpoint: Path, cache: Path) -> None:
     code = """
 import sys, time
@@ -315,7 +315,7 @@ load_encoder(sys.argv[1], backend="onnx")
     assert process.stdout is not None
     with process.stdout:
         assert process.stdout.readline() == "written\n"
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     (left,) = cache.iterdir()
     fingerprint, _, rest = left.name.partition(".")
