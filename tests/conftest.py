@@ -17,7 +17,8 @@ from colbert_sqlite.index import Index
 ROOT = Path(__file__).resolve().parent.parent
 
 # No example has a time limit, and no strategy is called slow: a busy machine fails no test. Everybody tries the same
-# examples. COLBERT_RANDOM=1 tries others, as CI does: what fails there is printed with a line that repeats it.
+# examples: a change fails by its own fault. COLBERT_RANDOM=1 tries others, as CI does once a week, and prints how to
+# repeat what fails.
 settings.register_profile(
     "tests",
     deadline=None,
