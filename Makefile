@@ -1,6 +1,6 @@
 # From a fresh clone, with only Python 3.10 or newer and make:
 #   make demo    the sample blog, indexed and searched
-#   make test    the whole suite
+#   make test    the tests
 # Another Python: make demo PYTHON=python3.12
 
 PYTHON ?= python3
@@ -16,7 +16,13 @@ TORCH_INDEX = $(shell $(PYTHON) -c 'import sys, urllib.request as web; \
 	url = "https://download.pytorch.org/whl/cpu"; \
 	sys.platform == "linux" and web.urlopen(url + "/torch/", timeout=10) and print("--extra-index-url", url)' 2>/dev/null)
 
-.PHONY: demo test test-datasette-1 lint check clean
+# Walks of the model-based tests, and steps of each, in test-all.
+COLBERT_STEPS = 40x50
+
+# As many tests at a time as there are processors; a process that is done takes over what another has left.
+PYTEST = python -m pytest -n auto --dist worksteal
+
+.PHONY: demo test test-all test-datasette-1 test-lowest coverage lint check package clean
 
 demo: $(BLOG) .venv/installed-for-demo
 	@$(CLI) info $(BLOG) posts >/dev/null 2>&1 || { \
@@ -37,11 +43,24 @@ demo: $(BLOG) .venv/installed-for-demo
 	@echo 'Datasette:             datasette $(BLOG)'
 
 test: .venv/installed-for-tests
-	$(BIN)/python -m pytest
+	$(BIN)/$(PYTEST)
+
+# Slow ones too, and longer walks of the model-based tests.
+test-all: .venv/installed-for-tests
+	COLBERT_STEPS=$(COLBERT_STEPS) $(BIN)/$(PYTEST) -m 'slow or not slow'
+
+# Lines and branches that make test runs, in the processes it starts too. Compiled kernels are not seen.
+coverage: .venv/installed-for-tests
+	@mkdir -p build/coverage
+	$(BIN)/$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 # The plugin's tests once more, beside the Datasette that is to come.
 test-datasette-1: .venv-datasette-1/installed
-	.venv-datasette-1/bin/python -m pytest tests/test_datasette*.py
+	.venv-datasette-1/bin/$(PYTEST) -m 'slow or not slow' tests/test_datasette*.py
+
+# The lowest versions that pyproject.toml allows, on the lowest Python: make test-lowest PYTHON=python3.10
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/$(PYTEST)
 
 lint: .venv/installed-for-tests
 	$(BIN)/ruff check .
@@ -51,8 +70,14 @@ lint: .venv/installed-for-tests
 
 check: lint test
 
+# What a release uploads, in dist/.
+package: .venv/installed-for-tests
+	rm -rf build/lib dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m tests.check_package dist
+
 clean:
-	rm -rf .venv .venv-datasette-1 build *.egg-info plugins/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(BLOG)*
+	rm -rf .venv .venv-datasette-1 .venv-lowest build dist *.egg-info plugins/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(BLOG)*
 
 $(BLOG): sample_data/build.py $(POSTS)
 	@$(PYTHON) sample_data/build.py $@
@@ -76,4 +101,14 @@ $(BLOG): sample_data/build.py $(POSTS)
 	@$(PYTHON) -m venv .venv-datasette-1
 	@.venv-datasette-1/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
 		--editable '.[test-datasette]' 'datasette>=1.0a41'
+	@touch $@
+
+# Without torch, whose own lowest versions are those of sentence-transformers.
+.venv-lowest/installed: pyproject.toml
+	@echo 'Installing into .venv-lowest'
+	@$(PYTHON) -m venv .venv-lowest
+	@.venv-lowest/bin/python -m pip --disable-pip-version-check install --quiet uv
+	@.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct \
+		--editable '.[onnx,pooling,datasette,eval,llm]'
+	@.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --editable '.[pooling,eval,llm,test-datasette]'
 	@touch $@

@@ -9,11 +9,24 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.index import Index
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# No example has a time limit, and no strategy is called slow: a busy machine fails no test. Everybody tries the same
+# examples: a change fails by its own fault. COLBERT_RANDOM=1 tries others, as CI does once a week, and prints how to
+# repeat what fails.
+settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=not os.environ.get("COLBERT_RANDOM"),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    print_blob=True,
+)
+settings.load_profile("tests")
 
 POSTS = [
     (1, "Bread", "Knead the dough well. Let it rise overnight in a cold kitchen."),
@@ -39,12 +52,18 @@ def cache_of_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
         yield Path(os.environ["COLBERT_SQLITE_CACHE"])
 
 
+@pytest.fixture(autouse=True)
+def failing_sql_functions_print_nothing() -> None:
+    """Datasette has them print tracebacks from its import on, in the whole process."""
+    sqlite3.enable_callback_tracebacks(False)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder with reference cases and real databases; tests that need it are skipped where it is absent."""
+    """A folder with real databases in ``data``. Tests that use it have the mark ``real_databases``."""
     folder = Path(os.environ.get("COLBERT_SHARED", ROOT.parent / "shared"))
-    if not folder.is_dir():
-        pytest.skip(f"no folder {folder}: set COLBERT_SHARED")
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no real databases in {folder / 'data'}: COLBERT_SHARED names another folder")
     return folder
 
 

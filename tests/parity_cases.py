@@ -1,4 +1,4 @@
-"""The encoder cases that the reference libraries made, for every backend to agree with."""
+"""The cases that the reference libraries made, for the encoders, codec and search to agree with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+DATA = Path(__file__).resolve().parent / "data"
+CHECKPOINTS = DATA / "checkpoints"
 CASES = [
     "stanford_bert",
     "stanford_bert_unkpunct",
@@ -20,8 +22,8 @@ CASES = [
 ]
 
 
-def texts_and_expected(shared: Path, case: str) -> tuple[dict[str, list[str]], dict[str, Any]]:
+def texts_and_expected(case: str) -> tuple[dict[str, list[str]], dict[str, Any]]:
     """The texts of a case, and the arrays that its library made of them."""
-    folder = shared / "reference" / "parity" / case
+    folder = CHECKPOINTS / case
     with np.load(folder / "expected.npz") as npz:
         return json.loads((folder / "texts.json").read_text(encoding="utf-8")), dict(npz)

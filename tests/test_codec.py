@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -17,6 +16,7 @@ from colbert_sqlite.engine.codec import (
     to_directions,
 )
 from colbert_sqlite.errors import IndexCorrupt, ShapeError
+from tests import reference
 
 DIMS = [1, 5, 16, 48, 64, 96, 128, 256]
 NBITS = [1, 2, 4, 8]
@@ -153,7 +153,7 @@ def test_snapped_centroids_have_unit_length_or_none(centroids):
     np.testing.assert_allclose(norms, np.where(centroids.any(axis=1), 1, 0), atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_embeddings_round_trip_without_nan(data):
     nbits, dim = data.draw(st.sampled_from(NBITS)), data.draw(st.integers(1, 12))

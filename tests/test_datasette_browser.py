@@ -29,6 +29,8 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
+# How long a busy machine may take for what is done in less than a second.
+PATIENCE_MS = 300_000
 SERVER = shlex.split(os.environ.get("COLBERT_DATASETTE", f"{shlex.quote(sys.executable)} -m datasette"))
 # That of the browser need not have numpy.
 PYTHON = Path(SERVER[0]).with_name("python")
@@ -160,6 +162,7 @@ def visit(browser: Any, site: str) -> Iterator[Visit]:
 
     def visit(path: str, **options: Any) -> Any:
         contexts.append(browser.new_context(**options))
+        contexts[-1].set_default_timeout(PATIENCE_MS)
         contexts[-1].add_init_script(KEEP_MATCHES)
         page = contexts[-1].new_page()
         page.on("pageerror", lambda error: reports.append(str(error)))

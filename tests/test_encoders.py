@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from colbert_sqlite.encoders import Encoder, load_encoder
 from colbert_sqlite.encoders.minilm import PROJECTION
 from colbert_sqlite.encoders.tokens import Side, batches, first_pieces, tokenize
+from tests.parity_cases import CHECKPOINTS
 
 TEXTS = [
     "how do I back up postgres?",
@@ -34,9 +35,9 @@ def minilm() -> Encoder:
 
 
 @pytest.fixture(scope="session")
-def bert(shared: Path) -> Tokenizer:
+def bert() -> Tokenizer:
     """A tiny WordPiece vocabulary; 101 and so on are not its ids."""
-    return Tokenizer.from_file(str(shared / "reference" / "parity" / "stanford_bert" / "tokenizer.json"))
+    return Tokenizer.from_file(str(CHECKPOINTS / "stanford_bert" / "tokenizer.json"))
 
 
 # Tokens
@@ -172,7 +173,7 @@ def test_the_projection_is_small_and_orthonormal() -> None:
 
 def test_fitting_finds_the_directions_of_largest_variance() -> None:
     pytest.importorskip("sentence_transformers")
-    from benchmarks.fit_projection import principal_components
+    from tests.benchmarks.fit_projection import principal_components
 
     spread = np.linspace(3, 1, 130)
     rows = np.random.default_rng(0).normal(size=(4000, 130)) * spread + 5
@@ -186,7 +187,7 @@ def test_fitting_finds_the_directions_of_largest_variance() -> None:
 
 def test_pieces_are_a_quarter_of_the_text(tmp_path: Path) -> None:
     pytest.importorskip("sentence_transformers")
-    from benchmarks.fit_projection import pieces
+    from tests.benchmarks.fit_projection import pieces
 
     with sqlite3.connect(tmp_path / "a:b.db") as db:
         db.execute("CREATE TABLE notes (body TEXT)")

@@ -22,6 +22,7 @@ from colbert_sqlite.index import Index
 from colbert_sqlite.query import encode_query
 from colbert_sqlite.results import Passage
 from colbert_sqlite.view import EncodedPassage
+from tests.parity_cases import CHECKPOINTS
 
 BACKUPS = "Copy the database every night. Try to restore the copy every month."
 
@@ -70,9 +71,9 @@ def test_words_and_special_tokens_make_up_the_score(encoder: Encoder) -> None:
     assert found.normalized_score == pytest.approx(score / 3, abs=1e-5)
 
 
-def test_pieces_of_a_word_are_one(shared: Path) -> None:
+def test_pieces_of_a_word_are_one() -> None:
     pytest.importorskip("sentence_transformers")
-    bert = load_encoder(str(shared / "reference" / "parity" / "stanford_bert"), device="cpu", dtype="float32")
+    bert = load_encoder(str(CHECKPOINTS / "stanford_bert"), device="cpu", dtype="float32")
     pieces = [token.name for token in bert.query_tokens("the sqlite fox") if token.word == 1]
     assert len(pieces) > 1
     found = explain(bert, "the sqlite fox", "Foxes like SQLite's fox, the red one.")

@@ -20,9 +20,11 @@ from colbert_sqlite.errors import SourceError
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import list_indexes
 from colbert_sqlite.progress import Progress
+from colbert_sqlite.storage import connection
 from tests import crashes
 from tests.crashes import JOURNALS, OPERATIONS, judge, left_beside
 from tests.helpers import connection_of
+from tests.marks import slow
 
 SMALL_PORTIONS = (
     ("rows.CHUNK_BYTES", 1500),
@@ -105,7 +107,7 @@ def run_again_and_judge(path: Path, operation: str) -> None:
 
 @pytest.mark.parametrize("journal", JOURNALS)
 @pytest.mark.parametrize("limited", [few_pages, small_files])
-@pytest.mark.parametrize("operation", ["build", "sync", "rebuild", "optimize", "repair"])
+@pytest.mark.parametrize("operation", ["sync", *slow("build", "rebuild", "optimize", "repair")])
 def test_a_full_disk_costs_nothing_but_the_run(
     tmp_path: Path, states: Callable[[str, str], Path], operation: str, limited: Any, journal: str
 ) -> None:
@@ -139,7 +141,7 @@ def test_an_index_on_a_full_disk_can_be_dropped(
     assert [file for file in left_beside(path) if file != "t.db-journal"] == []
 
 
-@pytest.mark.parametrize("operation", ["build", "sync", "compare", "rebuild", "repair"])
+@pytest.mark.parametrize("operation", ["sync", *slow("build", "compare", "rebuild", "repair")])
 def test_a_connection_that_may_not_write_any_more_has_written_nothing_by_half(
     tmp_path: Path, states: Callable[[str, str], Path], operation: str
 ) -> None:
@@ -180,7 +182,7 @@ def test_a_locked_database_costs_nothing_but_the_run(
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
     plugin = pytest.importorskip("sqlite_utils_colbert.cli")
-    monkeypatch.setattr("colbert_sqlite.storage.connection.BUSY_SECONDS", 0.02)
+    monkeypatch.setitem(connection.connect.__kwdefaults__, "busy_seconds", 0.02)
 
     def run(*arguments: str) -> tuple[int, str]:
         result = CliRunner().invoke(plugin.colbert, arguments)

@@ -64,7 +64,7 @@ def matching(index: Index, where: str, params: dict[str, Any]) -> set[int]:
     return {row[0] for row in connection_of(index).execute(f"select id from posts where ({where}\n)", params)}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(queries, conditions, keys, st.integers(1, 30))
 def test_a_filtered_search_is_the_whole_ranking_without_the_rows_that_do_not_match(
     index: Index, query: str, condition: tuple[str, dict[str, Any]], pks: list[int] | None, k: int
@@ -79,7 +79,7 @@ def test_a_filtered_search_is_the_whole_ranking_without_the_rows_that_do_not_mat
     assert [hit.rank for hit in hits] == [*range(1, len(expected) + 1)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(queries, conditions, st.integers(1, 30))
 def test_narrow_settings_never_cost_hits(
     index: Index, query: str, condition: tuple[str, dict[str, Any]], k: int
@@ -91,7 +91,7 @@ def test_narrow_settings_never_cost_hits(
     assert {hit.pk for hit in hits} <= allowed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(queries, conditions, st.integers(1, 30))
 def test_fts_and_hybrid_find_only_what_matches_and_fts_all_of_it(
     index: Index, query: str, condition: tuple[str, dict[str, Any]], k: int
@@ -108,7 +108,7 @@ def test_fts_and_hybrid_find_only_what_matches_and_fts_all_of_it(
     assert {hit.pk for hit in hybrid} <= allowed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, N_ROWS), conditions, st.integers(1, 30))
 def test_similar_rows_are_filtered_too(index: Index, pk: int, condition: tuple[str, dict[str, Any]], k: int) -> None:
     where, params = condition

@@ -9,10 +9,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from fuzz import Outcome, damage, expected, make_sound, outcomes, run, table
 
 from colbert_sqlite.encoders import load_encoder
 from colbert_sqlite.index import Index
+from tests.fuzz import Outcome, damage, expected, make_sound, outcomes, run, table
 
 N = int(os.environ.get("COLBERT_FUZZ", 150))
 
@@ -24,6 +24,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_damage_gives_right_results_or_a_clear_error(sound: Path) -> None:
     found = list(outcomes(sound, 0, N))
     print(table(found))
@@ -77,6 +78,7 @@ def test_the_harness_notices_results_that_are_wrong() -> None:
     assert Outcome(0, "BLOB", "", {"open": "right", "sync": "ColbertError"}).wrong == {}
 
 
+@pytest.mark.slow
 def test_what_is_found_is_compared_with_what_a_sound_index_gives(sound: Path, tmp_path: Path) -> None:
     encoder = load_encoder("hashing-32")
     right = expected(sound, tmp_path, encoder)

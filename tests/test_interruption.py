@@ -23,6 +23,7 @@ from colbert_sqlite.errors import BuildInterrupted
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import drop, list_indexes
 from colbert_sqlite.progress import Progress
+from tests.marks import slow
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = int(os.environ.get("COLBERT_KILLS", "12"))
@@ -32,6 +33,7 @@ N_ROWS = 300
 # Where to kill a build, (stage, rows done), from and to; "encode" counts the rows of the sample first, some 70.
 MOMENTS = [(("encode", 0), ("encode", 60)), (("train", 0), ("train", 1)), (("encode", 80), ("encode", N_ROWS - 1))]
 MOMENTS += [(("write", 0), ("write", 1))]
+
 
 BUILD = """
 import sys
@@ -88,6 +90,7 @@ def answers(path: Path) -> list[list[tuple[Any, float]]]:
         return [[(hit.pk, hit.score) for hit in index.search(f"topic{i}", k=3)] for i in (0, 7, 234)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("journal", "first"), [("delete", 0), ("wal", 1)])
 def test_a_killed_build_leaves_the_old_index_and_is_continued(path: Path, journal: str, first: int) -> None:
     conn = sqlite3.connect(path)
@@ -121,6 +124,7 @@ def test_a_killed_build_leaves_the_old_index_and_is_continued(path: Path, journa
     assert unfinished > KILLED_BUILDS // 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has multiplied matrices")
 def test_nothing_is_lost_or_half_visible_whatever_is_killed() -> None:
     crashes = f"-W ignore::DeprecationWarning -m tests.crashes --json --kills {KILLS}"
@@ -166,7 +170,7 @@ def test_a_second_run_goes_on_where_the_first_stopped(path: Path, encoder: Encod
         assert index.search("capybara", k=1)[0].pk == -5
 
 
-@pytest.mark.parametrize("moment", [("encode", 30), ("train", 0), ("train", 1), ("write", 0)])
+@pytest.mark.parametrize("moment", [("encode", 30), *slow(("train", 0), ("train", 1), ("write", 0))])
 def test_a_build_that_went_on_leaves_nothing_beside_the_database(
     path: Path, encoder: Encoder, moment: tuple[str, int]
 ) -> None:
@@ -220,7 +224,7 @@ def test_a_build_within_a_build_is_refused(path: Path, encoder: Encoder) -> None
     Index.create(path, "t", ["body"], model=encoder).close()
 
 
-@pytest.mark.parametrize("moment", [("encode", 200), ("train", 0), ("write", 0), ("write", 1)])
+@pytest.mark.parametrize("moment", [("write", 0), *slow(("encode", 200), ("train", 0), ("write", 1))])
 def test_a_build_whose_index_is_dropped_stops(path: Path, encoder: Encoder, moment: tuple[str, int]) -> None:
     def drop_it(now: Progress) -> None:
         if now[:2] == moment or (now.stage, moment[0]) == ("encode", "encode") and now.done >= moment[1]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_sqlite.engine import kernels
+from tests import reference
 
 generators = st.integers(0, 2**32).map(np.random.default_rng)
 query_lengths = st.sampled_from([1, 2, 5, 8, 31, 32, 33, 64])
@@ -16,7 +16,7 @@ code_types = st.sampled_from([np.uint16, np.uint32])
 nbits_ = st.sampled_from([1, 2, 4, 8])
 # Lengths of passages: many, none, all empty.
 lengths_ = st.lists(st.integers(0, 40) | st.just(0), max_size=12)
-several = settings(max_examples=50, deadline=None)
+several = settings(max_examples=50)
 
 
 def offsets_of(lengths):

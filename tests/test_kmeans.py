@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 
 from colbert_sqlite.engine import kmeans
+from tests import reference
 
 
 def directions(n, dim, seed=0, n_groups=40):

@@ -44,7 +44,7 @@ from colbert_sqlite.storage.encoded import EncodedRow
 from colbert_sqlite.storage.source import SourceRow
 from colbert_sqlite.storage.store import Store
 
-EXAMPLES, STEPS = map(int, os.environ.get("COLBERT_STEPS", "40x50").split("x"))
+EXAMPLES, STEPS = map(int, os.environ.get("COLBERT_STEPS", "20x50").split("x"))
 
 WORDS = "apple walrus comet bread kitchen dust sun copper river tail 7 night".split()
 LONG = ". ".join(f"{WORDS[i % 12]} {WORDS[i * 5 % 11]} sentence{i} about {WORDS[i * 7 % 12]}" for i in range(12))
@@ -526,7 +526,6 @@ def test_the_index_is_what_a_fresh_one_would_be(schema: str) -> None:
         settings=settings(
             max_examples=-(-EXAMPLES // len(SCHEMAS)),
             stateful_step_count=STEPS,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

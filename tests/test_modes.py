@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import sqlite_utils
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from colbert_sqlite import Index, SearchSettings, SourceError
@@ -190,7 +190,6 @@ def test_text_and_compound_keys_and_awkward_names(tmp_path: Path, encoder: Encod
     assert keys(index, "water", mode="hybrid", k=1) == [("x", "z")]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=60))
 @example('"')
 @example("flour AND (NOT) OR NEAR/2 * ^ body: {a b}")
@@ -324,7 +323,7 @@ def many() -> Index:
     return Index.create(db, "posts", ["body"], model="hashing-32")
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     words=st.lists(st.sampled_from([*WORDS, "nothing"]), min_size=1, max_size=4),
     fusion=st.sampled_from(["rrf", "weighted"]),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_sqlite.encoders import load_encoder
@@ -169,7 +169,7 @@ collections = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(collections=collections, query=text, k=st.integers(1, 12))
 def test_search_all_is_every_search_merged(collections: list[tuple[str, list[str]]], query: str, k: int) -> None:
     indexes = [make(None, texts, model) for model, texts in collections]

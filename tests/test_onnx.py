@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -18,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from parity_cases import CASES, texts_and_expected
 from sqlite_utils_colbert.cli import colbert
 
 from colbert_sqlite import Index, errors
 from colbert_sqlite.encoders import Encoder, backend_for, export_model, load, load_encoder, packages
 from colbert_sqlite.settings import ModelOptions
+from tests.parity_cases import CASES, CHECKPOINTS, texts_and_expected
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -35,14 +34,14 @@ FILES = ["colbert_sqlite.json", "model.onnx", "model.onnx.data", "tokenizer.json
 
 
 @pytest.fixture(scope="module")
-def export_of(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def export_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Gives the export of a tiny checkpoint, made once."""
     made: dict[str, Path] = {}
 
     def export(case: str) -> Path:
         if case not in made:
             made[case] = tmp_path_factory.mktemp("exports") / case
-            export_model(str(shared / "reference" / "parity" / case), made[case])
+            export_model(str(CHECKPOINTS / case), made[case])
         return made[case]
 
     return export
@@ -55,9 +54,9 @@ def exported(export_of: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def checkpoint(shared: Path, tmp_path: Path) -> Path:
+def checkpoint(tmp_path: Path) -> Path:
     """A copy of one tiny checkpoint."""
-    return copy_of(shared, "stanford_bert", tmp_path)
+    return copy_of("stanford_bert", tmp_path)
 
 
 @pytest.fixture
@@ -74,9 +73,9 @@ def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def copy_of(shared: Path, case: str, tmp_path: Path) -> Path:
+def copy_of(case: str, tmp_path: Path) -> Path:
     folder = tmp_path / case
-    shutil.copytree(shared / "reference" / "parity" / case, folder, copy_function=shutil.copyfile)
+    shutil.copytree(CHECKPOINTS / case, folder, copy_function=shutil.copyfile)
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
     return folder
@@ -86,8 +85,8 @@ def by_torch(folder: Path) -> Encoder:
     return load_encoder(str(folder), device="cpu", dtype="float32", backend="torch")
 
 
-def assert_equals_reference(encoder: Encoder, shared: Path, case: str) -> None:
-    texts, expected = texts_and_expected(shared, case)
+def assert_equals_reference(encoder: Encoder, case: str) -> None:
+    texts, expected = texts_and_expected(case)
     queries = encoder.encode_queries(texts["queries"])
     passages = encoder.encode_passages(texts["docs"])
     dim = expected["D"].shape[1]
@@ -101,17 +100,15 @@ def assert_equals_reference(encoder: Encoder, shared: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_export_gives_the_embeddings_of_the_reference(
-    shared: Path, export_of: Callable[[str], Path], case: str
-) -> None:
+def test_an_export_gives_the_embeddings_of_the_reference(export_of: Callable[[str], Path], case: str) -> None:
     folder = export_of(case)
     assert sorted(path.name for path in folder.iterdir()) == FILES
-    assert_equals_reference(load_encoder(str(folder)), shared, case)
+    assert_equals_reference(load_encoder(str(folder)), case)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_export_is_the_same_model_to_an_index(shared: Path, export_of: Callable[[str], Path], case: str) -> None:
-    original, exported = by_torch(shared / "reference" / "parity" / case), load_encoder(str(export_of(case)))
+def test_an_export_is_the_same_model_to_an_index(export_of: Callable[[str], Path], case: str) -> None:
+    original, exported = by_torch(CHECKPOINTS / case), load_encoder(str(export_of(case)))
     for fact in ("fingerprint", "dim", "query_length", "document_length", "n_special_tokens"):
         assert getattr(exported, fact) == getattr(original, fact)
     assert exported.name == str(export_of(case))
@@ -120,9 +117,9 @@ def test_an_export_is_the_same_model_to_an_index(shared: Path, export_of: Callab
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_checkpoint_that_brings_its_transformer_as_onnx_needs_no_torch(
-    shared: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = copy_of(shared, case, tmp_path)
+    folder = copy_of(case, tmp_path)
     original = by_torch(folder)
     write_transformer(original, folder / "onnx" / "model.onnx")
     for name in ("torch", "sentence_transformers"):
@@ -130,7 +127,7 @@ def test_a_checkpoint_that_brings_its_transformer_as_onnx_needs_no_torch(
     encoder = load_encoder(str(folder))
     assert encoder.backend.startswith("onnxruntime ")
     assert encoder.fingerprint == original.fingerprint
-    assert_equals_reference(encoder, shared, case)
+    assert_equals_reference(encoder, case)
 
 
 def write_transformer(encoder: Encoder, path: Path) -> None:
@@ -305,6 +302,7 @@ def test_a_failed_export_leaves_nothing(checkpoint: Path, tmp_path: Path, monkey
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_nothing_that_is_taken_for_one(checkpoint: Path, cache: Path) -> None:
     code = """
 import sys, time
@@ -317,7 +315,7 @@ load_encoder(sys.argv[1], backend="onnx")
     assert process.stdout is not None
     with process.stdout:
         assert process.stdout.readline() == "written\n"
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     (left,) = cache.iterdir()
     fingerprint, _, rest = left.name.partition(".")

@@ -6,21 +6,19 @@ differs, whatever it holds: emoji, CJK, unknown characters, literal [MASK] and [
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from parity_cases import CASES, texts_and_expected
 
 from colbert_sqlite.encoders import load_encoder
+from tests.parity_cases import CASES, CHECKPOINTS, texts_and_expected
 
 pytest.importorskip("sentence_transformers")
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_embeddings_equal_the_reference(shared: Path, case: str) -> None:
-    folder = shared / "reference" / "parity" / case
-    texts, expected = texts_and_expected(shared, case)
+def test_embeddings_equal_the_reference(case: str) -> None:
+    folder = CHECKPOINTS / case
+    texts, expected = texts_and_expected(case)
     query_lengths = expected.get("querylens", [expected["Q"].shape[1]] * len(texts["queries"]))
 
     encoder = load_encoder(str(folder), device="cpu", dtype="float32")
@@ -35,8 +33,8 @@ def test_embeddings_equal_the_reference(shared: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_text_and_special_tokens_fill_the_document_length(shared: Path, case: str) -> None:
-    folder = shared / "reference" / "parity" / case
+def test_text_and_special_tokens_fill_the_document_length(case: str) -> None:
+    folder = CHECKPOINTS / case
     encoder = load_encoder(str(folder), device="cpu", dtype="float32")
     with np.load(folder / "expected.npz") as npz:
         widths = (npz["q_ids"].shape[1], npz["d_ids"].shape[1]) if "q_ids" in npz else (24, 40)

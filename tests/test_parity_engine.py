@@ -1,4 +1,4 @@
-"""Codec and search against what colbert-ai 0.2.22 and fast-plaid 1.4.6 computed, stored in the shared folder."""
+"""Codec and search against what colbert-ai 0.2.22 and fast-plaid 1.4.6 computed, stored in tests/data."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 
 import numpy as np
 import pytest
-import reference
 
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.engine.codec import ResidualCodec, quantile_buckets
 from colbert_sqlite.engine.maxsim import maxsim_scores
 from colbert_sqlite.engine.postings import ArrayPostings
 from colbert_sqlite.settings import SearchSettings
+from tests import reference
+from tests.parity_cases import DATA
 
 CODECS = ["nbits1_dim16", "nbits2_dim16", "nbits2_dim128", "nbits4_dim32", "nbits8_dim64"]
 
@@ -27,8 +28,8 @@ def our_packing(residuals, nbits, dim):
 
 
 @pytest.fixture(params=CODECS)
-def codec_case(shared, request):
-    return np.load(shared / "reference" / "parity" / f"codec_{request.param}" / "expected.npz")
+def codec_case(request):
+    return np.load(DATA / "codecs" / f"{request.param}.npz")
 
 
 def test_codes_and_buckets_equal_stanfords(codec_case):
@@ -76,13 +77,13 @@ class Index:
 
 
 @pytest.fixture(scope="module")
-def stanford(shared):
-    return Index(shared / "reference" / "parity" / "plaid_index" / "index.npz", 2)
+def stanford():
+    return Index(DATA / "plaid" / "index.npz", 2)
 
 
 @pytest.fixture(scope="module")
-def stanford_searches(shared):
-    searches = json.loads((shared / "reference" / "parity" / "plaid_index" / "search.json").read_text())["searches"]
+def stanford_searches():
+    searches = json.loads((DATA / "plaid" / "search.json").read_text())["searches"]
     return {search["label"]: search for search in searches}
 
 
@@ -176,8 +177,8 @@ def test_passages_that_stanfords_filter_lets_through_score_alike(stanford, stanf
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def fastplaid(shared, request):
-    return Index(shared / "reference" / "parity" / "fastplaid_index" / f"index_nbits{request.param}.npz", request.param)
+def fastplaid(request):
+    return Index(DATA / "fastplaid" / f"index_nbits{request.param}.npz", request.param)
 
 
 def test_reconstruction_equals_fastplaids(fastplaid):
@@ -185,8 +186,8 @@ def test_reconstruction_equals_fastplaids(fastplaid):
     np.testing.assert_allclose(fastplaid.embeddings[: len(expected)], expected, atol=1e-3)
 
 
-def test_scores_equal_fastplaids(shared, fastplaid):
-    text = (shared / "reference" / "parity" / "fastplaid_index" / "search.json").read_text()
+def test_scores_equal_fastplaids(fastplaid):
+    text = (DATA / "fastplaid" / "search.json").read_text()
     case = next(c for c in json.loads(text)["cases"] if c["nbits"] == fastplaid.codec.nbits)
     results = next(s for s in case["searches"] if s["label"] == "defaults")["results"]
     everything = SearchSettings(nprobe=8, ndocs=4096)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from colbert_sqlite.engine.postings import ArrayPostings
 from colbert_sqlite.errors import IndexCorrupt, ShapeError
 from colbert_sqlite.index import Index
 from colbert_sqlite.settings import SearchSettings
+from tests import reference
 
 ROOT = Path(__file__).parents[1]
 
@@ -156,7 +156,7 @@ def test_rescoring_is_maxsim_over_centroid_plus_residual(nbits, dim):
     np.testing.assert_allclose(world.scored(), world.exact(), atol=ROUNDING)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_passages_and_query_score_as_the_slow_twin_does(data):
     seed, dim = data.draw(st.integers(0, 10**6)), data.draw(st.integers(1, 40))

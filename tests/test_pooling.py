@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from colbert_sqlite.errors import MissingDependency
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import list_indexes
 from colbert_sqlite.progress import Progress
+from tests import reference
 
 pytest.importorskip("scipy", reason="pip install 'colbert-sqlite[pooling]'")
 
@@ -39,7 +39,6 @@ def passages(draw: st.DrawFn, distinct: bool = False) -> NDArray[np.float32]:
 
 
 @given(passages(), st.integers(1, 5))
-@settings(deadline=None)
 def test_about_one_token_in_factor_is_left_and_all_have_unit_length(
     embeddings: NDArray[np.float32], factor: int
 ) -> None:
@@ -52,7 +51,7 @@ def test_about_one_token_in_factor_is_left_and_all_have_unit_length(
 
 
 @given(passages(distinct=True), st.integers(2, 5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_pooled_tokens_are_the_mean_directions_of_wards_clusters(embeddings: NDArray[np.float32], factor: int) -> None:
     clusters = reference.ward_clusters(embeddings[1:], max(1, (len(embeddings) - 1) // factor))
     expected = [embeddings[0], *(unit(embeddings[1:][c].mean(axis=0)) for c in clusters)] if len(embeddings) else []

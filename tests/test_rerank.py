@@ -90,7 +90,7 @@ def test_chunks_change_nothing(encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 WORDS = st.sampled_from("sourdough bread comet ice rain copy night the".split())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.lists(WORDS, max_size=6).map(" ".join), max_size=8), st.integers(1, 9))
 def test_it_agrees_with_maxsim_of_each_text(texts: list[str], k: int) -> None:
     encoder = cached_encoder("hashing-32")

@@ -644,8 +644,8 @@ def test_who_has_a_model_does_not_wait_for_one_that_loads() -> None:
         loading = pool.submit(shared_encoder, load_encoder("hashing-88").fingerprint, load)
         assert started.wait(60)
         try:
-            assert pool.submit(cached_encoder, "hashing-80").result(10) is known
-            assert pool.submit(shared_encoder, known.fingerprint, load).result(10) is known
+            assert pool.submit(cached_encoder, "hashing-80").result(60) is known
+            assert pool.submit(shared_encoder, known.fingerprint, load).result(60) is known
         finally:
             go_on.set()
         assert cached_encoder("hashing-88") is loading.result()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity_cases import CASES, texts_and_expected
 from tokenizers import Tokenizer
 
 from colbert_sqlite.encoders import Encoder, Token, load_encoder
 from colbert_sqlite.encoders.token_words import is_punctuation
 from colbert_sqlite.encoders.tokens import Side, embedded_tokens
+from tests.parity_cases import CASES, CHECKPOINTS, texts_and_expected
 
 TEXTS = [
     "",
@@ -65,10 +64,10 @@ def minilm() -> Encoder:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_there_is_a_token_for_each_embedding(shared: Path, case: str) -> None:
+def test_there_is_a_token_for_each_embedding(case: str) -> None:
     pytest.importorskip("sentence_transformers")
-    encoder = load_encoder(str(shared / "reference" / "parity" / case), device="cpu", dtype="float32")
-    known, _ = texts_and_expected(shared, case)
+    encoder = load_encoder(str(CHECKPOINTS / case), device="cpu", dtype="float32")
+    known, _ = texts_and_expected(case)
     queries, passages = [*TEXTS, *known["queries"]], [*TEXTS, *known["docs"]]
     query_tokens, passage_tokens = map(encoder.query_tokens, queries), map(encoder.passage_tokens, passages)
     assert list(map(len, query_tokens)) == list(map(len, encoder.encode_queries(queries)))
@@ -103,9 +102,9 @@ def test_characters_and_words_of_the_default_model(minilm: Encoder, text: str) -
 
 
 @pytest.fixture(scope="session", params=["stanford_bert", "stanford_xlmr", "pylate_modernbert"])
-def tokenizer(request: pytest.FixtureRequest, shared: Path) -> Tokenizer:
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     """WordPiece, SentencePiece and byte-level BPE, all three with tiny vocabularies."""
-    tokenizer = Tokenizer.from_file(str(shared / "reference" / "parity" / request.param / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(CHECKPOINTS / request.param / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -135,8 +134,8 @@ def test_words_are_the_same_whatever_the_tokenizer(tokenizer: Tokenizer, text: s
     assert words_of(text, embedded_tokens(tokenizer, text, Side(length=512))) == words
 
 
-def test_markers_prompts_and_mask_tokens_stand_for_no_characters(shared: Path) -> None:
-    bert = Tokenizer.from_file(str(shared / "reference" / "parity" / "stanford_bert" / "tokenizer.json"))
+def test_markers_prompts_and_mask_tokens_stand_for_no_characters() -> None:
+    bert = Tokenizer.from_file(str(CHECKPOINTS / "stanford_bert" / "tokenizer.json"))
     mask, marker = bert.token_to_id("[MASK]"), bert.token_to_id("[unused0]")
     assert mask and marker
     side = Side(length=12, prompt="the ", strip=True, marker=marker, expand_to=8, mask=mask)

@@ -1,0 +1,1 @@
+"""Tests of colbert-sqlite; they import one another as ``tests.name``."""
