@@ -10,6 +10,9 @@ from typing import Any
 from click.testing import CliRunner, Result
 from sqlite_utils_colbert.cli import colbert
 
+# Seconds that a busy machine may take for what is done in less than one.
+PATIENCE = 300
+
 POSTS = [
     (1, "Keeping a sourdough starter", "Feed the starter with flour and water every day.", "2019-05-01", None),
     (

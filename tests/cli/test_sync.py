@@ -18,7 +18,7 @@ import pytest
 
 from colbert_sqlite.encoders.hashing import HashingEncoder
 from colbert_sqlite.index import Index
-from tests.cli.helpers import error, execute, run
+from tests.cli.helpers import PATIENCE, error, execute, run
 from tests.damage import make_older
 from tests.test_concurrency import holder
 
