@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from colbert_sqlite.errors import MissingDependency, SourceError
 from colbert_sqlite.progress import Progress, ProgressCallback, no_progress
@@ -21,6 +22,8 @@ from colbert_sqlite.settings import Filter, SearchSettings
 from colbert_sqlite.storage.source import Source
 
 if TYPE_CHECKING:
+    from ir_measures.measures import Measure
+
     from colbert_sqlite.index import Index
     from colbert_sqlite.settings import Fusion, Mode
 
@@ -49,7 +52,7 @@ def evaluate(
     *,
     id_column: str | None = None,
     where: str | None = None,
-    params: Mapping[str, Any] | None = None,
+    params: Mapping[str, object] | None = None,
     mode: Mode | None = None,
     fusion: Fusion | None = None,
     weight: float | None = None,
@@ -111,7 +114,7 @@ def _document_id(hit: Hit, id_column: str | None) -> str:
     raise ValueError(f"no column {id_column!r}; the table has {', '.join(hit.row)}")
 
 
-def _only(key: Any) -> str:
+def _only(key: object) -> str:
     if isinstance(key, tuple):
         raise ValueError("the primary key has several columns: name the column that holds the document ids")
     return str(key)
@@ -139,10 +142,10 @@ def missing_documents(
     return relevant_documents(qrels) - ids
 
 
-def _measure(name: str) -> Any:
-    library = _ir_measures()
+def _measure(name: str) -> Measure:
+    measure: Measure | None
     try:
-        measure = library.parse_measure(name)
+        measure = _ir_measures().parse_measure(name)
     except (NameError, ValueError, TypeError, AssertionError):
         measure = None
     if measure is not None and _is_known(measure):
@@ -152,7 +155,7 @@ def _measure(name: str) -> Any:
     raise ValueError(f"no measure {name!r}: there are nDCG@10, RR@10, R@100, P@5, AP and others of ir_measures")
 
 
-def _is_known(measure: Any) -> bool:
+def _is_known(measure: Measure) -> bool:
     # trec_eval ends the process at a cut-off of 0.
     cutoff = measure.params.get("cutoff", 1)
     try:
@@ -161,7 +164,7 @@ def _is_known(measure: Any) -> bool:
         return False
 
 
-def _ir_measures() -> Any:
+def _ir_measures() -> ModuleType:
     try:
         import ir_measures
     except ImportError:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from colbert_sqlite import indexes
 from colbert_sqlite.codec import CodecCache
@@ -67,7 +66,7 @@ class Index:
         model: str | Encoder | None = None,
         nbits: int = 4,
         where: str | None = None,
-        params: Mapping[str, Any] | None = None,
+        params: Mapping[str, object] | None = None,
         heading: str | None = None,
         html: Html = "auto",
         max_tokens: int | None = None,
@@ -213,8 +212,8 @@ class Index:
         k: int = 10,
         *,
         where: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        pks: Iterable[Any] | None = None,
+        params: Mapping[str, object] | None = None,
+        pks: Iterable[object] | None = None,
         mode: Mode | None = None,
         fusion: Fusion | None = None,
         weight: float | None = None,
@@ -243,8 +242,8 @@ class Index:
         k: int = 10,
         *,
         where: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        pks: Iterable[Any] | None = None,
+        params: Mapping[str, object] | None = None,
+        pks: Iterable[object] | None = None,
         mode: Mode | None = None,
         fusion: Fusion | None = None,
         weight: float | None = None,
@@ -280,12 +279,12 @@ class Index:
 
     def similar(
         self,
-        pk: Any,
+        pk: object,
         k: int = 10,
         *,
         where: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        pks: Iterable[Any] | None = None,
+        params: Mapping[str, object] | None = None,
+        pks: Iterable[object] | None = None,
         threshold: float | None = None,
         nprobe: int | None = None,
         ndocs: int | None = None,
@@ -310,7 +309,7 @@ class Index:
         *,
         into: str | None = None,
         where: str | None = None,
-        params: Mapping[str, Any] | None = None,
+        params: Mapping[str, object] | None = None,
         nprobe: int | None = None,
         ndocs: int | None = None,
         progress: ProgressCallback | None = None,
@@ -334,7 +333,7 @@ class Index:
                 write_similar(session.conn, source, into, rows)
         return [Similar(pk_of(row.key), row.rank, pk_of(row.related), row.score) for row in rows]
 
-    def explain(self, query: str, pk: Any, *, ordinal: int | None = None) -> Explanation:
+    def explain(self, query: str, pk: object, *, ordinal: int | None = None) -> Explanation:
         """Return which query token met which token of a row's passage, as a search scores them.
 
         :param ordinal: which passage of the row; default: the best one

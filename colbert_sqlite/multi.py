@@ -10,7 +10,6 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice, zip_longest
-from typing import Any
 
 from colbert_sqlite.encoders.queries import check_queries
 from colbert_sqlite.index import Index
@@ -30,7 +29,7 @@ def search_all(
     k: int = 10,
     *,
     where: str | None = None,
-    params: Mapping[str, Any] | None = None,
+    params: Mapping[str, object] | None = None,
     mode: Mode | None = None,
     fusion: Fusion | None = None,
     weight: float | None = None,

@@ -78,7 +78,7 @@ class Filter:
 
     @classmethod
     def of(
-        cls, where: str | None = None, params: Mapping[str, Any] | None = None, pks: Iterable[Any] | None = None
+        cls, where: str | None = None, params: Mapping[str, object] | None = None, pks: Iterable[object] | None = None
     ) -> Filter:
         """Return the filter that a caller describes; numpy values stand for what they mean."""
         if params is not None and not isinstance(params, Mapping):
@@ -106,7 +106,7 @@ class IndexSettings:
     model: str
     nbits: int = field(default=4, metadata={"help": "bits of residual per dimension: 1, 2, 4 or 8"})
     where: str | None = field(default=None, metadata={"help": "SQL condition: index only the rows that meet it"})
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, object] = field(default_factory=dict)
     heading: str | None = field(
         default=None, metadata={"help": "column, such as a title, repeated at the top of every passage of the row"}
     )

@@ -17,7 +17,7 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from colbert_sqlite import ColbertError, IndexNotFound, serving
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("colbert_sqlite")
 
 Value = str | int | float | bytes | None
+JsonRow = dict[str, object]
+Result = TypeVar("Result")
 
 
 def register(
@@ -84,7 +86,7 @@ def register(
             connection.create_function(name, n, functions.reported(name, function), deterministic=deterministic)
     connection.create_function("colbert_error", 0, functions.last_error)
     for n in (3, 4):
-        connection.create_aggregate("colbert_rerank", n, cast(Any, partial(_Rerank, functions)))
+        connection.create_aggregate("colbert_rerank", n, partial(_Rerank, functions))  # type: ignore[arg-type]
 
 
 class _Functions:
@@ -195,10 +197,10 @@ class _Functions:
             raise ValueError(f"model {model!r} may not be used here: leave the argument out")
         return serving.encoder_named(model or default)
 
-    def reported(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def reported(self, name: str, function: Callable[..., Result]) -> Callable[..., Result | None]:
         """That function with NULL for NULL, and with its errors reported."""
 
-        def call(*values: Value) -> Any:
+        def call(*values: Value) -> Result | None:
             try:
                 self.check()
                 return None if any(value is None for value in values) else function(*values)
@@ -341,7 +343,7 @@ def _whole_number(value: Value, name: str) -> int:
     return number
 
 
-def _keys(pks: str) -> list[Any]:
+def _keys(pks: str) -> list[object]:
     """The keys in a JSON array: a value each, an array of a compound key, or ``{"hex": "…"}`` for a BLOB."""
     try:
         keys = json.loads(pks)
@@ -352,7 +354,7 @@ def _keys(pks: str) -> list[Any]:
     return [tuple(map(_key, key)) if isinstance(key, list) else _key(key) for key in keys]
 
 
-def _key(value: Any) -> Any:
+def _key(value: object) -> object:
     if isinstance(value, dict):
         try:
             return bytes.fromhex(value["hex"])
@@ -363,7 +365,7 @@ def _key(value: Any) -> Any:
     return value
 
 
-def _key_value(value: Any) -> Any:
+def _key_value(value: object) -> object:
     if isinstance(value, tuple):
         return [_key_value(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -371,7 +373,7 @@ def _key_value(value: Any) -> Any:
     return {"hex": value.hex().upper()} if isinstance(value, bytes) else value
 
 
-def _hit_row(hit: Hit) -> dict[str, Any]:
+def _hit_row(hit: Hit) -> JsonRow:
     return {
         "rank": hit.rank,
         "score": hit.score,
@@ -382,7 +384,7 @@ def _hit_row(hit: Hit) -> dict[str, Any]:
     }
 
 
-def _reranked_row(rank: int, pk: Value, one: Reranked) -> dict[str, Any]:
+def _reranked_row(rank: int, pk: Value, one: Reranked) -> JsonRow:
     return {
         "rank": rank,
         "score": _finite(one.score),
@@ -395,5 +397,5 @@ def _finite(score: float) -> float | None:
     return score if math.isfinite(score) else None
 
 
-def _json(rows: list[dict[str, Any]]) -> str:
+def _json(rows: list[JsonRow]) -> str:
     return json.dumps(rows, ensure_ascii=False, allow_nan=False)

@@ -18,7 +18,7 @@ SqlValue: TypeAlias = str | int | float | bytes | None
 
 
 def plain_value(value: Any) -> Any:
-    """Return a value that SQLite stores as what it means; what is no numpy value is returned as it is."""
+    """Return a value that SQLite stores as what it means: numpy's as Python's own, others as they are."""
     if type(value).__module__ == "numpy":
         value = value.item() if getattr(value, "ndim", 0) == 0 else value.tolist()
         if isinstance(value, (datetime.date, datetime.datetime)):
@@ -27,19 +27,19 @@ def plain_value(value: Any) -> Any:
     return value
 
 
-def plain_key(pk: Any) -> tuple[Any, ...]:
+def plain_key(pk: object) -> tuple[SqlValue, ...]:
     """Return a primary key as a tuple of its columns: *pk* is one value, or a tuple, list or array of several."""
     pk = plain_value(pk)
-    return tuple(map(plain_value, pk)) if isinstance(pk, (tuple, list)) else (pk,)
+    return tuple(map(plain_value, pk if isinstance(pk, (tuple, list)) else (pk,)))
 
 
-def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
     """Return *value* as an int.
 
     :raises ValueError: if it is not a whole number from *least* to *most*
     """
     try:
-        number = None if isinstance(value, bool) else operator.index(value)
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         number = None
     if number is None or number < least or (most is not None and number > most):
@@ -48,7 +48,7 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
     return number
 
 
-def json_value(value: Any) -> Any:
+def json_value(value: object) -> Any:
     """Return *value* as ``json.dumps`` takes it; a BLOB becomes what sqlite-utils writes for one."""
     if isinstance(value, bytes):
         return {"$base64": True, "encoded": base64.b64encode(value).decode("ascii")}

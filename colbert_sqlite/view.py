@@ -97,7 +97,7 @@ class View:
             allowed = of_keys if allowed is None else np.intersect1d(allowed, of_keys, assume_unique=True)
         return allowed
 
-    def key(self, pk: Any) -> Key:
+    def key(self, pk: object) -> Key:
         """Return a primary key as the tuple of its columns.
 
         :raises ValueError: if it has another number of columns
