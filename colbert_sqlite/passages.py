@@ -46,7 +46,7 @@ _BLANK_LINES = re.compile(r"\n{3,}")
 
 
 class RawValue(NamedTuple):
-    """One value as SQLite holds it: ``typeof(x)`` and ``CAST(x AS BLOB)``, so that no text is refused for its bytes."""
+    """One value as SQLite holds it: ``typeof(x)`` and ``CAST(x AS BLOB)``, whatever its bytes."""
 
     type: str
     raw: bytes | None
@@ -171,7 +171,7 @@ class PassageSplitter:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def split(self, extracted: Extracted) -> list[PassageText]:
-        """Return the passages of a row, in order; none when it has no text.
+        """Return the passages of a row, in order; an empty list if it has no text.
 
         Passages end at the largest boundary that fits: paragraph, line, sentence, word, character. Only white space
         between passages is left out.
@@ -210,7 +210,7 @@ def _splitter(tokenizer: Tokenizer, capacity: int) -> TextSplitter:
 
 
 def _segments(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the ends of pieces of *text* that are not too long for the splitter, whose time is quadratic."""
+    """Yield start and end of pieces of *text* that are short enough for the splitter, whose time is quadratic."""
     start = 0
     while start < len(text):
         end = start + _SEGMENT_CHARACTERS

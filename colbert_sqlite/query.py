@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder
-from colbert_sqlite.encoders.queries import check_queries, refuse_no_numbers
+from colbert_sqlite.encoders.queries import check_finite, check_queries
 from colbert_sqlite.engine.maxsim import normalized
 
 
@@ -46,5 +46,5 @@ def encode_queries(encoder: Encoder, texts: Sequence[str]) -> list[Query]:
     for text, embedding in zip(texts, embeddings, strict=True):
         if len(embedding) == 0:
             raise ValueError(f"model {encoder.name!r} leaves nothing of the query {text!r}: use other words")
-    refuse_no_numbers(encoder, embeddings)
+    check_finite(encoder, embeddings)
     return [Query(text, embedding) for text, embedding in zip(texts, embeddings, strict=True)]

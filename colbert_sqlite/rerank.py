@@ -15,7 +15,7 @@ import numpy as np
 
 from colbert_sqlite.encoders import Encoder, cached_encoder
 from colbert_sqlite.encoders.cache import cached_splitter
-from colbert_sqlite.encoders.queries import check_queries, refuse_no_numbers
+from colbert_sqlite.encoders.queries import check_finite, check_queries
 from colbert_sqlite.engine.maxsim import maxsim_scores
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, RawValue, extract
 from colbert_sqlite.query import Query, encode_query
@@ -101,7 +101,7 @@ def score_documents(encoder: Encoder, query: Query, documents: Sequence[Sequence
     passages = _passages(encoder, documents)
     while chunk := list(islice(passages, PASSAGES_AT_ONCE)):
         embeddings = encoder.encode_passages([text for _, text in chunk])
-        refuse_no_numbers(encoder, embeddings)
+        check_finite(encoder, embeddings)
         offsets = np.cumsum([0, *map(len, embeddings)], dtype=np.int64)
         of_chunk = maxsim_scores(query.embeddings, np.concatenate(embeddings), offsets)
         for (position, _), score in zip(chunk, of_chunk.tolist(), strict=True):

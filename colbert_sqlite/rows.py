@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder
-from colbert_sqlite.encoders.queries import refuse_no_numbers
+from colbert_sqlite.encoders.queries import check_finite
 from colbert_sqlite.engine.codec import ResidualCodec
 from colbert_sqlite.engine.pooling import pool
 from colbert_sqlite.passages import PassageSplitter, PassageText, extract
@@ -66,7 +66,7 @@ class RowEncoder:
             with self._report.step("encode"):
                 batch = self._encoder.encode_passages(texts[first : first + _BATCH_PASSAGES])
             self._report.n_tokens += sum(map(len, batch))
-            refuse_no_numbers(self._encoder, batch)
+            check_finite(self._encoder, batch)
             if self._settings.pool_factor > 1:
                 with self._report.step("pool"):
                     batch = [pool(embedding, self._settings.pool_factor) for embedding in batch]

@@ -118,7 +118,7 @@ def test_a_broken_condition_is_one_sentence(small_index: Index) -> None:
     [
         ({"query": " "}, "the query is empty"),
         ({"query": ["x"]}, r"a query is one text, not \['x'\]"),
-        ({"query": "\udc80"}, "the query has characters that are no Unicode text"),
+        ({"query": "\udc80"}, "the query has characters that are not Unicode text"),
         ({"query": "x", "k": 0}, "k must be a whole number from 1 to 1,048,576, not 0"),
         ({"query": "x", "k": 2.5}, "k must be a whole number from 1 to .*, not 2.5"),
         ({"query": "x", "k": 10**19}, "k must be a whole number from 1 to .*, not 10000000000000000000"),
@@ -451,7 +451,7 @@ class NanEncoder:
 @pytest.mark.parametrize("in_queries", [True, False])
 def test_embeddings_that_are_no_numbers_are_refused(db_path: Path, encoder: Encoder, in_queries: bool) -> None:
     model: Any = NanEncoder(encoder, in_queries=in_queries)
-    with pytest.raises(ModelError, match="gives embeddings that are no numbers"):
+    with pytest.raises(ModelError, match="gives embeddings that are not numbers"):
         Index.create(db_path, "posts", ["body"], model=model).search("comet")
 
 

@@ -258,7 +258,7 @@ SIDE = {"length": 8, "skip": []}
         ({"passages": SIDE | {"marker": 10**30}}, "is damaged: its passages can't be read so"),
         ({"queries": SIDE | {"expand_to": 9}}, "is damaged: its queries can't be read so"),
         ({"queries": SIDE | {"skip": ["a"]}}, "is damaged: its queries can't be read so"),
-        ({"fingerprint": "../.."}, "is damaged: '../..' is no fingerprint"),
+        ({"fingerprint": "../.."}, "is damaged: '../..' is not a fingerprint"),
         ({"int8": "no"}, "is damaged: int8 is 'no'"),
         ({"dim": 8}, "gives 16 dimensions, and its model has 8"),
     ],

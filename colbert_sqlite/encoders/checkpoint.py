@@ -1,7 +1,7 @@
 """What a model folder says about itself, read from its JSON files alone.
 
-In: a folder in the Stanford, PyLate or sentence-transformers layout. Out: a :class:`Checkpoint`, or an error for a
-folder that is no ColBERT model, holds no safetensors, or wants to run its own code. Leaves to others: the weights, the
+In: a folder in the Stanford, PyLate or sentence-transformers layout. Out: a :class:`Checkpoint`, or an error if the
+folder is not a ColBERT model, has no safetensors, or brings its own code. Leaves to others: the weights, the
 tokenizer.
 """
 
@@ -19,7 +19,7 @@ from colbert_sqlite.errors import ModelError
 
 Layout = Literal["stanford", "pylate", "native"]
 
-# Besides the weights, everything that can change an embedding.
+# All that can change an embedding, apart from the weights.
 SETTINGS_FILES = (
     "config.json",
     "modules.json",
@@ -46,7 +46,10 @@ TO_CONVERT = "load the model once with the library that made it and save it with
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextSettings:
-    """Queries or passages, in the words of the checkpoint. Lengths are None where the network's own limit rules."""
+    """How queries or passages are read, in the words of the checkpoint.
+
+    :param length: longest text in tokens; None: the network's own limit
+    """
 
     length: int | None
     prompt: str = ""
@@ -59,6 +62,8 @@ class TextSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
+    """What the files of a model folder say."""
+
     folder: Path
     layout: Layout
     module_folders: tuple[Path, ...]  # of modules with weights, the backbone's first
@@ -69,7 +74,7 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the files that decide the embeddings: weights, settings, tokenizer. About a second per GB."""
+        """SHA-256 of the files that decide the embeddings: weights, settings, tokenizer. Takes a second per GB."""
         files = [
             folder / name
             for folder in (self.folder, *self.module_folders, *self.other_folders)
@@ -86,10 +91,10 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpoint:
-    """The checkpoint in *folder*.
+    """Read the settings of the model in *folder*.
 
-    A folder may hold two layouts, one of them stale. What the sentence-transformers file says of itself is believed
-    first, then ``HF_ColBERT`` in config.json, whatever modules.json lists.
+    A folder may hold two layouts, one of them stale. What the sentence-transformers file says of itself counts first,
+    then ``HF_ColBERT`` in config.json, whatever modules.json lists.
 
     :raises ModelError: if it is not a ColBERT model, lacks safetensors weights, contradicts itself, or has code of its
         own and *trust_remote_code* is false
@@ -166,9 +171,9 @@ def _pylate(folder: Path, config: dict[str, Any], modules: list[dict[str, str]])
 
 
 def _native(folder: Path, config: dict[str, Any], modules: list[dict[str, str]]) -> Checkpoint:
-    unknown = [m["type"] for m in modules if _kind(m) not in TOKEN_MODULES]
-    if unknown:
-        raise ModelError(f"{folder} has modules that this version can't run: {', '.join(unknown)}")
+    foreign = [m["type"] for m in modules if _kind(m) not in TOKEN_MODULES]
+    if foreign:
+        raise ModelError(f"{folder} has modules that this version can't run: {', '.join(foreign)}")
     prompts = config.get("prompts") or {}
     folders = [(_kind(m), folder / m["path"]) for m in modules]
     used = [path for kind, path in folders if kind in ("Transformer", "Dense")]
@@ -205,12 +210,12 @@ def _native(folder: Path, config: dict[str, Any], modules: list[dict[str, str]])
 
 
 def _check_safe(checkpoint: Checkpoint, modules: list[dict[str, str]], trust_remote_code: bool) -> None:
-    """Nothing of the folder is unpickled, and its own code runs only when that was asked for."""
+    """Raise ModelError if the weights are pickled, or the folder has code that the caller does not trust."""
     for folder in checkpoint.module_folders:
         if not weight_files(folder):
             pickled = next(folder.glob("*.bin"), None)
-            found = f"has only {pickled.name}" if pickled else "has no model.safetensors"
-            raise ModelError(f"{folder} {found}, and weights are read from safetensors only: {TO_CONVERT}")
+            problem = f"has only {pickled.name}" if pickled else "has no model.safetensors"
+            raise ModelError(f"{folder} {problem}, and weights are read from safetensors only: {TO_CONVERT}")
     activations = [read_json(path / "config.json").get("activation_function") for path in checkpoint.module_folders[1:]]
     code = [m["type"] for m in modules if not m["type"].startswith(SAFE_MODULES)]
     code += [name for name in activations if name and not name.startswith("torch.")]
@@ -227,7 +232,7 @@ def _kind(module: dict[str, str]) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that a folder's weights are in, empty when there are none."""
+    """Return the safetensors files with a folder's weights; empty if there are none."""
     whole = folder / "model.safetensors"
     if whole.is_file():
         return [whole]
@@ -236,16 +241,17 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def onnx_file(folder: Path) -> Path | None:
-    """Return the ONNX file in a folder, of full precision; None if there is none."""
+    """Return the ONNX file of full precision in a folder; None if there is none."""
     return next((folder / name for name in ONNX_FILES if (folder / name).is_file()), None)
 
 
 def read_json(path: Path) -> Any:
-    """The contents of a JSON file, an empty dict where there is none."""
+    """Return the contents of a JSON file; an empty dict if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -27,7 +27,7 @@ from colbert_sqlite.errors import MissingDependency, ModelError
 OPSET = 17
 # Of what a network gives in torch and in onnxruntime; rounding alone is a thousandth of it.
 TOLERANCE = 1e-3
-# What was left behind by a process that was killed, and can't be at work any more.
+# What is older was left behind by a process that was killed.
 STALE_SECONDS = 3600
 UNFINISHED = ".unfinished-"
 # Empty, short, longer than any network takes; together they make a batch with much padding.
@@ -35,7 +35,7 @@ PROBES = ("", "a", "how do I back up postgres?", "Café, déjà vu — 日本語
 
 
 class _Complete(torch.nn.Module):
-    """Ids and attention mask to L2-normalized embeddings, in one network."""
+    """One network from ids and attention mask to L2-normalized embeddings."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class _Complete(torch.nn.Module):
 
 
 def export(encoder: TorchEncoder, folder: Path, *, int8: bool = False) -> None:
-    """Write *encoder* to *folder*, which appears when it is complete and was compared with torch.
+    """Write *encoder* to *folder*, which appears once it is complete and gives torch's embeddings.
 
     :param encoder: on the processor, in float32
     :param int8: keep weights in eight bits; a model of its own, since its embeddings differ
@@ -92,7 +92,7 @@ def require_packages() -> None:
 
 
 def int8_fingerprint(fingerprint: str) -> str:
-    """That of the int8 export of a model: its embeddings are too different to be searched with the model's own."""
+    """Return the fingerprint of the int8 export of a model, whose embeddings differ too much from the model's own."""
     return hashlib.sha256(f"{fingerprint} int8".encode()).hexdigest()
 
 
@@ -116,7 +116,7 @@ def _write_graph(encoder: TorchEncoder, path: Path) -> None:
 
 
 def _move_weights(path: Path) -> None:
-    """Weights into a file beside the graph: onnxruntime maps it into memory where it would copy the other.
+    """Move the weights into a file beside the graph, which onnxruntime maps into memory in place of copying it.
 
     all-MiniLM-L6-v2: 80 ms to load in place of 175, 61 MB in place of 129.
     """
@@ -141,8 +141,8 @@ def _describe(encoder: TorchEncoder, folder: Path, *, int8: bool) -> None:
 
 def _compare(encoder: TorchEncoder, exported: OnnxEncoder) -> None:
     for method in ("encode_queries", "encode_passages"):
-        wanted, found = (np.concatenate(getattr(one, method)(PROBES)) for one in (encoder, exported))
-        difference = float(np.abs(wanted - found).max()) if wanted.shape == found.shape else float("inf")
+        by_torch, by_onnx = (np.concatenate(getattr(one, method)(PROBES)) for one in (encoder, exported))
+        difference = float(np.abs(by_torch - by_onnx).max()) if by_torch.shape == by_onnx.shape else float("inf")
         if not difference <= TOLERANCE:
             raise ModelError(
                 f"the ONNX export of {encoder.name!r} gives other embeddings, off by up to {difference:.2g}"
@@ -178,7 +178,7 @@ def _quiet_torch() -> Iterator[None]:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove what killed exports left in *folder*, in which nothing else should be."""
+    """Remove what killed exports left in *folder*, which holds nothing but exports."""
     for left in folder.glob(f"*{UNFINISHED}*"):
         if time.time() - left.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)

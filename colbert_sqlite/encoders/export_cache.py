@@ -60,7 +60,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What ``colbert_sqlite.json`` says: all but the numbers of the network and the words of the tokenizer."""
+    """What ``colbert_sqlite.json`` says of an export.
+
+    All there is to know, but for the weights of the network and the words of the tokenizer.
+    """
 
     model: str  # what the exported model was called
     fingerprint: str  # of the model these files stand for; an int8 model has one of its own
@@ -78,16 +81,16 @@ class Description:
 
 
 def read_description(folder: Path) -> Description:
-    """What an exported folder says about itself.
+    """Read what an exported folder says about itself.
 
-    :raises ModelError: if that is damaged, or was written by another version
+    :raises ModelError: if that is damaged, or another version wrote it
     """
     path = folder / DESCRIPTION
     try:
         values = read_json(path)
-        if (written := values.pop("format")) != DESCRIPTION_FORMAT:
+        if (number := values.pop("format")) != DESCRIPTION_FORMAT:
             readable = f"this version reads format {DESCRIPTION_FORMAT}"
-            raise ModelError(f"{path} has format {written}, and {readable}: export the model again")
+            raise ModelError(f"{path} has format {number}, and {readable}: export the model again")
         for side in ("queries", "passages"):
             values[side] = Side(**values[side] | {"skip": frozenset(values[side]["skip"])})
             _check_side(side, values[side])
@@ -96,14 +99,14 @@ def read_description(folder: Path) -> Description:
             if type(getattr(description, name)) is not type_:
                 raise ValueError(f"{name} is {getattr(description, name)!r}")
         if not is_fingerprint(description.fingerprint):
-            raise ValueError(f"{description.fingerprint!r} is no fingerprint")
+            raise ValueError(f"{description.fingerprint!r} is not a fingerprint")
         return description
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
 
 
 def _check_side(name: str, side: Side) -> None:
-    """Raise ValueError if a value is of another type than it should be, or no network could take it."""
+    """Raise ValueError if a value has the wrong type, or no network could take it."""
     token = range(1 << 31)
     sound = (
         all(type(value) is type_ for value, type_ in ((side.prompt, str), (side.strip, bool), (side.attend, bool)))
@@ -118,37 +121,37 @@ def _check_side(name: str, side: Side) -> None:
 
 
 def check_export(folder: Path) -> Description:
-    """What an exported folder says about itself, if all of it is there.
+    """Read what an exported folder says about itself, and make sure that it is whole.
 
     :raises ModelError: if a file is missing, cut short or damaged
     """
     description = read_description(folder)
-    if (found := onnx_bytes(folder)) != description.onnx_bytes:
-        wanted = f"{description.onnx_bytes:,} bytes"
-        raise ModelError(f"{MODEL} and {WEIGHTS} in {folder} have {found:,} of {wanted}: export the model again")
+    if (size := onnx_bytes(folder)) != description.onnx_bytes:
+        full = f"{description.onnx_bytes:,} bytes"
+        raise ModelError(f"{MODEL} and {WEIGHTS} in {folder} have {size:,} of {full}: export the model again")
     return description
 
 
 def onnx_bytes(folder: Path) -> int:
-    """Size of an exported network, as a cheap sign that it is whole."""
+    """Return the bytes of an exported network: a cheap sign that it is whole."""
     return sum(path.stat().st_size for path in (folder / MODEL, folder / WEIGHTS) if path.is_file())
 
 
 def cache_folder() -> Path:
-    """The user's folder for exports, which need not exist yet: COLBERT_SQLITE_CACHE, or as the system has it."""
+    """Return the user's folder for exports: COLBERT_SQLITE_CACHE, or the system's. It need not exist yet."""
     named = os.environ.get(CACHE_VARIABLE)
     return Path(named) if named else Path(platformdirs.user_cache_dir("colbert-sqlite", appauthor=False))
 
 
 def is_fingerprint(value: object) -> bool:
-    """Whether it is one of a model: one from a database file of unknown origin would become a path."""
+    """Return whether *value* is a fingerprint. One from a file of a stranger would become a path otherwise."""
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
 def folder_for(fingerprint: str) -> Path:
     """Return where the export of the model with this fingerprint lies, or would."""
     if not is_fingerprint(fingerprint):
-        raise ValueError(f"{fingerprint!r} is no fingerprint of a model")
+        raise ValueError(f"{fingerprint!r} is not a fingerprint of a model")
     return cache_folder() / "models" / fingerprint
 
 
@@ -161,6 +164,7 @@ def find(fingerprint: str | None) -> Path | None:
 
 
 def is_export(folder: Path) -> bool:
+    """Return whether *folder* holds an export, sound or not."""
     return (folder / DESCRIPTION).is_file()
 
 

@@ -22,12 +22,12 @@ from colbert_sqlite.encoders.token_words import number_words
 
 DEFAULT_DIM = 128
 TRIGRAM_WEIGHT = 0.5
-NEIGHBOUR_WEIGHT = 0.15
+NEIGHBOR_WEIGHT = 0.15
 START = "[CLS]"
 
 
 class HashingEncoder:
-    """Embeddings from hashes of words and of their trigrams, mixed with a little of the neighboring words.
+    """Embeds a word by hashes of it and of its trigrams, mixed with a little of the neighboring words.
 
     The same text gives the same numbers on every machine. A text without words gives one embedding, that of the start.
 
@@ -51,11 +51,11 @@ class HashingEncoder:
         self.tokenizer.pre_tokenizer = BertPreTokenizer()
 
     def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """One array [n_tokens, dim] per query, rows L2-normalized, in the order of *texts*."""
+        """Embed queries: for each text, in order, float32 [n_tokens, dim]."""
         return [self._embed(words[: self.query_length - 1]) for words in self._words(texts)]
 
     def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """One array [n_tokens, dim] per passage, rows L2-normalized, punctuation left out."""
+        """Embed passages: for each text, in order, float32 [n_tokens, dim], punctuation left out."""
         passages = []
         for words in self._words(texts):
             words = words[: self.document_length - 1]
@@ -64,11 +64,11 @@ class HashingEncoder:
         return passages
 
     def query_tokens(self, text: str) -> list[Token]:
-        """What each row of :meth:`encode_queries` stands for."""
+        """Name the tokens of a query, one for each row of :meth:`encode_queries`."""
         return self._tokens(text)[: self.query_length]
 
     def passage_tokens(self, text: str) -> list[Token]:
-        """What each row of :meth:`encode_passages` stands for."""
+        """Name the tokens of a passage, one for each row of :meth:`encode_passages`."""
         tokens = self._tokens(text)[: self.document_length]
         return [tokens[0], *(token for token in tokens[1:] if token.name not in string.punctuation)]
 
@@ -87,8 +87,8 @@ class HashingEncoder:
     def _embed(self, words: list[str]) -> NDArray[np.float32]:
         alone = np.stack([_word_direction(word, self.dim) for word in (START, *words)])
         mixed = alone.copy()
-        mixed[1:] += NEIGHBOUR_WEIGHT * alone[:-1]
-        mixed[:-1] += NEIGHBOUR_WEIGHT * alone[1:]
+        mixed[1:] += NEIGHBOR_WEIGHT * alone[:-1]
+        mixed[:-1] += NEIGHBOR_WEIGHT * alone[1:]
         return _normalize(mixed)
 
 
@@ -101,7 +101,7 @@ def _word_direction(word: str, dim: int) -> NDArray[np.float32]:
 
 
 def _direction(key: str, dim: int) -> NDArray[np.float32]:
-    """A unit vector that depends on *key* alone: digest bytes, since a random generator may change between releases."""
+    """Return a unit vector made of digest bytes of *key*: a random generator may change between releases."""
     digest = hashlib.shake_256(key.encode("utf-8", "surrogatepass")).digest(2 * dim)
     return _normalize(np.frombuffer(digest, "<i2").astype(np.float32))
 

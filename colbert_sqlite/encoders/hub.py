@@ -23,13 +23,13 @@ ONNX_PATTERNS = (*ONNX_FILES, *(f"{name}{end}" for name in ONNX_FILES for end in
 
 
 def is_cached(repository: str) -> bool:
-    """Whether the weights of *repository* are on this machine, as safetensors or ONNX."""
+    """Return whether the weights of *repository* are on this machine, as safetensors or ONNX."""
     files = ("model.safetensors", *ONNX_FILES)
     return any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
 
 
 def fetch(repository: str, name: str, files: Sequence[str] = FILES, *, onnx: bool = False) -> Path:
-    """The folder with *repository*'s files, from the cache if it has them, else downloaded.
+    """Return the folder with *repository*'s files, from the cache if it has them, else downloaded.
 
     :param name: what the user called it, for messages
     :param files: patterns of the files to take

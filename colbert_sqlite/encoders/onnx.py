@@ -5,7 +5,7 @@ arrays, L2-normalized. Leaves to others: which folder to load (registry.py), wha
 (checkpoint.py, vocabulary.py), tokens (tokens.py).
 
 A folder that export.py wrote holds ``model.onnx`` (ids and attention mask in, normalized embeddings out), its weights
-in ``model.onnx.data``, ``tokenizer.json``, and ``colbert_sqlite.json``, which says what else there is to know.
+in ``model.onnx.data``, ``tokenizer.json``, and ``colbert_sqlite.json``, which says all else.
 """
 
 from __future__ import annotations
@@ -55,7 +55,12 @@ FATAL_ONLY = 4
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """A map that a graph lacks. *weight* and *residual* are float32 [n_out, n_in], *bias* float32 [n_out]."""
+    """A linear map that an ONNX file lacks.
+
+    :param weight: float32 [n_out, n_in]
+    :param bias: float32 [n_out]
+    :param residual: float32 [n_out, n_in]; its product is added to the output
+    """
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32] | None = None
@@ -72,12 +77,12 @@ class Dense:
 
 
 class OnnxEncoder(NetworkEncoder):
-    """A network that onnxruntime runs on the processor, fed with our tokens.
+    """An encoder whose network onnxruntime runs on the processor.
 
     :param path: ONNX file; takes ``input_ids`` and ``attention_mask``, and ``token_type_ids`` if it must
     :param projection: maps applied to what the file gives, for one that ends at the transformer
     :param batch_size: texts in one batch; None fits it to their length
-    :raises ModelError: if onnxruntime can't read the file, or it is not such a network
+    :raises ModelError: if onnxruntime can't read the file, or the network has other inputs or outputs
     """
 
     def __init__(
@@ -124,10 +129,10 @@ class OnnxEncoder(NetworkEncoder):
         if "token_type_ids" in self._inputs:
             feeds["token_type_ids"] = np.zeros_like(ids)
         try:
-            (found,) = self._session.run([self._output], feeds)
+            (output,) = self._session.run([self._output], feeds)
         except Exception as error:
             raise ModelError(f"{self._path} fails: {_first_line(error)}") from error
-        rows: NDArray[np.float32] = found.astype(np.float32, copy=False)
+        rows: NDArray[np.float32] = output.astype(np.float32, copy=False)
         for dense in self._projection:
             rows = dense(rows)
         if self._output != EMBEDDINGS:
@@ -136,7 +141,7 @@ class OnnxEncoder(NetworkEncoder):
 
 
 def from_export(folder: Path, *, name: str, batch_size: int | None) -> OnnxEncoder:
-    """The encoder of a folder that export.py wrote.
+    """Load the encoder of a folder that export.py wrote.
 
     :raises ModelError: if a file is missing or damaged
     """
@@ -157,7 +162,7 @@ def from_export(folder: Path, *, name: str, batch_size: int | None) -> OnnxEncod
 def from_checkpoint(
     checkpoint: Checkpoint, path: Path, *, name: str, fingerprint: str, batch_size: int | None
 ) -> OnnxEncoder:
-    """The encoder of a checkpoint whose transformer, or all of it, is also there as the ONNX file *path*.
+    """Load the encoder of a checkpoint that has its transformer, or all of it, as the ONNX file *path*.
 
     :raises ModelError: if its projection has an activation that numpy lacks, or lacks its weights
     """
@@ -187,7 +192,7 @@ def from_single_vector_model(
     document_length: int,
     batch_size: int | None,
 ) -> OnnxEncoder:
-    """The token embeddings of a transformer that was trained for one vector per text, projected by *projection*.
+    """Load a transformer trained for one vector per text; *projection* maps its token embeddings.
 
     :param path: its ONNX file; *folder* has its tokenizer.json
     :param projection: safetensors file with ``weight`` [dim, hidden size] and ``bias`` [dim]
@@ -209,7 +214,7 @@ def from_single_vector_model(
 
 
 def read_tensors(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """Read those of the tensors *names* that a safetensors file has, as float32; nothing else of it is read.
+    """Read those of the tensors *names* that a safetensors file has, as float32.
 
     :raises ModelError: if the file is damaged
     """
@@ -242,7 +247,7 @@ def _projection(checkpoint: Checkpoint) -> list[Dense]:
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
-    """One of this process for each file: threads that search have theirs in common, and the memory of its weights."""
+    """Return the process's one session for a file. Threads share it, and the memory of its weights."""
     with _loading:
         return _loaded(path, path.stat().st_mtime_ns)
 
@@ -261,10 +266,10 @@ def _loaded(path: Path, _changed: int) -> onnxruntime.InferenceSession:
 
 
 def _n_threads() -> int:
-    """OMP_NUM_THREADS, as torch and numpy have it, else the processors that this process may use."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdecimal() and int(wanted):
-        return int(wanted)
+    """Return OMP_NUM_THREADS, which torch and numpy obey too, else how many processors this process may use."""
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    if setting.isdecimal() and int(setting):
+        return int(setting)
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 

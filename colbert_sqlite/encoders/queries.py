@@ -1,6 +1,6 @@
-"""Queries, checked and encoded, and what a model must not give.
+"""Queries, checked and encoded, and checks of what a model gives.
 
-In: texts of a caller, embeddings of a model. Out: embeddings that can be used. Leaves to others: the models.
+In: texts of a caller, embeddings of a model. Out: sound embeddings, or one sentence. Leaves to others: the models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from colbert_sqlite.settings import MAX_QUERY_CHARACTERS
 
 
 def check_queries(queries: Sequence[str]) -> None:
-    """Make sure that every query is a text that can be encoded.
+    """Make sure that every query is a text that a model can encode.
 
     :raises ValueError: if one is not
     """
@@ -26,28 +26,14 @@ def check_queries(queries: Sequence[str]) -> None:
         _check_query(query)
 
 
-def encode_queries(encoder: Encoder, queries: Sequence[str]) -> list[NDArray[np.float32]]:
-    """Return embeddings of queries, float32 [n_tokens, dim] of each.
-
-    :raises ValueError: if the model leaves nothing of one
-    :raises ModelError: if they are no numbers
-    """
-    embeddings = encoder.encode_queries(queries)
-    for query, embedding in zip(queries, embeddings, strict=True):
-        if len(embedding) == 0:
-            raise ValueError(f"model {encoder.name!r} leaves nothing of the query {query!r}: use other words")
-    refuse_no_numbers(encoder, embeddings)
-    return embeddings
-
-
-def refuse_no_numbers(encoder: Encoder, embeddings: Sequence[NDArray[np.float32]]) -> None:
+def check_finite(encoder: Encoder, embeddings: Sequence[NDArray[np.float32]]) -> None:
     """Make sure that what a model gave is finite.
 
     :raises ModelError: if it is not
     """
     if not all(np.isfinite(embedding).all() for embedding in embeddings):
         raise ModelError(
-            f"model {encoder.name!r} gives embeddings that are no numbers: its files are damaged, or it needs dtype "
+            f"model {encoder.name!r} gives embeddings that are not numbers: its files are damaged, or it needs dtype "
             "float32"
         )
 
@@ -62,4 +48,4 @@ def _check_query(query: object) -> None:
     try:
         query.encode()
     except UnicodeEncodeError:
-        raise ValueError("the query has characters that are no Unicode text: surrogates") from None
+        raise ValueError("the query has characters that are not Unicode text: surrogates") from None

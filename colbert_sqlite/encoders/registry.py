@@ -42,7 +42,7 @@ ALIASES = (DEFAULT_MODEL, *REPOSITORIES, "hashing")
 class KnownModel:
     """A name that :func:`load_encoder` takes.
 
-    :param dim: values in one embedding; None for a plug-in, which is not loaded to be listed
+    :param dim: values in one embedding; None for a plug-in, which listing does not load
     :param megabytes: what loading it reads from disk
     :param source: where it comes from, in words
     """
@@ -145,7 +145,7 @@ def load(
     many: bool = False,
     export: bool = False,
 ) -> Encoder:
-    """Load the encoder called *name*, for the use that is made of it. Errors as in :func:`load_encoder`.
+    """Load the encoder called *name* for one use. Errors as in :func:`load_encoder`.
 
     :param fingerprint: of the model, as an index stores it; an export with this fingerprint in the cache is enough
     :param many: many passages will be encoded: take the faster backend, and export the model to the cache

@@ -24,7 +24,7 @@ _UNSPACED = re.compile(
 def number_words(
     text: str, spans: Sequence[tuple[int, int]], pretokens: Sequence[int | None], names: Sequence[str]
 ) -> list[Token]:
-    """The tokens of *text*, in order, with the white space at their ends cut off.
+    """Return the tokens of *text*, in order, each with the number of its word and without white space at its ends.
 
     :param spans: characters of each token; those of several may overlap, as the bytes of one character do
     :param pretokens: which tokens the tokenizer took for parts of one word
@@ -52,12 +52,12 @@ def number_words(
 
 
 def is_punctuation(text: str) -> bool:
-    """Whether *text* has no letter, no digit and no picture."""
+    """Return whether *text* has no letter, no digit and no picture."""
     return not any(category(c)[0] in "LN" or category(c) == "So" for c in text)
 
 
 def _joined(text: str, left: int, right: int) -> bool:
-    """Whether two characters belong to one word, nothing that counts being between them."""
+    """Return whether two characters belong to one word. Between them is nothing that counts."""
     if category(text[right]) in ("Mn", "Mc", "Me", "Cf"):
         return True
     if _is_inside_word(text, left) or _is_inside_word(text, right):
@@ -66,7 +66,7 @@ def _joined(text: str, left: int, right: int) -> bool:
 
 
 def _is_inside_word(text: str, at: int) -> bool:
-    """Whether this is the apostrophe of "don't" or the point of "3.5"."""
+    """Return whether this is the apostrophe of "don't" or the point of "3.5"."""
     before, after = text[at - 1 : at], text[at + 1 : at + 2]
     if text[at] in "'’":
         return before.isalpha() and after.isalpha()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """How a model reads one kind of text. Every ColBERT has two: queries and passages."""
+    """How a model reads one kind of text. Every ColBERT model has two: queries and passages."""
 
     length: int  # longest sequence, special tokens and marker included
     prompt: str = ""  # put before the text
@@ -37,7 +37,7 @@ class Side:
 
 
 class Tokens(NamedTuple):
-    """One text as the network reads it, three lists of one length."""
+    """One text as the network reads it: three lists of one length."""
 
     ids: list[int]
     attention: list[bool]
@@ -45,7 +45,7 @@ class Tokens(NamedTuple):
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], side: Side) -> list[Tokens]:
-    """The tokens of each text.
+    """Return the tokens of each text.
 
     The marker is inserted into a sequence cut one token shorter, so that the closing [SEP] survives. Mask tokens give
     embeddings whether or not the other tokens attend to them.
@@ -68,7 +68,7 @@ def _tokens_of(encoding: Encoding, side: Side) -> Tokens:
 
 
 def _encodings(tokenizer: Tokenizer, texts: Sequence[str], side: Side) -> Iterator[Encoding]:
-    """Each text cut to its length, with special tokens but without marker and mask tokens."""
+    """Yield each text, cut to its length, with special tokens but without marker and mask tokens."""
     n_added = tokenizer.num_special_tokens_to_add(False)
     room = max(side.length - n_added - (side.marker is not None), 0)
     prepared = [side.prompt + (text.strip() if side.strip else text) for text in texts]
@@ -78,10 +78,10 @@ def _encodings(tokenizer: Tokenizer, texts: Sequence[str], side: Side) -> Iterat
 
 
 def embedded_tokens(tokenizer: Tokenizer, text: str, side: Side) -> list[Token]:
-    """What each embedding of *text* stands for: the tokens that :func:`tokenize` keeps, as places in *text*."""
+    """Return what each embedding of *text* stands for: the tokens that :func:`tokenize` keeps."""
     [encoding] = _encodings(tokenizer, [text], side)
     tokens = _tokens_of(encoding, side)
-    # From the text as it was encoded to the text as it was given.
+    # From positions in the text that was encoded to positions in *text*.
     shift = (len(text) - len(text.lstrip()) if side.strip else 0) - len(side.prompt)
     spans = [(max(start + shift, 0), max(end + shift, 0)) for start, end in encoding.offsets]
     pretokens = encoding.word_ids
@@ -97,7 +97,7 @@ def embedded_tokens(tokenizer: Tokenizer, text: str, side: Side) -> list[Token]:
 
 
 def first_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> frozenset[int]:
-    """The first token id of each word: the skiplist of Stanford's checkpoints.
+    """Return the first token id of each word: the skiplist of Stanford's checkpoints.
 
     With WordPiece these are the punctuation ids. With SentencePiece a mark that has no piece of its own after a space
     gives the bare word boundary, which is then skipped everywhere, and a mark outside the vocabulary gives [UNK].
@@ -107,7 +107,7 @@ def first_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> frozenset[int]:
 
 
 def batches(lengths: Sequence[int], *, max_tokens: int, max_count: int | None = None) -> Iterator[list[int]]:
-    """Positions grouped into batches of similar length, longest first, so that little is padding.
+    """Yield batches of positions of similar length, longest first, so that little is padding.
 
     :param lengths: tokens of each text
     :param max_tokens: of one batch, padding included; a longer text is a batch of its own
@@ -128,8 +128,8 @@ class NetworkEncoder(ABC):
     """An encoder whose network turns tokens into embeddings; subclasses run it.
 
     :param backend: what runs the network
-    :param batch_tokens: most tokens of one batch, padding included
-    :param batch_size: most texts of one batch; None: as many as ``batch_tokens`` allow
+    :param batch_tokens: at most so many tokens in one batch, padding included
+    :param batch_size: at most so many texts in one batch; None: as many as ``batch_tokens`` allow
     """
 
     def __init__(
@@ -159,19 +159,19 @@ class NetworkEncoder(ABC):
         self._batch_size = batch_size
 
     def encode_queries(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """One array [n_tokens, dim] per query, rows L2-normalized, in the order of *texts*."""
+        """Embed queries: for each text, in order, float32 [n_tokens, dim]."""
         return self._encode(texts, self.queries)
 
     def encode_passages(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """One array [n_tokens, dim] per passage, rows L2-normalized, skiplist tokens left out."""
+        """Embed passages: for each text, in order, float32 [n_tokens, dim], tokens of the skiplist left out."""
         return self._encode(texts, self.passages)
 
     def query_tokens(self, text: str) -> list[Token]:
-        """What each row of :meth:`encode_queries` stands for."""
+        """Name the tokens of a query, one for each row of :meth:`encode_queries`."""
         return embedded_tokens(self.tokenizer, text, self.queries)
 
     def passage_tokens(self, text: str) -> list[Token]:
-        """What each row of :meth:`encode_passages` stands for."""
+        """Name the tokens of a passage, one for each row of :meth:`encode_passages`."""
         return embedded_tokens(self.tokenizer, text, self.passages)
 
     def _encode(self, texts: Sequence[str], side: Side) -> list[NDArray[np.float32]]:
@@ -191,4 +191,9 @@ class NetworkEncoder(ABC):
 
     @abstractmethod
     def _run(self, ids: NDArray[np.int64], attention: NDArray[np.int64]) -> NDArray[np.float32]:
-        """L2-normalized embeddings [n_texts, n_tokens, dim] of ids and mask [n_texts, n_tokens], padding included."""
+        """Run the network on a batch.
+
+        :param ids: int64 [n_texts, n_tokens], padded with 0
+        :param attention: int64 [n_texts, n_tokens], 0 for padding
+        :return: L2-normalized float32 [n_texts, n_tokens, dim], padding included
+        """

@@ -41,7 +41,7 @@ MEGABYTES_KEPT = 31
 
 
 class TorchEncoder(NetworkEncoder):
-    """A network of sentence-transformers modules, fed with our tokens.
+    """An encoder whose network torch runs: modules of sentence-transformers.
 
     :param network: Transformer, then Dense modules on token embeddings
     :param batch_size: texts in one batch; None: as many as fill the device
@@ -88,7 +88,7 @@ class TorchEncoder(NetworkEncoder):
 
 
 def from_checkpoint(checkpoint: Checkpoint, options: ModelOptions, *, name: str, fingerprint: str) -> TorchEncoder:
-    """The encoder of a ColBERT checkpoint in any layout.
+    """Load the encoder of a ColBERT checkpoint in any layout.
 
     :raises ModelError: if a weight is missing or has another shape than the settings say
     """
@@ -134,7 +134,7 @@ def from_single_vector_model(
     query_length: int,
     document_length: int,
 ) -> TorchEncoder:
-    """The token embeddings of a model that was trained for one vector per text, projected by *projection*.
+    """Load a model trained for one vector per text; *projection* maps its token embeddings.
 
     :param projection: safetensors file with ``weight`` [dim, hidden size] and ``bias`` [dim]
     """
@@ -167,7 +167,7 @@ def from_single_vector_model(
 
 
 def choose_device(device: str | None) -> str:
-    """The device to run on: the one asked for, else CUDA, else MPS, else the processor.
+    """Return the device to run on: *device*, else CUDA, else MPS, else the processor.
 
     :raises ValueError: if torch does not know it or this machine does not have it
     """
@@ -181,7 +181,7 @@ def choose_device(device: str | None) -> str:
 
 
 def choose_dtype(dtype: str, device: str) -> torch.dtype:
-    """The type of the weights: the one asked for; "auto" is bfloat16 where the hardware multiplies it, else float32.
+    """Return the type of the weights; "auto" is bfloat16 where the hardware multiplies it, else float32.
 
     :raises ValueError: if *dtype* is another word
     """
@@ -201,13 +201,13 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
 
 
 def beats_onnxruntime(device: str | None) -> bool:
-    """Whether torch at its defaults encodes passages faster on *device* than onnxruntime does on the processor.
+    """Return whether torch encodes passages faster on *device* than onnxruntime on the processor.
 
     all-MiniLM-L6-v2 on two cores with AMX, tokens a second: torch in bfloat16 35,300, in float32 10,600, onnxruntime
     6,900 (tests/benchmarks/encode.py). In float32 it depends on the processor: on an AMD EPYC onnxruntime was faster.
     """
-    place = choose_device(device)
-    return place != "cpu" or choose_dtype("auto", place) == torch.bfloat16
+    device = choose_device(device)
+    return device != "cpu" or choose_dtype("auto", device) == torch.bfloat16
 
 
 def _loading_kwargs(options: ModelOptions, device: str) -> dict[str, dict[str, Any]]:
@@ -242,7 +242,7 @@ def _dim(network: MultiVectorEncoder) -> int:
 
 
 def _check_complete(network: MultiVectorEncoder, folder: Path) -> None:
-    """Weights that the files lack would be filled with random numbers, without an error.
+    """Raise ModelError if the files lack weights: these would be random numbers, without an error.
 
     transformers also renames weights of some architectures while loading, so names are compared by count: a network is
     incomplete if more of its weights are not found than the files have to offer under other names.
@@ -287,7 +287,7 @@ def _vocabulary(network: MultiVectorEncoder, tokenizer: Tokenizer) -> Vocabulary
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Keeps the libraries' bars, logs and warnings to themselves and turns what they raise into ModelError."""
+    """Silence the libraries' bars, logs and warnings, and turn what they raise into ModelError."""
     loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
     levels = [logger.level for logger in loggers]
     bars = transformers_logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""What the words of a checkpoint mean in its vocabulary: markers, mask token, skiplist, lengths.
+"""The ids that a checkpoint's words have in its vocabulary: markers, mask token, skiplist; and its lengths.
 
 In: a :class:`Checkpoint` and a :class:`Vocabulary`, the latter read from files here or handed over by another library.
 Out: the two :class:`Side` of a model. Leaves to others: settings files (checkpoint.py), tokens (tokens.py).
@@ -34,7 +34,7 @@ class Vocabulary:
 
 
 def side_of(checkpoint: Checkpoint, text: TextSettings, vocabulary: Vocabulary) -> Side:
-    """How the checkpoint reads *text*, its queries or its passages.
+    """Return how the checkpoint reads *text*, its queries or its passages.
 
     :raises ModelError: if the vocabulary lacks the model's marker
     """
@@ -55,11 +55,11 @@ def side_of(checkpoint: Checkpoint, text: TextSettings, vocabulary: Vocabulary) 
             marker = tokenizer.token_to_id(text.marker)
             if marker is None:
                 raise ModelError(f"the tokenizer in {checkpoint.folder} lacks the model's marker {text.marker!r}")
-        found = [tokenizer.token_to_id(word) for word in text.skiplist]
+        ids = [tokenizer.token_to_id(word) for word in text.skiplist]
         # PyLate drops unknown tokens when its skiplist has an unknown word; sentence-transformers does not.
         if checkpoint.layout == "pylate":
-            found = [vocabulary.unknown if token is None else token for token in found]
-        skip = frozenset(token for token in found if token is not None)
+            ids = [vocabulary.unknown if token is None else token for token in ids]
+        skip = frozenset(token for token in ids if token is not None)
     expand_with = vocabulary.end if vocabulary.mask is None else vocabulary.mask
     if text.expand_token:
         expand_with = tokenizer.token_to_id(text.expand_token)
@@ -79,15 +79,16 @@ def side_of(checkpoint: Checkpoint, text: TextSettings, vocabulary: Vocabulary) 
 
 
 def plain_sides(tokenizer: Tokenizer, query_length: int, document_length: int) -> tuple[Side, Side]:
-    """How a model reads queries and passages that was not trained for late interaction: it has no markers, and
-    punctuation of passages gives no embeddings.
+    """Return how a model without training for late interaction reads queries and passages.
+
+    It has no markers. Punctuation of passages gives no embeddings.
     """
     skip = frozenset(i for mark in string.punctuation if (i := tokenizer.token_to_id(mark)) is not None)
     return Side(length=query_length), Side(length=document_length, skip=skip)
 
 
 def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
-    """The vocabulary in a checkpoint's folder, as its files have it.
+    """Read the vocabulary in a checkpoint's folder.
 
     :raises ModelError: if there is no tokenizer.json, or a file is damaged
     """
@@ -116,7 +117,7 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer.json of *folder*, truncation and padding off.
+    """Read the tokenizer.json of *folder*; turn truncation and padding off.
 
     :raises ModelError: if it is missing or damaged
     """

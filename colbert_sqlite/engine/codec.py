@@ -1,15 +1,15 @@
 """Token embeddings as a centroid number and a packed residual: ColBERTv2's compression.
 
 In: embeddings, or codes and residuals read back. Out: the other of the two, and the few arrays a codec consists of.
-Leaves to others: encoding text, storing anything, and searching.
+Leaves to others: encoding text, storing anything, searching.
 
 A packed byte holds ``8 // nbits`` neighboring values of a token, the first in its lowest bits, so that one look-up in
 a table of 256 entries turns a byte into its weights. A last byte that is not full is padded with zero bits.
 
 Two things are added to ColBERTv2. Tokens lie at very different distances from their centroids, so a residual is
-divided by its own size before it is rounded, and one byte more, before the others, says what to multiply it by. And
-that scale is chosen so that the error lies across the embedding rather than along it, for a query token finds its match
-where the two point the same way (the anisotropic loss of Guo et al. 2020, arXiv 1908.10396). An embedding is then the
+divided by its own size before it is rounded, and one byte more, before the others, says what to multiply it by. Such
+a scale makes the error lie across the embedding rather than along it, for a query token finds its match where the two
+point the same way (the anisotropic loss of Guo et al. 2020, arXiv 1908.10396). An embedding is then the
 plain sum of centroid and residual: it needs no normalizing, and a query's product with the centroid is at hand.
 """
 
@@ -52,7 +52,7 @@ MAX_LEVEL = 127
 
 @dataclass(frozen=True, eq=False)
 class ResidualCodec:
-    """A trained codec: centroids, and the buckets that residuals are rounded to.
+    """A trained codec: centroids, and the buckets that residuals are rounded to. Threads may share one.
 
     :param nbits: bits per value of a residual: 1, 2, 4 or 8
     :param centroids: float32 [n_centroids, dim], or as they are stored: int8 directions of centroids of unit length
@@ -105,18 +105,18 @@ class ResidualCodec:
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
-        """The centroids as float32 [n_centroids, dim]: what embeddings are compressed with. Searching needs none."""
+        """The centroids as float32 [n_centroids, dim], to compress embeddings with. Searches do not need them."""
         vectors = from_directions(self.centroids) if self.centroids.dtype == np.int8 else self.centroids
         return kernels.fixed(np.asarray(vectors, np.float32))
 
     @cached_property
     def directions(self) -> NDArray[np.int8]:
-        """The centroids as whole numbers, int8 [n_centroids, dim]: what queries are compared with."""
+        """The centroids as whole numbers, int8 [n_centroids, dim], to compare queries with."""
         return kernels.fixed(self.centroids if self.centroids.dtype == np.int8 else to_directions(self.vectors))
 
     @cached_property
     def inverse_norms(self) -> NDArray[np.float32]:
-        """What makes each of :attr:`directions` as long as its centroid: float32 [n_centroids]."""
+        """Factors that make each of :attr:`directions` as long as its centroid: float32 [n_centroids]."""
         return kernels.fixed(inverse_norms(self.directions, self._lengths))
 
     @property
@@ -157,7 +157,7 @@ class ResidualCodec:
         )
 
     def _vectors_of(self, codes: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
-        """Centroids, and the row of each code in them: all, or those of a few codes where all are yet to be made."""
+        """Return centroids and the row of each code in them: all, or those of few codes while there are no vectors."""
         if self.centroids.dtype != np.int8 or "vectors" in vars(self) or 4 * len(codes) > self.n_centroids:
             return self.vectors, codes
         used, rows = np.unique(codes, return_inverse=True)
@@ -165,11 +165,11 @@ class ResidualCodec:
 
     @classmethod
     def train(cls, embeddings: NDArray[np.floating], *, nbits: int, n_centroids: int, seed: int = 42) -> ResidualCodec:
-        """A codec learned from a sample of token embeddings; the same for the same arguments.
+        """Learn a codec from a sample of token embeddings; the same for the same arguments.
 
         :param embeddings: float16 or float32 [n, dim], at least one row. A twentieth, at most 50,000, is held out of
             k-means to learn the buckets; a sample too small for that serves for both
-        :param n_centroids: how many to look for; there are never more than distinct directions in the sample
+        :param n_centroids: how many to learn; there are never more than distinct directions in the sample
         :raises ValueError: if nbits or n_centroids is out of range
         :raises ShapeError: if the embeddings are not a matrix with at least one row and column
         """
@@ -202,9 +202,12 @@ class ResidualCodec:
         return replace(codec, scale_step=SCALE_MARGIN * largest / MAX_BYTE or 1.0)
 
     def compress(self, embeddings: NDArray[np.floating]) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-        """Codes uint32 [n] and packed residuals uint8 [n, bytes_per_token] of embeddings, float16 or float32 [n, dim].
+        """Compress embeddings into codes and packed residuals.
 
         The code is the nearest centroid by inner product, the smaller id on ties.
+
+        :param embeddings: float16 or float32 [n, dim]
+        :return: uint32 [n] and uint8 [n, bytes_per_token]
 
         :raises ShapeError: if the embeddings do not have this codec's ``dim``
         """
@@ -225,7 +228,7 @@ class ResidualCodec:
     def _pack(
         self, embeddings: NDArray[np.float32], codes: NDArray[np.uint32]
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Packed bucket numbers of the residuals, and their scales."""
+        """Return packed bucket numbers of the residuals, and their scales."""
         vectors, rows = self._vectors_of(codes)
         packed = np.empty((len(embeddings), bytes_per_token(self.dim, self.nbits, scaled=False)), np.uint8)
         scales = np.empty(len(embeddings), np.float32)
@@ -245,12 +248,12 @@ class ResidualCodec:
         return packed, scales
 
     def vectors_of(self, codes: NDArray[np.uint32]) -> NDArray[np.float32]:
-        """The centroid of each code, float32 [n, dim]."""
+        """Return the centroid of each code, float32 [n, dim]."""
         vectors, rows = self._vectors_of(codes)
         return vectors[rows]
 
     def mean_residuals(self, embeddings: NDArray[np.floating], codes: NDArray[np.uint32]) -> NDArray[np.float32]:
-        """How far each embedding is from its centroid: the mean absolute value of its residual, float32 [n].
+        """Return how far each embedding is from its centroid: the mean absolute value of its residual, float32 [n].
 
         :param codes: uint32 [n], the nearest centroid of each, as :meth:`compress` gives it
         """
@@ -262,7 +265,10 @@ class ResidualCodec:
         return means
 
     def decompress(self, codes: NDArray[np.integer], residuals: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Embeddings, L2-normalized: float32 [n, dim] from codes [n] and residuals uint8 [n, bytes_per_token].
+        """Return L2-normalized embeddings, float32 [n, dim], of codes and residuals.
+
+        :param codes: integers [n]
+        :param residuals: uint8 [n, bytes_per_token]
 
         :raises IndexCorrupt: if a code has no centroid, or the residuals do not have the shape they should
         """
@@ -272,9 +278,9 @@ class ResidualCodec:
         return unit
 
     def reconstruct(self, codes: NDArray[np.integer], residuals: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The sum of centroid and residual, not normalized: what searches score, unless ``scale_step`` is None.
+        """Return the sums of centroid and residual: what searches score, unless ``scale_step`` is None.
 
-        Arguments and errors as in :meth:`decompress`.
+        They are not normalized. Arguments and errors as in :meth:`decompress`.
         """
         if len(codes) and not 0 <= codes.min() <= codes.max() < self.n_centroids:
             raise IndexCorrupt(f"a code names a centroid beyond the {self.n_centroids} of this codec")
@@ -301,19 +307,19 @@ def _level_step(weights: NDArray[np.float32]) -> float:
 
 
 def _in_levels(weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Weights rounded to whole levels, so that whole numbers score what is stored without loss."""
+    """Round weights to whole levels, so that whole numbers score what is stored without loss."""
     step = _level_step(weights)
     snapped: NDArray[np.float32] = (np.rint(weights / step) * step).astype(np.float32)
     return snapped
 
 
 def bytes_per_token(dim: int, nbits: int, *, scaled: bool = True) -> int:
-    """Bytes of one packed residual, that of its scale included."""
+    """Return the bytes of one packed residual, that of its scale included."""
     return scaled + -(-dim * nbits // 8)
 
 
 def n_centroids_for(n_tokens: int, dim: int, nbits: int) -> int:
-    """How many centroids an index of so many tokens should have: 12 to 32 times the square root of that.
+    """Return how many centroids an index should have: 12 to 32 times the square root of its tokens.
 
     The more, the better the passages that they choose (tests/benchmarks/centroids.py): as many as take a twentieth of
     the space of the residuals. PLAID has 8 to 16 times the square root, a power of two. Never more than a quarter of
@@ -332,7 +338,7 @@ def n_centroids_for(n_tokens: int, dim: int, nbits: int) -> int:
 
 
 def quantile_buckets(residuals: NDArray[np.float32], nbits: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Bucket cutoffs and weights such that every bucket holds equally many values, as the reference makes them.
+    """Return bucket cutoffs and weights such that every bucket holds equally many values, as the reference does.
 
     :param residuals: float32 [n, dim] of held-out tokens; all values count alike, whatever their dimension
     :return: float32 [2**nbits - 1] quantiles between the buckets, float32 [2**nbits] quantiles in their middles
@@ -348,7 +354,7 @@ def quantile_buckets(residuals: NDArray[np.float32], nbits: int) -> tuple[NDArra
 def least_squares_buckets(
     residuals: NDArray[np.float32], nbits: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Bucket cutoffs and weights that round the values with the least squared error (Lloyd and Max's rounds).
+    """Return bucket cutoffs and weights that round values with the least squared error (Lloyd and Max).
 
     Same arguments and results as :func:`quantile_buckets`, which they begin with. Quantiles spend their buckets
     where values are dense and cut the tails off; on real embeddings at 4 bits they leave about four times the error.
@@ -365,12 +371,12 @@ def least_squares_buckets(
 
 
 def to_directions(centroids: NDArray[np.float32]) -> NDArray[np.int8]:
-    """What is stored of centroids: int8 [n, dim], each row scaled so that its largest value is 127, and rounded."""
+    """Return what is stored of centroids: int8 [n, dim], each row scaled to a largest value of 127, and rounded."""
     return whole_numbers(centroids)[0]
 
 
 def from_directions(directions: NDArray[np.int8]) -> NDArray[np.float32]:
-    """Unit-length centroids float32 [n, dim] of stored directions; a row of zeros stays zero."""
+    """Return the centroids of stored directions: float32 [n, dim] of unit length; a row of zeros stays zero."""
     rows = directions.astype(np.float64)
     norms = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
     unit: NDArray[np.float32] = (rows / np.maximum(norms, 1)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Several rankings made one.
+"""Several rankings become one.
 
 In: rankings of ids, or their scores. Out: one score for each id. Leaves to others: what the ids are, and sorting.
 """
@@ -10,12 +10,12 @@ from typing import TypeVar
 
 Id = TypeVar("Id", bound=Hashable)
 
-# What keeps the first places of a ranking from outweighing everything; Cormack et al. 2009 found it uncritical.
+# Keeps the first ranks from outweighing all others. Its value matters little: Cormack et al. 2009.
 RANK_OFFSET = 60
 
 
 def reciprocal_rank_fusion(rankings: Sequence[Sequence[Id]], weights: Sequence[float] | None = None) -> dict[Id, float]:
-    """The sum of ``weight / (60 + rank)`` over the rankings that each id is in, ranks from 1.
+    """Return, for each id, the sum of ``weight / (60 + rank)`` over the rankings it is in, ranks from 1.
 
     :param rankings: ids best first, each at most once in a ranking
     :param weights: one for each ranking; default: 1
@@ -24,13 +24,15 @@ def reciprocal_rank_fusion(rankings: Sequence[Sequence[Id]], weights: Sequence[f
     """
     scores: dict[Id, float] = {}
     for ranking, weight in zip(rankings, weights or [1.0] * len(rankings), strict=True):
-        for rank, found in enumerate(ranking, start=1):
-            scores[found] = scores.get(found, 0.0) + weight / (RANK_OFFSET + rank)
+        for rank, id_ in enumerate(ranking, start=1):
+            scores[id_] = scores.get(id_, 0.0) + weight / (RANK_OFFSET + rank)
     return scores
 
 
 def weighted_sum(scored: Sequence[Mapping[Id, float]], weights: Sequence[float]) -> dict[Id, float]:
-    """The weighted sum of scores, each kind stretched to what lies between 0 and 1; an id that one lacks has 0 there.
+    """Return the weighted sum of scores, each kind stretched to the range from 0 to 1.
+
+    An id that one kind lacks has 0 there.
 
     :param scored: a score of each id, higher is better
     """
@@ -38,7 +40,7 @@ def weighted_sum(scored: Sequence[Mapping[Id, float]], weights: Sequence[float])
     for scores, weight in zip(scored, weights, strict=True):
         lowest = min(scores.values(), default=0.0)
         span = max(scores.values(), default=0.0) - lowest
-        for found, score in scores.items():
+        for id_, score in scores.items():
             # All alike, or a single one: as good as it gets.
-            sums[found] = sums.get(found, 0.0) + weight * ((score - lowest) / span if span else 1.0)
+            sums[id_] = sums.get(id_, 0.0) + weight * ((score - lowest) / span if span else 1.0)
     return sums

@@ -24,7 +24,7 @@ NOTHING = np.int16(-32768)
 
 
 def fixed(array: NDArray[Any]) -> NDArray[Any]:
-    """The same values, contiguous, aligned, native in byte order and read-only: the form kernels are compiled for."""
+    """Return the same values in the form kernels are compiled for: contiguous, aligned, native and read-only."""
     view = np.require(array, array.dtype.newbyteorder("="), ["C", "A"]).view()
     view.flags.writeable = False
     return view
@@ -37,19 +37,19 @@ def _insert(scores: NDArray[Any], row: int, best: NDArray[Any], rows: NDArray[np
     for column in range(len(scores)):
         score = scores[column]
         if score > entry[column]:
-            place = last
-            while place > 0 and best[column, place - 1] < score:
-                best[column, place] = best[column, place - 1]
-                rows[column, place] = rows[column, place - 1]
-                place -= 1
-            best[column, place] = score
-            rows[column, place] = row
+            slot = last
+            while slot > 0 and best[column, slot - 1] < score:
+                best[column, slot] = best[column, slot - 1]
+                rows[column, slot] = rows[column, slot - 1]
+                slot -= 1
+            best[column, slot] = score
+            rows[column, slot] = row
             entry[column] = best[column, last]
 
 
 @njit(cache=True, nogil=True)
 def top_rows(scores: NDArray[np.float32], n_best: int) -> NDArray[np.int64]:
-    """Row numbers of the ``n_best`` highest values of each column, best first, the lower row on ties.
+    """Return the rows of the ``n_best`` highest values of each column, best first, the lower row on ties.
 
     ``scores`` is [n_rows, n_columns] with ``n_best <= n_rows``; the result is [n_columns, n_best].
     """
@@ -104,7 +104,7 @@ def score_centroids(
 def sum_listed(
     listed: NDArray[np.int64], offsets: NDArray[np.int64], lists: NDArray[np.int64], gains: NDArray[np.int32], n: int
 ) -> NDArray[np.int64]:
-    """Sum over query tokens of the highest gain among the probed lists that name a passage: [n], -1 if none does.
+    """Sum over query tokens the highest gain among the probed lists that name a passage: [n], -1 if no list does.
 
     ``listed`` are passages, numbered below ``n``, list after list; list i is ``listed[offsets[i]:offsets[i + 1]]``.
     Query token t probed ``lists[t]``, whose ``gains[t]`` fall and are at least 0.
@@ -112,9 +112,9 @@ def sum_listed(
     sums = np.full(n, -1, np.int64)
     seen = np.full(n, -1, np.int32)
     for token in range(len(lists)):
-        for place in range(lists.shape[1]):
-            gain = gains[token, place]
-            for position in range(offsets[lists[token, place]], offsets[lists[token, place] + 1]):
+        for rank in range(lists.shape[1]):
+            gain = gains[token, rank]
+            for position in range(offsets[lists[token, rank]], offsets[lists[token, rank] + 1]):
                 passage = listed[position]
                 if seen[passage] != token:
                     seen[passage] = token
@@ -126,7 +126,7 @@ def sum_listed(
 def sum_best(
     codes: NDArray[Any], starts: NDArray[np.int64], ends: NDArray[np.int64], table: NDArray[np.int16]
 ) -> NDArray[np.int64]:
-    """Sum over query tokens of the best score among each passage's codes, ``codes[starts[i]:ends[i]]``.
+    """Sum over query tokens the best score among each passage's codes, ``codes[starts[i]:ends[i]]``.
 
     A passage without codes sums to ``NOTHING * n_query_tokens``.
     """
@@ -230,8 +230,9 @@ def pack_residuals(
     out: NDArray[np.uint8],
     scales: NDArray[np.float32],
 ) -> None:
-    """Fill ``out`` with the packed bucket numbers of each embedding's residual, and ``scales`` with what to multiply
-    the weights of those buckets by.
+    """Fill ``out`` with the packed bucket numbers of each embedding's residual, and ``scales`` with its scale.
+
+    The weights of the buckets times the scale are the residual.
 
     If ``scaled``, a residual is divided by its root mean square before its buckets are looked up, and its scale
     minimizes the squared error, the part of it along the embedding counted ``1 + parallel_weight`` times; else its
@@ -290,7 +291,7 @@ def improve_nearest(
     nearest: NDArray[np.uint32],
     best: NDArray[np.float32],
 ) -> None:
-    """Where a similarity beats the best so far of its embedding, put its centroid and itself in their place.
+    """Where a similarity beats the best so far of its embedding, keep it and its centroid instead.
 
     Similarities are ``products`` [n_rows, n_centroids] of embeddings ``rows`` and ``centroid_ids`` (rising), times
     ``scales`` of the centroids; ``nearest`` and ``best`` hold one value for each embedding. Ties go to the smaller

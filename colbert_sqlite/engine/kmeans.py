@@ -37,7 +37,7 @@ VISITORS_AT_ONCE = 256
 def train(
     embeddings: NDArray[np.floating], rows: NDArray[np.int64], n_centroids: int, seed: int
 ) -> NDArray[np.float32]:
-    """Centroids of some of the embeddings, neighbors mostly side by side.
+    """Return centroids of some of the embeddings, neighbors mostly side by side.
 
     :param embeddings: float16 or float32 [n, dim]; rows are read as they are needed, so a memory map will do
     :param rows: int64 [n_rows] of the embeddings to learn from, at least one; at most 128 a centroid are used
@@ -62,24 +62,26 @@ def train(
 def nearest(
     embeddings: NDArray[np.float32], centroids: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
-    """Nearest centroid of each embedding by inner product, and that product; the smaller id on ties.
+    """Return the nearest centroid of each embedding by inner product, and that product.
 
-    Compares with every centroid: uint32 and float32 [n].
+    Compares with every centroid. The smaller id wins ties.
+
+    :return: uint32 [n] and float32 [n]
     """
     ids, scales = np.arange(len(centroids)), np.ones(len(centroids), np.float32)
-    found = np.zeros(len(embeddings), np.uint32)
+    ids_of_best = np.zeros(len(embeddings), np.uint32)
     best = np.full(len(embeddings), -np.inf, np.float32)
     transposed = np.ascontiguousarray(centroids.T)
     step = max(64, BLOCK_VALUES // max(1, len(centroids)))
     for first in range(0, len(embeddings), step):
         rows = np.arange(first, min(first + step, len(embeddings)))
         products = embeddings[rows[0] : rows[-1] + 1] @ transposed
-        kernels.improve_nearest(products, scales, rows, ids, found, best)
-    return found, best
+        kernels.improve_nearest(products, scales, rows, ids, ids_of_best, best)
+    return ids_of_best, best
 
 
 def cells_of(centroids: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The coarse cell of each centroid, uint16 [n]: what is searched first for the nearest of many centroids."""
+    """Return the coarse cell of each centroid, uint16 [n]. Where centroids are many, cells are searched first."""
     if len(centroids) <= MAX_EXACT:
         return np.zeros(len(centroids), np.uint16)
     centers = _lloyd(centroids, _n_cells(len(centroids)), np.random.default_rng(0))
@@ -87,8 +89,10 @@ def cells_of(centroids: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 class NearestCentroid:
-    """Finds the nearest of many centroids: exactly for up to 4,096 of them, through the 8 nearest of the coarse cells
-    and in whole numbers beyond, where 1 token in 50 gets another that is nearly as near.
+    """Finds the nearest of many centroids.
+
+    Up to 4,096 centroids are compared exactly. More are searched through the 8 nearest coarse cells and in whole
+    numbers: 1 token in 50 then gets another centroid that is nearly as near.
 
     :param centroids: float32 [n, dim], or int8 directions of centroids of unit length
     :param cells: uint16 [n], as :func:`cells_of` gives them
@@ -100,7 +104,7 @@ class NearestCentroid:
 
     @cached_property
     def _directions(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        """The centroids in whole numbers, and what makes these as long as the centroids are."""
+        """The centroids in whole numbers, and the factors that make these as long as the centroids."""
         if self._centroids.dtype == np.int8:
             return self._centroids, inverse_norms(self._centroids, np.ones(len(self._centroids), np.float32))
         directions, _ = whole_numbers(self._centroids)
@@ -122,7 +126,7 @@ class NearestCentroid:
         return _unit(np.stack([self._vectors[ids].sum(axis=0) for ids in members])), members
 
     def of(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint32]:
-        """Centroid id of each embedding: float32 [n, dim] to uint32 [n]."""
+        """Return the centroid id of each embedding: uint32 [n] of float32 [n, dim]."""
         if len(self._centroids) <= MAX_EXACT:
             return nearest(embeddings, self._vectors)[0]
         return np.concatenate([self._through_cells(embeddings[block]) for block in _blocks(len(embeddings))])
@@ -132,7 +136,7 @@ class NearestCentroid:
         n_probed = min(N_PROBED_CELLS, len(centers))
         probed = kernels.top_rows(centers @ embeddings.T, n_probed)
         visits = _members(probed.ravel(), len(centers))
-        found = np.zeros(len(embeddings), np.uint32)
+        nearest_ids = np.zeros(len(embeddings), np.uint32)
         best = np.full(len(embeddings), -np.inf, np.float32)
         directions, scales = self._directions
         # One embedding's own scale changes nothing about which centroid is nearest to it.
@@ -142,12 +146,15 @@ class NearestCentroid:
             products = Products(directions[ids], VISITORS_AT_ONCE)
             for first in range(0, len(visitors), VISITORS_AT_ONCE):
                 rows = visitors[first : first + VISITORS_AT_ONCE]
-                kernels.improve_nearest(products.of(values[rows]), of_ids, rows, ids, found, best)
-        return found
+                kernels.improve_nearest(products.of(values[rows]), of_ids, rows, ids, nearest_ids, best)
+        return nearest_ids
 
 
 def _lloyd(points: NDArray[np.float32], n_clusters: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Unit-length cluster centers by Lloyd's rounds from random points: float32 [min(n_clusters, n_points), dim]."""
+    """Return cluster centers of unit length, by Lloyd's rounds from random points.
+
+    :return: float32 [min(n_clusters, n_points), dim]
+    """
     n_clusters = min(n_clusters, len(points))
     centers = _unit(points[np.sort(rng.choice(len(points), n_clusters, replace=False))])
     for _ in range(N_ROUNDS):
@@ -185,7 +192,7 @@ def _blocks(n: int) -> Iterator[slice]:
 
 
 def _members(groups: NDArray[np.integer], n_groups: int) -> list[NDArray[np.int64]]:
-    """Positions in each group, rising."""
+    """Return the positions in each group, rising."""
     groups = groups.astype(np.uint16)  # sorted by radix
     order = np.argsort(groups, kind="stable")
     return np.split(order, np.searchsorted(groups[order], np.arange(1, n_groups)))

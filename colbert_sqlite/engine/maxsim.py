@@ -13,7 +13,7 @@ from colbert_sqlite.errors import ShapeError
 
 
 def maxsim(query: NDArray[np.float32], document: NDArray[np.float32]) -> float:
-    """Score of one document: each query token's best similarity in the document, summed.
+    """Return the score of a document: each query token's best similarity in it, summed.
 
     :param query: float32 [n_query_tokens, dim], L2-normalized rows
     :param document: float32 [n_tokens, dim], L2-normalized rows
@@ -28,7 +28,7 @@ def maxsim(query: NDArray[np.float32], document: NDArray[np.float32]) -> float:
 def maxsim_scores(
     query: NDArray[np.float32], embeddings: NDArray[np.float32], offsets: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Score of each of several documents, as :func:`maxsim` defines it.
+    """Return the score of each of several documents, as :func:`maxsim` defines it.
 
     :param query: float32 [n_query_tokens, dim]
     :param embeddings: float32 [n_tokens, dim], all documents one after another
@@ -38,7 +38,7 @@ def maxsim_scores(
     """
     similarities = _similarities(query, embeddings)
     if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(embeddings) or np.any(np.diff(offsets) < 0):
-        raise ShapeError(f"offsets must rise from 0 to the {len(embeddings)} embeddings given")
+        raise ShapeError(f"offsets must rise from 0 to the {len(embeddings)} embeddings")
     scores = np.full(len(offsets) - 1, -np.inf, np.float32)
     filled = np.diff(offsets) > 0
     if filled.any():
@@ -48,7 +48,7 @@ def maxsim_scores(
 
 
 def normalized(score: float, n_query_tokens: int) -> float:
-    """The score per query token, from 0 to 1: a threshold that holds for queries of any length.
+    """Return the score per query token, from 0 to 1: one threshold fits queries of any length.
 
     1 says that every query token stands in the document with the very same embedding. What is a good match depends on
     the model. Negative scores, and ``-inf`` of a document without tokens, give 0.
@@ -61,7 +61,7 @@ def normalized(score: float, n_query_tokens: int) -> float:
 def alignments(
     query: NDArray[np.float32], document: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Best document token of each query token, and how similar the two are.
+    """Return the best document token of each query token, and how similar the two are.
 
     :param query: float32 [n_query_tokens, dim]
     :param document: float32 [n_tokens, dim], at least one token

@@ -49,7 +49,7 @@ FREE_SLOTS = 1 << 16
 
 
 class ProbedQuery:
-    """One query, made ready for whole-number products with the centroids and residuals of one codec.
+    """One query in whole numbers, ready for products with the centroids and residuals of one codec.
 
     :param embeddings: float32 [n_query_tokens, dim], at least one token
     :raises ShapeError: if they do not fit the codec
@@ -84,7 +84,7 @@ class ProbedQuery:
         return rows
 
     def residual_products(self, n_rows: int) -> tuple[Products, NDArray[np.float32]]:
-        """Products with unpacked levels, and what each counts when its token's scale is 1: float32 [n_query_tokens]."""
+        """Return products with unpacked levels, and what each counts at a scale of 1: float32 [n_query_tokens]."""
         n_values = 8 // self.codec.nbits
         padded = np.pad(self._values, ((0, 0), (0, -self.codec.dim % n_values)))
         assert self.codec.scale_step is not None
@@ -99,7 +99,9 @@ def search(
     allowed: NDArray[np.int64] | None = None,
     exhaustive: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Passage ids and scores of every passage that reached stage 4, best first, ties by smaller passage id.
+    """Return ids and scores of the passages that reached stage 4, best first.
+
+    The smaller passage id wins ties.
 
     :param embeddings: float32 [n_query_tokens, dim] of the query, at least one token
     :param allowed: int64, rising: only these passages may be found. They cut the candidates before ``ndocs`` does
@@ -122,7 +124,7 @@ def search_many(
     allowed: NDArray[np.int64] | None = None,
     exhaustive: bool = False,
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """What :func:`search` finds for each of several queries; what more than one of them needs is read once."""
+    """Search for several queries, as :func:`search` does for one, and read once what more than one needs."""
     prepared = [ProbedQuery(embeddings, codec) for embeddings in queries]
     probed = [query.probe(settings.nprobe) for query in prepared]
     n_exact = settings.ndocs // 4
@@ -140,7 +142,7 @@ def search_many(
 
 
 def load_kernels(nbits: int) -> None:
-    """Search two made-up passages, so that the kernels of a search are read from their cache.
+    """Load the kernels of a search from their cache, by searching two made-up passages.
 
     The first search of a process does it otherwise, and takes 0.1 to 0.2 seconds longer: call it on a thread of its own
     while the model is loaded.
@@ -158,7 +160,7 @@ def load_kernels(nbits: int) -> None:
 def score_lists(
     query: ProbedQuery, probed: NDArray[np.int64], listed: NDArray[np.int64], offsets: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Stage 2: the passages in any probed list, rising, and what each scores at most by its centroids.
+    """Stage 2: return the passages in any probed list, rising, and what each scores at most by its centroids.
 
     :param probed: int64 [n_query_tokens, nprobe] as :meth:`ProbedQuery.probe` gives them
     :param listed: int64, ids of passages, list after list, one list for each centroid of ``np.unique(probed)``
@@ -180,14 +182,14 @@ def score_lists(
         ids, numbers = np.unique(listed, return_inverse=True)
         span = len(ids)
     sums = kernels.sum_listed(numbers, offsets, lists, gains, span)
-    found = np.flatnonzero(sums >= 0)
-    return found + lowest if ids is None else ids[found], sums[found]
+    listed_once = np.flatnonzero(sums >= 0)
+    return listed_once + lowest if ids is None else ids[listed_once], sums[listed_once]
 
 
 def interact(
     query: ProbedQuery, codes: Codes, offsets: NDArray[np.int64], positions: NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
-    """Stage 3: approximate MaxSim of each passage, its centroids standing in for its embeddings.
+    """Stage 3: return approximate MaxSim of each passage; its centroids stand in for its embeddings.
 
     :param codes: unsigned [n_tokens], centroid of each passage token, one passage after another
     :param offsets: int64 [n_passages + 1], passage i owns ``codes[offsets[i]:offsets[i + 1]]``
@@ -213,7 +215,7 @@ def rescore(
     starts: NDArray[np.int64],
     positions: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
-    """Stage 4: MaxSim of each passage over the sums of centroid and residual.
+    """Stage 4: return MaxSim of each passage over the sums of centroid and residual.
 
     :param codes: unsigned [n_tokens], one passage after another
     :param offsets: int64 [n_passages + 1], passage i owns ``codes[offsets[i]:offsets[i + 1]]``
@@ -223,7 +225,7 @@ def rescore(
     :return: float32 [n]; a passage without tokens scores ``-inf``
     :raises IndexCorrupt: if the arrays contradict each other or the codec
 
-    PLAID §4.4. q·e = q·c + q·r: the first is known from stage 1, so that only residuals are unpacked and multiplied.
+    PLAID §4.4. q·e = q·c + q·r: stage 1 gave the first, so that only residuals are unpacked and multiplied.
     """
     codec = query.codec
     _check_codes(codes, offsets, codec.n_centroids)
@@ -274,7 +276,7 @@ def _rescore_normalized(
     starts: NDArray[np.int64],
     lengths: NDArray[np.int64],
 ) -> NDArray[np.float32]:
-    """The same for codecs without scales, whose embeddings are normalized: not made for speed."""
+    """Stage 4 for codecs without scales, whose embeddings are normalized: not made for speed."""
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     within = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
     embeddings = query.codec.decompress(
@@ -290,7 +292,7 @@ def _candidates(
     ndocs: int,
     allowed: NDArray[np.int64] | None,
 ) -> list[NDArray[np.int64]]:
-    """Stage 2 for each query: at most ``ndocs`` passage ids, rising."""
+    """Stage 2 for each query: return at most ``ndocs`` passage ids, rising."""
     centroids = _union([np.unique(p) for p in probed])
     listed, offsets = postings.inverted_lists(centroids)
     if (
@@ -318,7 +320,7 @@ def _candidates(
 def _most_promising(
     queries: Sequence[ProbedQuery], candidates: Sequence[NDArray[np.int64]], postings: Postings, n: int
 ) -> tuple[list[NDArray[np.int64]], Callable[[NDArray[np.int64]], tuple[Codes, NDArray[np.int64]]]]:
-    """Stage 3 for each query: the best ``n`` of its candidates, rising; and where their codes can be had again."""
+    """Stage 3 for each query: return the best ``n`` of its candidates, rising, and a reader of codes read here."""
     every = _union(candidates)
     codes, offsets = postings.codes(every)
     best = []
@@ -326,15 +328,15 @@ def _most_promising(
         scores = interact(query, codes, offsets, np.searchsorted(every, ids))
         best.append(ids[_highest(scores, n)])
 
-    def again(passage_ids: NDArray[np.int64]) -> tuple[Codes, NDArray[np.int64]]:
+    def codes_of(passage_ids: NDArray[np.int64]) -> tuple[Codes, NDArray[np.int64]]:
         positions = np.searchsorted(every, passage_ids)
-        taken = np.zeros(len(positions) + 1, np.int64)
-        np.cumsum(offsets[positions + 1] - offsets[positions], out=taken[1:])
-        out = np.empty(taken[-1], codes.dtype)
-        kernels.gather_ranges(kernels.fixed(codes), offsets[positions], taken, out)
-        return out, taken
+        bounds = np.zeros(len(positions) + 1, np.int64)
+        np.cumsum(offsets[positions + 1] - offsets[positions], out=bounds[1:])
+        out = np.empty(bounds[-1], codes.dtype)
+        kernels.gather_ranges(kernels.fixed(codes), offsets[positions], bounds, out)
+        return out, bounds
 
-    return best, again
+    return best, codes_of
 
 
 def _rescored(
@@ -343,11 +345,11 @@ def _rescored(
     postings: Postings,
     read_codes: Callable[[NDArray[np.int64]], tuple[Codes, NDArray[np.int64]]],
 ) -> list[NDArray[np.float32]]:
-    """Stage 4 for each query and the passages chosen for it."""
-    wanted = _union(chosen)
+    """Stage 4 for each query: return the scores of the passages chosen for it."""
+    passage_ids = _union(chosen)
     scores = [np.empty(len(ids), np.float32) for ids in chosen]
-    for first in range(0, len(wanted), RESIDUALS_AT_ONCE):
-        block = wanted[first : first + RESIDUALS_AT_ONCE]
+    for first in range(0, len(passage_ids), RESIDUALS_AT_ONCE):
+        block = passage_ids[first : first + RESIDUALS_AT_ONCE]
         codes, offsets = read_codes(block)
         residuals, starts = postings.residuals(block, np.diff(offsets))
         for query, ids, of_query in zip(queries, chosen, scores, strict=True):
@@ -358,7 +360,7 @@ def _rescored(
 
 
 def _union(ids: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Every id once, rising, of lists of which each is that already."""
+    """Return every id once, rising. Each list has its ids once and rising already."""
     if all(one is ids[0] for one in ids[1:]):
         return ids[0] if len(ids) else np.empty(0, np.int64)
     return np.unique(np.concatenate(ids))
@@ -376,7 +378,7 @@ def _only(passage_ids: NDArray[np.int64], allowed: NDArray[np.int64] | None) -> 
 
 
 def _highest(scores: NDArray[np.int64] | NDArray[np.float32], n: int) -> NDArray[np.int64]:
-    """Positions of the ``n`` highest scores, rising; of equal ones the later, as the reference implementation cuts."""
+    """Return the positions of the ``n`` highest scores, rising; of equal ones the later, as the reference cuts."""
     if len(scores) <= n:
         return np.arange(len(scores))
     cut = np.partition(scores, len(scores) - n)[len(scores) - n]

@@ -1,7 +1,7 @@
 """Token pooling: alike tokens of a passage become one, so that an index needs a fraction of the space.
 
 In: the embeddings of one passage. Out: fewer of them, of unit length. Leaves to others: which passages are pooled, and
-everything that happens to embeddings afterwards; what pooling costs in quality is in the README.
+what happens to embeddings afterwards. The handbook says what pooling costs in quality.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from colbert_sqlite.errors import MissingDependency
 
 
 def pool(embeddings: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
-    """About one embedding in *factor*: the first as it is, then the mean direction of each cluster of the others.
+    """Return about one embedding in *factor*: the first, then the mean direction of each cluster of the others.
 
     Clusters come from Ward's linkage of cosine distances, as PyLate and sentence-transformers cluster. The first
     embedding stays alone because it, [CLS], stands for the whole passage. Means are normalized, unlike those of the
@@ -49,7 +49,7 @@ def pool(embeddings: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
 
 
 def clustering() -> tuple[ModuleType, Callable[..., NDArray[np.float64]]]:
-    """scipy's module of hierarchical clustering, and its function for the distances of rows.
+    """Return scipy's module of hierarchical clustering, and its function for distances of rows.
 
     :raises MissingDependency: if scipy is not installed
     """

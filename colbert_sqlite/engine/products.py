@@ -16,7 +16,7 @@ MAX_INT8 = 127
 
 
 def whole_numbers(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Rows [n, width] as int8, each in steps of its own, of which its largest value is 127; and those steps [n]."""
+    """Return rows [n, width] as int8, each in its own steps, of which its largest value is 127; and the steps [n]."""
     largest = np.abs(rows).max(axis=1, keepdims=True)
     largest = np.where(largest > 0, largest, 1).astype(np.float32)
     # In this order, since a step of the smallest floats there are is 0.
@@ -25,19 +25,17 @@ def whole_numbers(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[
 
 
 def inverse_norms(directions: NDArray[np.int8], lengths: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What makes rows of whole numbers [n, width] as long as they should be, float32 [n]; a row of zeros stays so."""
+    """Return factors that make rows of whole numbers [n, width] as long as *lengths*: float32 [n]; zeros stay zeros."""
     squares = np.einsum("ij,ij->i", directions, directions, dtype=np.float32)
     inverse: NDArray[np.float32] = (lengths / np.sqrt(np.maximum(squares, 1))).astype(np.float32)
     return inverse
 
 
 class Products:
-    """Inner products of any rows with the few rows of one query, up to so many rows at a time.
-
-    Holds the one array that all its results are written to.
+    """Inner products of any rows with the few rows of one query. For one thread: results share one array.
 
     :param query: int8 [n_query_tokens, width]
-    :param n_rows: most rows in one call
+    :param n_rows: at most so many rows in one call
     """
 
     def __init__(self, query: NDArray[np.int8], n_rows: int) -> None:
@@ -46,7 +44,7 @@ class Products:
         self._view: NDArray[np.int32] = np.asarray(self._out)
 
     def of(self, rows: NDArray[np.int8]) -> NDArray[np.int32]:
-        """int32 [n, n_query_tokens] of int8 [n, width]; overwritten by the next call."""
+        """Return int32 [n, n_query_tokens] of int8 [n, width]; the next call overwrites it."""
         n = len(rows)
         numkong.dots_packed(rows, self._query, out=self._out[:n])
         return self._view[:n]

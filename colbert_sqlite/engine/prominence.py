@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# How far from unrelated (0) to the same (1) a word has to be to be marked whatever the others are. Seen on the
-# best passages of 17 questions to a blog: words of content are at 0.7 to 0.9 in the form of the query or a related one,
+# From unrelated (0) to the same (1): from here on a word is marked, whatever the others are. On the best
+# passages of 17 questions to a blog: words of content are at 0.7 to 0.9 in the form of the query or a related one,
 # and articles and prepositions, which resemble each other, at 0.65 at most unless the very phrase is there.
 NEARLY_THE_SAME = 2 / 3
 # A word that is less near is marked if it is an outlier among the others, and not much less near than the nearest.
@@ -32,7 +32,9 @@ def word_similarities(
     document: NDArray[np.float32],
     document_starts: NDArray[np.intp],
 ) -> NDArray[np.float32]:
-    """How similar each word of a query is to each of a document: the mean, over its tokens, of their best in the other.
+    """Return how similar each word of a query is to each word of a document.
+
+    That is the mean, over the tokens of the query's word, of their best similarity in the document's word.
 
     :param query: float32 [n_query_tokens, dim], tokens of words only, a word's next to each other
     :param query_starts: first token of each word, rising from 0
@@ -52,7 +54,7 @@ def prominence(
     query_forms: Sequence[str | None],
     forms: Sequence[str | None],
 ) -> NDArray[np.float32]:
-    """How clearly each word of a document answers each word of a query: 1 is the very same, 0 that it does not.
+    """Return how clearly each word of a document answers each word of a query: 1 is the same, 0 is not at all.
 
     A query word is related to most words somewhat, "how" more than "postgres". So its similarities are measured from
     their median over the different words of document and query, without the best: 0 there, 1 at identity. What
