@@ -41,7 +41,7 @@ test: .venv/installed-for-tests
 
 # The plugin's tests once more, beside the Datasette that is to come.
 test-datasette-1: .venv-datasette-1/installed
-	.venv-datasette-1/bin/python -m pytest tests/test_datasette*.py
+	.venv-datasette-1/bin/python -m pytest tests/datasette
 
 lint: .venv/installed-for-tests
 	$(BIN)/ruff check .

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pluggy import HookimplMarker
 
 from colbert_sqlite import sql_functions
-from datasette_colbert import access, compat, managing, pages, tables
+from datasette_colbert import access, compat
+from datasette_colbert import search_page as pages
+from datasette_colbert import table_page as tables
+from datasette_colbert.manage import pages as managing
 from datasette_colbert.service import close_service, service_of
 from datasette_colbert.settings import PLUGIN, check_settings, settings_for
 

@@ -26,13 +26,13 @@ from colbert_sqlite.settings import IndexSettings
 pytest.importorskip("datasette")
 from datasette.app import Datasette
 from datasette.database import Database
-from datasette_colbert import managing
-from datasette_colbert.candidates import candidate
-from datasette_colbert.jobs import Create, Job, Jobs
-from datasette_colbert.managing import jobs_of
+from datasette_colbert.manage import pages as managing
+from datasette_colbert.manage.candidates import candidate
+from datasette_colbert.manage.jobs import Create, Job, Jobs
+from datasette_colbert.manage.pages import jobs_of
 
-from tests import datasette_helpers
-from tests.datasette_helpers import IS_1_0, ROOT, cookies, get, serving, write_secrets
+from tests.datasette import helpers as datasette_helpers
+from tests.datasette.helpers import IS_1_0, ROOT, cookies, get, serving, write_secrets
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

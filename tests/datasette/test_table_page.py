@@ -26,8 +26,8 @@ pytest.importorskip("datasette")
 from datasette.app import Datasette
 from datasette_colbert.service import service_of
 
-from tests import datasette_helpers
-from tests.datasette_helpers import IS_1_0, ROOT, SIGNED_IN, get, only_for, serving
+from tests.datasette import helpers as datasette_helpers
+from tests.datasette.helpers import IS_1_0, ROOT, SIGNED_IN, get, only_for, serving
 
 # Datasette has the tracebacks of SQL functions printed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

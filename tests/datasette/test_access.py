@@ -20,8 +20,8 @@ pytest.importorskip("datasette")
 from datasette.app import Datasette
 from datasette_colbert import access
 
-from tests import datasette_helpers
-from tests.datasette_helpers import IS_1_0, ROOT, SIGNED_IN, get, only_for, rows, serving, write_secrets
+from tests.datasette import helpers as datasette_helpers
+from tests.datasette.helpers import IS_1_0, ROOT, SIGNED_IN, get, only_for, rows, serving, write_secrets
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

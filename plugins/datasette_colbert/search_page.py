@@ -28,10 +28,10 @@ from datasette_colbert.compat import (
     suggested_facets,
     table_setting,
 )
+from datasette_colbert.context import Choice, SearchPage, ShownFilter, ShownHit, ShownIndex, SimilarPage
 from datasette_colbert.filters import Conditions, are_blobs, conditions, keys_condition
 from datasette_colbert.service import RETRY_AFTER_SECONDS, Busy, Facts, Found, Question, TookTooLong, service_of
 from datasette_colbert.settings import PluginSettings, checked_mode, settings_for
-from datasette_colbert.views import Choice, SearchPage, ShownFilter, ShownHit, ShownIndex, SimilarPage
 
 if TYPE_CHECKING:
     from datasette import Request, Response

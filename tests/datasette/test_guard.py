@@ -20,8 +20,8 @@ pytest.importorskip("datasette")
 from datasette.app import Datasette
 from datasette.cli import serve
 
-from tests import datasette_helpers
-from tests.datasette_helpers import IS_1_0, rows, serving
+from tests.datasette import helpers as datasette_helpers
+from tests.datasette.helpers import IS_1_0, rows, serving
 
 # Datasette has the tracebacks of SQL functions printed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 from datasette_colbert.access import KnownIndex, known_indexes, visible_indexes
 from datasette_colbert.compat import column_filters, is_1_0, table_setting
 from datasette_colbert.filters import TABLE_ARGUMENTS, Conditions, are_blobs, conditions, keys_condition, without
-from datasette_colbert.pages import (
+from datasette_colbert.search_page import (
     Failure,
     Place,
     explained_failure,

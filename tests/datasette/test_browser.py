@@ -28,7 +28,7 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 SERVER = shlex.split(os.environ.get("COLBERT_DATASETTE", f"{shlex.quote(sys.executable)} -m datasette"))
 # That of the browser need not have numpy.
 PYTHON = Path(SERVER[0]).with_name("python")

@@ -21,12 +21,12 @@ from weakref import WeakKeyDictionary
 from colbert_sqlite.errors import ColbertError, IndexExists
 from colbert_sqlite.settings import IndexSettings
 from datasette_colbert.access import is_internal, known_indexes
-from datasette_colbert.candidates import Candidate, Table, candidate, tables
 from datasette_colbert.compat import MANAGE, error_response, json_response, may_manage, rows_response, visible
-from datasette_colbert.jobs import AutoSync, Create, Drop, Job, Jobs, Rebuild, Sync, Work, unfinished
-from datasette_colbert.pages import NO_INDEX, database_of, index_url, managing_url, wants_json
+from datasette_colbert.manage.candidates import Candidate, Table, candidate, tables
+from datasette_colbert.manage.jobs import AutoSync, Create, Drop, Job, Jobs, Rebuild, Sync, Work, unfinished
+from datasette_colbert.manage.status import Status, statuses
+from datasette_colbert.search_page import NO_INDEX, database_of, index_url, managing_url, wants_json
 from datasette_colbert.settings import settings_for
-from datasette_colbert.status import Status, statuses
 
 if TYPE_CHECKING:
     import sqlite3

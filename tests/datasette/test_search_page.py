@@ -23,8 +23,8 @@ pytest.importorskip("datasette")
 from datasette.app import Datasette
 from datasette_colbert.service import Busy, Question, Service, TookTooLong, service_of
 
-from tests import datasette_helpers
-from tests.datasette_helpers import IS_1_0, ROOT, get, serving
+from tests.datasette import helpers as datasette_helpers
+from tests.datasette.helpers import IS_1_0, ROOT, get, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

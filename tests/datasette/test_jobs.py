@@ -17,7 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasette_colbert.jobs import KEPT, PATIENT_ROUNDS, AutoSync, Create, Drop, Job, Jobs, Rebuild, Sync, unfinished
+from datasette_colbert.manage.jobs import (
+    KEPT,
+    PATIENT_ROUNDS,
+    AutoSync,
+    Create,
+    Drop,
+    Job,
+    Jobs,
+    Rebuild,
+    Sync,
+    unfinished,
+)
 
 from colbert_sqlite.catalogue import list_indexes
 from colbert_sqlite.errors import IndexNotFound
@@ -25,7 +36,7 @@ from colbert_sqlite.index import Index
 from colbert_sqlite.indexing import Progress, ProgressCallback
 from colbert_sqlite.settings import IndexSettings
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 SECONDS = 60
 N_ROWS = 300
 
@@ -280,7 +291,7 @@ from pathlib import Path
 # Whatever a shell starts in the background ignores it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from colbert_sqlite import indexing
-from datasette_colbert.jobs import Create, Jobs
+from datasette_colbert.manage.jobs import Create, Jobs
 from colbert_sqlite.settings import IndexSettings
 indexing.CHUNK_BYTES, indexing._SAMPLE_TOKENS = 3000, 4000
 jobs = Jobs()

@@ -15,8 +15,8 @@ pytest.importorskip("datasette")
 from datasette.cli import serve
 from datasette_colbert.settings import PluginSettings, parsed
 
-from tests import datasette_helpers
-from tests.datasette_helpers import IS_1_0, serving
+from tests.datasette import helpers as datasette_helpers
+from tests.datasette.helpers import IS_1_0, serving
 
 
 def test_without_configuration_everything_has_a_default() -> None:
@@ -85,7 +85,7 @@ async def test_a_table_s_setting_goes_before_its_database_s(indexed_blog: Path) 
 
 
 def test_the_readme_has_every_setting_with_its_default() -> None:
-    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text(encoding="utf-8")
     for field in dataclasses.fields(PluginSettings):
         default = {None: "", "colbert": "`colbert`", "actors": "`actors`"}.get(field.default, str(field.default))
         assert f"| `{field.name}` | {default}" in readme
