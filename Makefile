@@ -56,7 +56,7 @@ coverage: .venv/installed-for-tests
 
 # The plugin's tests once more, beside the Datasette that is to come.
 test-datasette-1: .venv-datasette-1/installed
-	.venv-datasette-1/bin/$(PYTEST) -m 'slow or not slow' tests/test_datasette*.py
+	.venv-datasette-1/bin/$(PYTEST) -m 'slow or not slow' tests/datasette
 
 # The lowest versions that pyproject.toml allows, on the lowest Python: make test-lowest PYTHON=python3.10
 test-lowest: .venv-lowest/installed

@@ -6,15 +6,19 @@ In: a database. Out: names, counts, tables. Leaves to others: what is in an inde
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from colbert_sqlite.errors import ColbertError, SourceError
+from colbert_sqlite.errors import ColbertError, IndexNotFound, SourceError
 from colbert_sqlite.results import IndexSummary
-from colbert_sqlite.storage.connection import Database, atomic, connected, file_of, reading
+from colbert_sqlite.settings import IndexSettings
+from colbert_sqlite.storage.connection import Database, atomic, connected, file_of, plain_rows, reading
 from colbert_sqlite.storage.lock import remove_lock
 from colbert_sqlite.storage.registry import drop_index, read_entry, registered
-from colbert_sqlite.storage.schema import PARTS, table_name
+from colbert_sqlite.storage.schema import PARTS, REGISTRY, TABLE_PREFIX, table_name
 from colbert_sqlite.storage.scratch import remove_scratch, scratch_path
+from colbert_sqlite.storage.source import Source
 from colbert_sqlite.storage.store import Store
 
 
@@ -66,9 +70,55 @@ def registered_indexes(db: Database) -> tuple[RegisteredIndex, ...]:
         return tuple(RegisteredIndex(one.name, one.state, one.source_table) for one in registered(conn))
 
 
-def index_tables(name: str) -> frozenset[str]:
-    """Return the names of all tables that an index of that name has, or has while it is built."""
-    return frozenset(table_name(name, part, building=building) for part in PARTS for building in (False, True))
+def names_in_use(db: Database) -> tuple[str, ...]:
+    """Return the names of all indexes in use, also of those that this release can't read."""
+    return tuple(one.name for one in registered_indexes(db) if one.state == "ready")
+
+
+def is_index_table(table: str) -> bool:
+    """Return whether a table's name is one of those that indexes take for their tables."""
+    return table.lower().startswith(TABLE_PREFIX)
+
+
+def tables_of_indexes(names: Iterable[str]) -> list[str]:
+    """Return the registry, and all tables that indexes of these names have, or have while they are built."""
+    states = (False, True)
+    return [REGISTRY, *(table_name(name, part, building=state) for name in names for part in PARTS for state in states)]
+
+
+def check_source(
+    conn: sqlite3.Connection, table: str, columns: Sequence[str] = (), *, heading: str | None = None
+) -> str:
+    """Return a table's name as the schema has it, if the table and its columns can be indexed.
+
+    :raises SourceError: if not
+    """
+    with plain_rows(conn):
+        return Source.inspect(conn, table, columns, heading=heading).table
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedBuild:
+    """A build that was interrupted. ``replace``: an index of that name is in use meanwhile."""
+
+    index: str
+    table: str
+    settings: IndexSettings
+    replace: bool
+
+
+def unfinished_build(conn: sqlite3.Connection, index: str) -> UnfinishedBuild:
+    """Return the build of an index that was interrupted.
+
+    :raises IndexNotFound: if there is no such build
+    :raises IndexCorrupt: if its settings can't be read
+    """
+    with plain_rows(conn):
+        entry = read_entry(conn, index, "building")
+        in_use = {name.lower() for name in names_in_use(conn)}
+    if entry is None:
+        raise IndexNotFound(f"no build of index {index!r} is unfinished")
+    return UnfinishedBuild(entry.name, entry.source_table, entry.settings, entry.name.lower() in in_use)
 
 
 def drop(db: Database, name: str) -> None:

@@ -6,12 +6,16 @@ In: a view of the index, its model. Out: facts. Leaves to others: lists of index
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-from colbert_sqlite.growth import drift, why_rebuild
+from colbert_sqlite import growth
+from colbert_sqlite.errors import SourceError
 from colbert_sqlite.indexes import summarize
 from colbert_sqlite.model import Model
 from colbert_sqlite.results import IndexInfo
 from colbert_sqlite.storage import triggers
+from colbert_sqlite.storage.fts import FullText
+from colbert_sqlite.storage.source import Source
 from colbert_sqlite.view import View
 
 
@@ -37,8 +41,8 @@ def index_info(view: View, model: Model) -> IndexInfo:
         pending_changes=pending_changes(view),
         n_centroids=codec.n_centroids,
         n_centroids_added=codec.n_centroids - codec.n_trained,
-        drift=drift(codec),
-        why_rebuild=why_rebuild(codec, summary.tokens),
+        drift=growth.drift(codec),
+        why_rebuild=growth.why_rebuild(codec, summary.tokens),
         generation=entry.generation,
         schema_version=entry.schema_version,
         created=entry.created,
@@ -61,3 +65,30 @@ def pending_changes(view: View) -> int | None:
 def bytes_reclaimable(view: View) -> int:
     """Return the bytes of residuals of passages that are gone."""
     return view.store.residuals.reclaimable_bytes(view.codec.stored)
+
+
+def why_rebuild(view: View) -> str | None:
+    """Return why a rebuild would pay; None if it would not."""
+    return growth.why_rebuild(view.codec.stored, view.store.passages.counts().tokens)
+
+
+def has_fts(view: View) -> bool:
+    """Return whether the table has an FTS5 index of its own, which the modes fts and hybrid need."""
+    try:
+        FullText.of(view.conn, view.source)
+    except SourceError:
+        return False
+    return True
+
+
+def has_blob_keys(view: View) -> bool:
+    """Return whether rows have BLOBs in their primary keys, which JSON can't hold."""
+    return view.source.has_blob_keys(view.conn)
+
+
+def column_names(view: View, columns: Sequence[str]) -> list[str]:
+    """Return columns of the source table by the names that its schema has for them.
+
+    :raises SourceError: if there is no such column
+    """
+    return list(Source.inspect(view.conn, view.source.table, columns).columns)

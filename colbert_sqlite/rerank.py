@@ -24,6 +24,8 @@ from colbert_sqlite.values import whole_number
 
 # Encoded together: enough to fill batches of equal length, and at most 130 MB of embeddings.
 PASSAGES_AT_ONCE = 1024
+# torch loads seconds longer than onnxruntime and encodes faster: from about so much text on it pays.
+MIN_BYTES_FOR_TORCH = 150_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,21 @@ def score_documents(encoder: Encoder, query: Query, documents: Sequence[Sequence
         for (position, _), score in zip(chunk, of_chunk.tolist(), strict=True):
             scores[position] = max(scores[position], score)
     return scores
+
+
+def rerank_rows(
+    query: str, documents: Sequence[Sequence[str | bytes | None]], model: str | None, options: ModelOptions
+) -> tuple[list[float], Encoder]:
+    """Return the score of each document, ``-inf`` for one without text, and the encoder behind the scores.
+
+    :param documents: the values of each row
+    :raises ValueError: if the query is empty. Other errors as in :func:`load_encoder`
+    """
+    check_queries([query])
+    values = [list(map(raw_value, document)) for document in documents]
+    n_bytes = sum(len(value.raw or b"") for document in values for value in document)
+    encoder = cached_encoder(model, options, many=n_bytes > MIN_BYTES_FOR_TORCH)
+    return score_documents(encoder, encode_query(encoder, query), values), encoder
 
 
 def _passages(encoder: Encoder, documents: Sequence[Sequence[RawValue]]) -> Iterator[tuple[int, str]]:

@@ -15,7 +15,6 @@ import re
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
@@ -42,14 +41,27 @@ if TYPE_CHECKING:
     from colbert_sqlite.evaluate import MEASURES, missing_documents, relevant_documents
     from colbert_sqlite.explain import Explainer
     from colbert_sqlite.index import Index
-    from colbert_sqlite.indexes import RegisteredIndex, attached_file, drop, index_tables, registered_indexes
-    from colbert_sqlite.info import pending_changes
-    from colbert_sqlite.progress import Stage, memory
+    from colbert_sqlite.indexes import (
+        RegisteredIndex,
+        UnfinishedBuild,
+        attached_file,
+        check_source,
+        drop,
+        is_index_table,
+        names_in_use,
+        registered_indexes,
+        tables_of_indexes,
+        unfinished_build,
+    )
+    from colbert_sqlite.info import column_names, has_blob_keys, has_fts, pending_changes, why_rebuild
+    from colbert_sqlite.progress import ProgressCallback, Stage, memory
     from colbert_sqlite.query import encode_query
-    from colbert_sqlite.search import RankedRow, hits_with_passages, search
-    from colbert_sqlite.settings import NBITS, Backend, Html, IndexSettings, ModelOptions
+    from colbert_sqlite.rerank import rerank_rows
+    from colbert_sqlite.search import Allowed, RankedRow, hits_with_passages, search
+    from colbert_sqlite.settings import NBITS, Backend, Html
     from colbert_sqlite.storage.source import pk_of
     from colbert_sqlite.storage.threads import Connections, Session
+    from colbert_sqlite.values import PrimaryKey, SqlValue
     from colbert_sqlite.view import View
 
 __all__ = [
@@ -57,14 +69,18 @@ __all__ = [
     "MEASURES",
     "NBITS",
     "REGISTRY",
+    "Allowed",
     "Backend",
     "Database",
     "Explainer",
     "Guard",
     "Html",
     "Pool",
+    "PrimaryKey",
+    "ProgressCallback",
     "RankedRow",
     "RegisteredIndex",
+    "SqlValue",
     "Stage",
     "UnfinishedBuild",
     "View",
@@ -83,8 +99,8 @@ __all__ = [
     "has_blob_keys",
     "has_fts",
     "hits_with_passages",
-    "index_tables",
     "is_guarded",
+    "is_index_table",
     "lock_errors",
     "memory",
     "missing_documents",
@@ -101,34 +117,49 @@ __all__ = [
     "relevant_documents",
     "rerank_rows",
     "search",
+    "tables_of_indexes",
     "unfinished_build",
     "why_rebuild",
 ]
 
 _HOMES = {
+    "Allowed": "search",
     "Backend": "settings",
-    "Html": "settings",
-    "NBITS": "settings",
     "DEFAULT_MODEL": "encoders",
     "Explainer": "explain",
+    "Html": "settings",
     "MEASURES": "evaluate",
+    "NBITS": "settings",
+    "PrimaryKey": "values",
+    "ProgressCallback": "progress",
     "RankedRow": "search",
     "RegisteredIndex": "indexes",
+    "SqlValue": "values",
     "Stage": "progress",
+    "UnfinishedBuild": "indexes",
     "View": "view",
     "attached_file": "indexes",
     "check_queries": "encoders.queries",
+    "check_source": "indexes",
+    "column_names": "info",
     "drop": "indexes",
     "encode_query": "query",
+    "has_blob_keys": "info",
+    "has_fts": "info",
     "hits_with_passages": "search",
-    "index_tables": "indexes",
+    "is_index_table": "indexes",
     "memory": "progress",
     "missing_documents": "evaluate",
+    "names_in_use": "indexes",
     "pending_changes": "info",
     "pk_of": "storage.source",
     "registered_indexes": "indexes",
     "relevant_documents": "evaluate",
+    "rerank_rows": "rerank",
     "search": "search",
+    "tables_of_indexes": "indexes",
+    "unfinished_build": "indexes",
+    "why_rebuild": "info",
 }
 
 Result = TypeVar("Result")
@@ -137,9 +168,6 @@ Result = TypeVar("Result")
 MAX_FILES = 8
 # Not longer: what holds the lock may be the very statement that waits for us.
 BUSY_SECONDS = 5
-
-# torch loads seconds longer than onnxruntime and encodes faster: from about so much text on it pays.
-MIN_BYTES_FOR_TORCH = 150_000
 
 _GUARDED = "_colbert_guarded"
 
@@ -311,13 +339,6 @@ def lock_errors(address: str) -> Iterator[None]:
         raise
 
 
-def names_in_use(db: Database) -> tuple[str, ...]:
-    """Return the names of all indexes in use, also of those that this release can't read."""
-    from colbert_sqlite.indexes import registered_indexes
-
-    return tuple(one.name for one in registered_indexes(db) if one.state == "ready")
-
-
 @contextmanager
 def one_state(conn: sqlite3.Connection) -> Iterator[None]:
     """Several reads of one state of a database, whatever others commit meanwhile."""
@@ -356,100 +377,6 @@ def open_read_only(
         refuse_writes(conn)
         with lenient_text(conn):
             yield conn
-
-
-def check_source(
-    conn: sqlite3.Connection, table: str, columns: Sequence[str] = (), *, heading: str | None = None
-) -> str:
-    """Return a table's name as the schema has it, if the table and its columns can be indexed.
-
-    :raises SourceError: if not
-    """
-    from colbert_sqlite.storage.source import Source
-
-    with plain_rows(conn):
-        return Source.inspect(conn, table, columns, heading=heading).table
-
-
-@dataclass(frozen=True, slots=True)
-class UnfinishedBuild:
-    """A build that was interrupted. ``replace``: an index of that name is in use meanwhile."""
-
-    index: str
-    settings: IndexSettings
-    replace: bool
-
-
-def unfinished_build(conn: sqlite3.Connection, index: str) -> UnfinishedBuild:
-    """Return the build of an index that was interrupted.
-
-    :raises IndexNotFound: if there is no such build
-    :raises IndexCorrupt: if its settings can't be read
-    """
-    from colbert_sqlite.indexes import registered_indexes
-    from colbert_sqlite.storage.registry import read_entry
-
-    with plain_rows(conn):
-        entry = read_entry(conn, index, "building")
-        ready = {one.name.lower() for one in registered_indexes(conn) if one.state == "ready"}
-    if entry is None:
-        raise IndexNotFound(f"no build of index {index!r} is unfinished")
-    return UnfinishedBuild(entry.name, entry.settings, entry.name.lower() in ready)
-
-
-def column_names(index: Index, columns: Sequence[str]) -> list[str]:
-    """Return columns of the source table by the names that its schema has for them.
-
-    :raises SourceError: if there is no such column
-    """
-    from colbert_sqlite.storage.source import Source
-
-    with index.read() as view:
-        return list(Source.inspect(view.conn, index.settings.table, columns).columns)
-
-
-def has_blob_keys(index: Index) -> bool:
-    """Return whether rows have BLOBs in their primary keys, which JSON can't hold."""
-    with index.read() as view:
-        return view.source.has_blob_keys(view.conn)
-
-
-def why_rebuild(view: View) -> str | None:
-    """Return why a rebuild would pay; None if it would not."""
-    from colbert_sqlite import growth
-
-    return growth.why_rebuild(view.codec.stored, view.store.passages.counts().tokens)
-
-
-def has_fts(view: View) -> bool:
-    """Return whether the table has an FTS5 index of its own, which the modes fts and hybrid need."""
-    from colbert_sqlite.storage.fts import FullText
-
-    try:
-        FullText.of(view.conn, view.source)
-    except SourceError:
-        return False
-    return True
-
-
-def rerank_rows(
-    query: str, documents: Sequence[Sequence[str | bytes | None]], model: str | None, options: ModelOptions
-) -> tuple[list[float], Encoder]:
-    """Return the score of each document, ``-inf`` for one without text, and the encoder behind the scores.
-
-    :param documents: the values of each row
-    :raises ValueError: if the query is empty. Other errors as in :func:`load_encoder`
-    """
-    from colbert_sqlite.encoders.cache import cached_encoder
-    from colbert_sqlite.encoders.queries import check_queries
-    from colbert_sqlite.query import encode_query
-    from colbert_sqlite.rerank import raw_value, score_documents
-
-    check_queries([query])
-    values = [list(map(raw_value, document)) for document in documents]
-    n_bytes = sum(len(value.raw or b"") for document in values for value in document)
-    encoder = cached_encoder(model, options, many=n_bytes > MIN_BYTES_FOR_TORCH)
-    return score_documents(encoder, encode_query(encoder, query), values), encoder
 
 
 def path_of(address: str) -> str:

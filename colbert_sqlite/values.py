@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 SqlValue: TypeAlias = str | int | float | bytes | None
+PrimaryKey: TypeAlias = SqlValue | tuple[SqlValue, ...]
 
 
 def plain_value(value: Any) -> Any:

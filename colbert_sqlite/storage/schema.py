@@ -43,7 +43,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SCHEMA_VERSION = 1
-REGISTRY = "_colbert_indexes"
+TABLE_PREFIX = "_colbert_"
+REGISTRY = f"{TABLE_PREFIX}indexes"
 # The queue comes last: it is not part of a build.
 PARTS = ("passages", "codes", "residuals", "centroids", "ivf", "codec", "outliers", "queue")
 BUILT_PARTS = PARTS[:-1]
@@ -104,7 +105,7 @@ def table_name(index: str, part: str, *, building: bool = False) -> str:
 
     Parts have no underscore in them, so no two indexes, whatever their names, share a table.
     """
-    return f"_colbert_{index}_{part}" + ("_building" if building else "")
+    return f"{TABLE_PREFIX}{index}_{part}" + ("_building" if building else "")
 
 
 def table_exists(conn: sqlite3.Connection, name: str) -> bool:

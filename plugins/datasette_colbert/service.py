@@ -1,11 +1,11 @@
-"""Searching in threads of our own, so many at a time, for so long.
+"""Searches in threads of our own, a few at a time, each with a time limit.
 
-In: what to search. Out: hits, explanations, or one of two refusals. Leaves to others: who may (access.py), what the
-page makes of it (pages.py).
+In: what to search for. Out: hits, explanations, or one of two refusals. Leaves to others: who may search (access.py),
+how the core searches, what a page makes of the result (context.py).
 
 Encoding and searching take the processor for some ten milliseconds, which the event loop can't spare, and Datasette's
-threads for SQL should not. Each of our threads keeps connections of its own, prepared as Datasette prepares its own, so
-that filters may call whatever Datasette's SQL may. The encoders are shared by all.
+threads for SQL should not. Each of our threads has connections of its own, which Datasette prepares like its own, so
+that filters may call whatever Datasette's SQL may. All threads share the encoders.
 """
 
 from __future__ import annotations
@@ -17,33 +17,28 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from colbert_sqlite.errors import ColbertError, IndexNotFound, ModelMismatch, SourceError
-from datasette_colbert.access import is_internal
-from datasette_colbert.compat import prepared
+from colbert_sqlite import ColbertError, Filter, SearchSettings, SourceError, serving
+from datasette_colbert.compat import is_internal
+from datasette_colbert.open_indexes import OpenIndexes
 from datasette_colbert.settings import settings_for
+from datasette_colbert.state import remove_state, state_of
 
 if TYPE_CHECKING:
-    import numpy as np
     from datasette.app import Datasette
-    from numpy.typing import NDArray
 
-    from colbert_sqlite.encoders import Encoder
-    from colbert_sqlite.explain import Explanation
-    from colbert_sqlite.index import Index
-    from colbert_sqlite.results import Hit
-    from colbert_sqlite.search import Ranked, Searcher
+    from colbert_sqlite import Explanation, Hit, Index, Query
+    from colbert_sqlite.serving import Allowed, PrimaryKey, RankedRow, View
 
 logger = logging.getLogger("colbert_sqlite")
 
 Result = TypeVar("Result")
 RETRY_AFTER_SECONDS = 2
-# SQLite asks whether to go on after so many of its instructions, about every millisecond.
-INSTRUCTIONS = 10_000
+TOO_MANY = "too many searches at a time: try again in some seconds"
 
 
 class Busy(ColbertError):
@@ -54,34 +49,28 @@ class TookTooLong(ColbertError):
     """The search needs more time than it may have."""
 
 
-class Question(NamedTuple):
-    """What is searched for. ``where`` is a condition on the table, ``params`` are its named parameters.
+class SearchRequest(NamedTuple):
+    """What to search for. ``where`` is a condition on the table, ``params`` are its named parameters.
 
-    ``first`` is how many rows a first page shows: they are found as if no more were wanted, which is faster, and stay
-    the first whatever *k* is. A mode that nobody chose gives way to colbert where the table has no FTS5 index.
+    ``first`` is the number of rows on the first page. They are searched for as if no more were needed, which is faster,
+    and stay the first whatever *k* is. A mode that nobody chose (``is_default_mode``) gives way to colbert where the
+    table has no FTS5 index.
     """
 
     query: str
     k: int
     mode: str
     where: str | None = None
-    params: Mapping[str, Any] = {}
+    params: Mapping[str, object] = {}
     first: int | None = None
     is_default_mode: bool = False
 
 
-class RankedRow(NamedTuple):
-    """A row that was found, by its primary key, and what it is ranked by."""
-
-    pk: Any
-    score: float
-
-
-class Facts(NamedTuple):
+class IndexFacts(NamedTuple):
     """What a page says of an index itself.
 
-    ``rows`` is None where they were not counted, ``pending_changes`` where a sync would compare all rows. ``has_fts``
-    tells whether the modes fts and hybrid can be used.
+    ``rows`` is None where they were not counted, ``pending_changes`` where a sync would compare all rows. ``has_fts``:
+    the modes fts and hybrid can be used.
     """
 
     table: str
@@ -93,16 +82,17 @@ class Facts(NamedTuple):
     rows: int | None = None
 
 
-class Found(NamedTuple):
-    """All rows that were found, and of those to be shown the hits and, by rank, the explanations.
+class SearchResult(NamedTuple):
+    """All rows that match, by ``pks`` and ``scores``; the hits of one page of them; explanations by rank.
 
-    ``mode`` is the one that was searched in, empty for similar rows. ``milliseconds`` is how long that took, without
-    waiting for a thread.
+    ``mode`` is the mode of the search, empty for similar rows. ``milliseconds`` is the time of the search alone,
+    without waiting for a thread.
     """
 
-    facts: Facts
+    facts: IndexFacts
     mode: str
-    ranked: list[RankedRow]
+    pks: list[PrimaryKey]
+    scores: list[float]
     hits: list[Hit]
     explanations: dict[int, Explanation]
     milliseconds: float
@@ -115,263 +105,209 @@ class Service:
         settings = settings_for(datasette)
         self._datasette = datasette
         self._limit = settings.search_time_limit_ms / 1000
-        self._most = settings.num_search_threads + settings.max_queued_searches
+        self._max_unfinished = settings.num_search_threads + settings.max_queued_searches
         self._threads = ThreadPoolExecutor(settings.num_search_threads, thread_name_prefix="colbert-search")
-        self._own = threading.local()
+        self._indexes = OpenIndexes(datasette)
         self._lock = threading.Lock()
-        self._unfinished = 0
+        self._n_unfinished = 0
 
     async def search(
-        self, database: str, index: str, question: Question, *, shown: slice = slice(0), explain: bool = False
-    ) -> Found:
-        """Return the rows that answer a question, and the hits of a slice of them, explained if wanted.
+        self, database: str, index: str, request: SearchRequest, *, page: slice = slice(0), explain: bool = False
+    ) -> SearchResult:
+        """Return the rows that answer a request, and the hits of one page of them, with explanations if asked.
 
         :raises Busy: if too many others wait
         :raises TookTooLong: if it took longer than it may
         :raises ColbertError: as ``Index.search``
         :raises ValueError: as ``Index.search``
         """
-        return await self._run(lambda: self._search(database, index, question, shown, explain))
+        return await self._run(lambda: self._search(database, index, request, page, explain))
 
-    async def similar(self, database: str, index: str, pk: Any, k: int) -> Found:
+    async def similar(self, database: str, index: str, pk: PrimaryKey, k: int) -> SearchResult:
         """Return the rows most like one. Errors as in :meth:`search`."""
-        return await self._run(lambda: self._similar(database, index, pk, k))
 
-    async def facts(self, database: str, index: str) -> Facts:
-        """Return what is known of an index, its rows counted. Errors as in :meth:`search`."""
-        return await self._run(lambda: self._opened(database, index, _counted))
+        def similar(opened: Index) -> SearchResult:
+            start = perf_counter()
+            hits = opened.similar(pk, k)
+            facts, pks, scores = _facts(opened), [hit.pk for hit in hits], [hit.score for hit in hits]
+            return SearchResult(facts, "", pks, scores, hits, {}, _milliseconds_since(start))
+
+        return await self._run(lambda: self._indexes.use(database, index, similar))
+
+    async def facts(self, database: str, index: str) -> IndexFacts:
+        """Return the facts of an index, its rows counted. Errors as in :meth:`search`."""
+        return await self._run(lambda: self._indexes.use(database, index, _facts_and_rows))
 
     def warm(self) -> None:
-        """Have every index searched once, in the background: models, kernels and centroids are then in memory."""
+        """Search every index once, in the background: models, kernels and centroids are then in memory."""
         for database in self._datasette.databases:
             if not is_internal(self._datasette, database):
                 self._threads.submit(self._warm, database)
 
     def close(self) -> None:
-        """Let no search begin any more."""
+        """Begin no search from now on."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, function: Callable[[], Result]) -> Result:
+        """What *function* returns in one of the threads. Errors as in :meth:`search`."""
         with self._lock:
-            if self._unfinished >= self._most:
-                raise Busy("too many searches at a time: try again in some seconds")
-            self._unfinished += 1
+            if self._n_unfinished >= self._max_unfinished:
+                raise Busy(TOO_MANY)
+            self._n_unfinished += 1
         deadline, context = monotonic() + self._limit, contextvars.copy_context()
-        future = self._threads.submit(context.run, self._before, deadline, function)
+        future = self._threads.submit(context.run, self._run_until, deadline, function)
         # A search that nobody waits for any more still takes a thread.
-        future.add_done_callback(self._finished)
+        future.add_done_callback(self._count_down)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self._limit)
         except (asyncio.TimeoutError, TimeoutError):
             if future.cancelled():
-                raise Busy("too many searches at a time: try again in some seconds") from None
-            raise TookTooLong(self._too_long()) from None
+                raise Busy(TOO_MANY) from None
+            raise self._took_too_long() from None
         except sqlite3.OperationalError as error:
             if str(error) == "interrupted":
-                raise TookTooLong(self._too_long()) from None
+                raise self._took_too_long() from None
             raise
 
-    def _too_long(self) -> str:
-        return f"the search takes longer than {self._limit:g} seconds: use fewer or simpler filters"
+    def _took_too_long(self) -> TookTooLong:
+        return TookTooLong(f"the search takes longer than {self._limit:g} seconds: use fewer or simpler filters")
 
-    def _finished(self, _: Future[Any]) -> None:
+    def _count_down(self, _: Future[Result]) -> None:
         with self._lock:
-            self._unfinished -= 1
+            self._n_unfinished -= 1
 
-    def _before(self, deadline: float, function: Callable[[], Result]) -> Result:
-        self._own.deadline = deadline
+    def _run_until(self, deadline: float, function: Callable[[], Result]) -> Result:
+        self._indexes.deadline = deadline
         return function()
 
-    def _search(self, database: str, name: str, question: Question, shown: slice, explain: bool) -> Found:
-        return self._opened(database, name, lambda index: self._found(database, index, question, shown, explain))
+    def _search(self, database: str, name: str, request: SearchRequest, page: slice, explain: bool) -> SearchResult:
+        def search(index: Index) -> SearchResult:
+            start, facts = perf_counter(), _facts(index)
+            mode = _usable_mode(request, facts)
+            serving.check_queries([request.query])
+            model = settings_for(self._datasette, database, facts.table).model
+            encoder = serving.encoder_of(index, model)
+            query = serving.encode_query(encoder, request.query)
+            explainer = serving.Explainer(encoder, query) if explain else None
+            hits, explanations = [], {}
+            with self._view(index, request) as (view, allowed):
+                rows = _best_rows(view, allowed, query, request, mode)
+                first_rank = (page.start or 0) + 1
+                for hit, passage in serving.hits_with_passages(view, rows[page], query, first_rank=first_rank):
+                    hits.append(hit)
+                    # A row that changed since it was indexed has no passage to explain.
+                    if explainer is not None and passage is not None:
+                        explanations[hit.rank] = explainer.explain(passage)
+            pks, scores = [serving.pk_of(row.key) for row in rows], [row.score for row in rows]
+            return SearchResult(facts, mode, pks, scores, hits, explanations, _milliseconds_since(start))
 
-    def _found(self, database: str, index: Index, question: Question, shown: slice, explain: bool) -> Found:
-        from colbert_sqlite.encoders.queries import check_queries, encode_queries
-        from colbert_sqlite.explain import Explainer
-        from colbert_sqlite.storage.source import pk_of
-
-        started, facts = perf_counter(), _facts(index)
-        if question.mode != "colbert" and not facts.has_fts:
-            if not question.is_default_mode:
-                raise ValueError(f"table {facts.table} has no FTS5 index, which mode {question.mode} needs")
-            question = question._replace(mode="colbert")
-        check_queries([question.query])
-        encoder = self._encoder(database, index)
-        [embeddings] = encode_queries(encoder, [question.query])
-        params = question.params if question.where else None
-        explainer = Explainer(encoder, question.query, embeddings) if explain else None
-        hits, explanations = [], {}
-        with self._filtered(index, question.where, params) as (searcher, allowed):
-            ranked = _ranked(searcher, question, embeddings, allowed)
-            first_rank = (shown.start or 0) + 1
-            for hit, passage in searcher.hits_to_explain(ranked[shown], len(embeddings), first_rank=first_rank):
-                hits.append(hit)
-                if explainer is not None and passage is not None:
-                    explanations[hit.rank] = explainer.explain(*passage)
-        milliseconds = (perf_counter() - started) * 1000
-        rows = [RankedRow(pk_of(row.place.key), row.score) for row in ranked]
-        return Found(facts, question.mode, rows, hits, explanations, milliseconds)
+        return self._indexes.use(database, name, search)
 
     @contextmanager
-    def _filtered(
-        self, index: Index, where: str | None, params: Mapping[str, Any] | None
-    ) -> Iterator[tuple[Searcher, NDArray[np.int64] | None]]:
-        """A state of the index, and the passages that a filter allows, which has the time that any SQL has here.
+    def _view(self, index: Index, request: SearchRequest) -> Iterator[tuple[View, Allowed]]:
+        """One state of an index, and the passages that a filter lets through.
+
+        A filter has the time that Datasette lets any SQL take.
 
         :raises ValueError: if the filter can't be used, or takes longer
         """
-        if where is None:
-            with index.searcher() as entered:
-                yield entered
-            return
-        deadline, limit = self._own.deadline, self._datasette.setting("sql_time_limit_ms")
-        with ExitStack() as stack:
-            self._own.deadline = min(deadline, monotonic() + limit / 1000)
-            try:
-                entered = stack.enter_context(index.searcher(where, params))
-            except sqlite3.OperationalError as error:
-                if str(error) != "interrupted" or monotonic() >= deadline:
-                    raise
-                raise ValueError(f"the filters take longer than {limit} ms: use fewer or simpler ones") from None
-            except SourceError as error:
-                if _is_broken(index):
-                    raise
-                raise ValueError(str(error)) from None
-            finally:
-                self._own.deadline = deadline
-            yield entered
+        with index.read() as view:
+            # An index that can't be searched without filters either is no fault of the filter.
+            _ = view.source
+            allowed = None if request.where is None else self._passage_ids(view, request)
+            yield view, allowed
 
-    def _similar(self, database: str, name: str, pk: Any, k: int) -> Found:
-        def found(index: Index) -> Found:
-            started = perf_counter()
-            hits = index.similar(pk, k)
-            ranked = [RankedRow(hit.pk, hit.score) for hit in hits]
-            return Found(_facts(index), "", ranked, hits, {}, (perf_counter() - started) * 1000)
-
-        return self._opened(database, name, found)
-
-    def _encoder(self, database: str, index: Index) -> Encoder:
-        """The model of an index: the configured one if it is that, else as the index names it."""
-        from colbert_sqlite.encoders.cache import shared_encoder, with_query_cache
-
-        configured = settings_for(self._datasette, database, index.settings.table).model
-        return with_query_cache(shared_encoder(index.model_fingerprint, lambda: index.encoder, configured=configured))
-
-    def _opened(self, database: str, name: str, use: Callable[[Index], Result]) -> Result:
-        """What *use* makes of an index of this thread's own."""
-        from colbert_sqlite.index import Index
-
-        conn, indexes = self._connection(database)
-        with self._in_time(conn):
-            if (index := indexes.get(name)) is not None:
-                try:
-                    return use(index)
-                except (IndexNotFound, ModelMismatch):
-                    # Dropped, or built anew with another model, since it was opened.
-                    del indexes[name]
-            index = Index.open(conn, name)
-            result = use(index)
-            indexes[name] = index
-            return result
-
-    def _connection(self, database: str) -> tuple[sqlite3.Connection, dict[str, Index]]:
-        """This thread's connection to a database, and the indexes it has open."""
-        own: dict[str, tuple[object, sqlite3.Connection, dict[str, Index]]] = self._own.__dict__.setdefault("open", {})
-        db = self._datasette.databases[database]
-        known = own.get(database)
-        # Another one may have come to be called that.
-        if known is None or known[0] is not db:
-            known = own[database] = db, prepared(self._datasette, database), {}
-        return known[1], known[2]
-
-    @contextmanager
-    def _in_time(self, conn: sqlite3.Connection) -> Iterator[None]:
-        """Have SQLite stop what runs past the deadline."""
-        own = self._own
-        conn.set_progress_handler(lambda: monotonic() > own.deadline, INSTRUCTIONS)
+    def _passage_ids(self, view: View, request: SearchRequest) -> Allowed:
+        deadline, limit = self._indexes.deadline, self._datasette.setting("sql_time_limit_ms")
         try:
-            yield
-        finally:
-            conn.set_progress_handler(None, INSTRUCTIONS)
+            with self._indexes.sooner(limit / 1000):
+                return view.passage_ids(Filter.of(request.where, request.params))
+        except sqlite3.OperationalError as error:
+            if str(error) != "interrupted" or monotonic() >= deadline:
+                raise
+            raise ValueError(f"the filters take longer than {limit} ms: use fewer or simpler ones") from None
+        except SourceError as error:
+            raise ValueError(str(error)) from None
 
     def _warm(self, database: str) -> None:
-        from colbert_sqlite.encoders import DEFAULT_MODEL
-        from colbert_sqlite.encoders.cache import cached_encoder
-        from colbert_sqlite.indexes import registered_names
-
         settings = settings_for(self._datasette, database)
-        for name in registered_names(self._connection(database)[0]):
+        for name in self._indexes.names(database):
             if settings.serves(name):
                 try:
-                    self._own.deadline = float("inf")
-                    self._search(database, name, Question("warm", 1, "colbert"), slice(1), True)
+                    self._indexes.deadline = float("inf")
+                    self._search(database, name, SearchRequest("warm", 1, "colbert"), slice(1), True)
                 except Exception as error:
                     logger.warning("index %r of database %r can't be searched: %s", name, database, error)
                     continue
-                model = self._opened(database, name, lambda index: index.settings.model)
-                if settings.sql_functions is not False and model == (settings.model or DEFAULT_MODEL):
+                model = self._indexes.use(database, name, lambda index: index.settings.model)
+                if settings.sql_functions is not False and model == (settings.model or serving.DEFAULT_MODEL):
                     # Under its name, as colbert_score() and others ask for it. They say if it is not there.
                     with suppress(ColbertError):
-                        cached_encoder(model)
+                        serving.encoder_named(model)
 
 
-def _ranked(
-    searcher: Searcher, question: Question, embeddings: NDArray[np.float32], allowed: NDArray[np.int64] | None
-) -> list[Ranked]:
-    """The rows that answer a question, best first."""
-    from colbert_sqlite.settings import SearchSettings
+def _milliseconds_since(start: float) -> float:
+    return (perf_counter() - start) * 1000
 
-    def best(k: int, settings_for_k: int) -> list[Ranked]:
-        settings = SearchSettings.for_k(settings_for_k, mode=question.mode)
-        return searcher.search([question.query], [embeddings], k, settings, allowed)[0]
 
-    k, first = question.k, question.first or question.k
-    # One more tells whether there is a second page.
-    ranked = best(min(k, first + 1), min(k, first))
+def _usable_mode(request: SearchRequest, facts: IndexFacts) -> str:
+    """The mode of a request, or colbert where a default mode can't be used.
+
+    :raises ValueError: if the mode of the reader's choice can't be used
+    """
+    if request.mode == "colbert" or facts.has_fts:
+        return request.mode
+    if not request.is_default_mode:
+        raise ValueError(f"table {facts.table} has no FTS5 index, which mode {request.mode} needs")
+    return "colbert"
+
+
+def _best_rows(view: View, allowed: Allowed, query: Query, request: SearchRequest, mode: str) -> list[RankedRow]:
+    """The rows that answer a request, best first."""
+
+    def search(k: int, settings: SearchSettings) -> list[RankedRow]:
+        [rows] = serving.search(view, [query], replace(settings, k=k), allowed)
+        return rows
+
+    k, first = request.k, request.first or request.k
+    # One more says whether there is a second page.
+    rows = search(min(k, first + 1), SearchSettings.for_k(min(k, first), mode=mode))
     if k > first + 1:
-        head = ranked[:first]
-        keys = {row.place.key for row in head}
-        ranked = [*head, *(row for row in best(k, k) if row.place.key not in keys)][:k]
-    return ranked
+        head = rows[:first]
+        keys = {row.key for row in head}
+        others = (row for row in search(k, SearchSettings.for_k(k, mode=mode)) if row.key not in keys)
+        rows = [*head, *others][:k]
+    return rows
 
 
-def _is_broken(index: Index) -> bool:
-    """Whether an index can't be searched without filters either."""
-    try:
-        with index.searcher():
-            return False
-    except SourceError:
-        return True
+def _facts(index: Index) -> IndexFacts:
+    with index.read() as view:
+        return _facts_of(view)
 
 
-def _facts(index: Index) -> Facts:
-    # Settings are those of the last reading: the index may have been built anew, of another table.
-    pending_changes, settings = index.pending_changes, index.settings
-    return Facts(
-        table=settings.table,
-        columns=tuple(settings.columns),
-        key_columns=index.key_columns,
-        heading=settings.heading,
-        pending_changes=pending_changes,
-        has_fts=index.has_fts(),
+def _facts_and_rows(index: Index) -> IndexFacts:
+    with index.read() as view:
+        return _facts_of(view)._replace(rows=view.store.passages.counts().rows)
+
+
+def _facts_of(view: View) -> IndexFacts:
+    entry = view.store.entry
+    return IndexFacts(
+        table=entry.settings.table,
+        columns=tuple(entry.settings.columns),
+        key_columns=entry.key_columns,
+        heading=entry.settings.heading,
+        pending_changes=serving.pending_changes(view),
+        has_fts=serving.has_fts(view),
     )
-
-
-def _counted(index: Index) -> Facts:
-    return _facts(index)._replace(rows=index.counts["rows"])
-
-
-_services: WeakKeyDictionary[Datasette, Service] = WeakKeyDictionary()
 
 
 def service_of(datasette: Datasette) -> Service:
     """Return the service of a Datasette, the same one every time."""
-    if datasette not in _services:
-        _services[datasette] = Service(datasette)
-    return _services[datasette]
+    return state_of(datasette, Service)
 
 
 def close_service(datasette: Datasette) -> None:
     """Let a Datasette that shuts down search no more."""
-    if (service := _services.pop(datasette, None)) is not None:
+    if (service := remove_state(datasette, Service)) is not None:
         service.close()

@@ -44,7 +44,8 @@ class Origin:
 
         :raises SourceError: if the table has no such column
         """
-        return cls(path, index, serving.column_names(index, columns))
+        with index.read() as view:
+            return cls(path, index, serving.column_names(view, columns))
 
 
 def print_hits(

@@ -130,7 +130,9 @@ def refuse_options_not_in_sql(
 
 def print_select(index: Index, query: str, settings: SearchSettings, filter: Filter, columns: Sequence[str]) -> None:
     """Print the SELECT of a search, and on stderr how to run it."""
-    click.echo(select_of(index, query, settings, filter.where, serving.column_names(index, columns)))
+    with index.read() as view:
+        names = serving.column_names(view, columns)
+    click.echo(select_of(index, query, settings, filter.where, names))
     if filter.params:
         values = shlex.join(word for name, value in filter.params.items() for word in ("-p", name, str(value)))
         click.echo(f"To run it with sqlite-utils query, add: {values}", err=True)
@@ -143,7 +145,9 @@ def select_of(index: Index, query: str, settings: SearchSettings, where: str | N
 
     :raises ValueError: if keys may be BLOBs, which JSON cannot hold
     """
-    if serving.has_blob_keys(index):
+    with index.read() as view:
+        has_blob_keys = serving.has_blob_keys(view)
+    if has_blob_keys:
         raise ValueError(f"table {index.settings.table!r} has BLOBs for keys, which this SQL can't name")
     table, keys = quote_identifier(index.settings.table), [quote_identifier(key) for key in index.key_columns]
     # Not the name of the table itself.

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import datasette_colbert
-from datasette import handle_exception
 from datasette.app import Datasette
-from datasette.plugins import pm
 
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.index import Index
@@ -19,22 +16,6 @@ from colbert_sqlite.index import Index
 IS_1_0 = hasattr(Datasette, "allowed")
 SIGNED_IN = {"id": "ann"}
 ROOT = {"id": "root"}
-
-
-@contextmanager
-def plugin() -> Iterator[None]:
-    """The plugin registered, installed or not, and what it leaves in the process cleared away."""
-    name = None if pm.is_registered(datasette_colbert) else pm.register(datasette_colbert)
-    # Where it is installed, Datasette prints a picture of every page that is not found, which takes half a second.
-    rich, handle_exception.rich = handle_exception.rich, None
-    try:
-        yield
-    finally:
-        handle_exception.rich = rich
-        if name:
-            pm.unregister(datasette_colbert)
-        # Datasette switches them on for the whole process, where they would come up in the tests of others.
-        sqlite3.enable_callback_tracebacks(False)
 
 
 def serving(

@@ -9,7 +9,7 @@ import re
 import shutil
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from html import escape
 from pathlib import Path
@@ -17,20 +17,13 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
+from datasette.app import Datasette
+from datasette_colbert.service import service_of
 from selectolax.lexbor import LexborHTMLParser
 
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.index import Index
-
-pytest.importorskip("datasette")
-from datasette.app import Datasette
-from datasette_colbert.service import service_of
-
-from tests import datasette_helpers
-from tests.datasette_helpers import IS_1_0, ROOT, SIGNED_IN, get, only_for, serving
-
-# Datasette has the tracebacks of SQL functions printed.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+from tests.datasette.helpers import IS_1_0, ROOT, SIGNED_IN, get, only_for, serving
 
 OTHER = {"id": "bob"}
 # A new one for each response.
@@ -73,12 +66,6 @@ def write(path: Path, encoder: Encoder) -> Path:
         Index.create(conn, "notes", ["body"], model=encoder)
         Index.create(conn, "chunks", ["body"], model=encoder)
     return path
-
-
-@pytest.fixture(autouse=True)
-def plugin() -> Iterator[None]:
-    with datasette_helpers.plugin():
-        yield
 
 
 @pytest.fixture(scope="module")

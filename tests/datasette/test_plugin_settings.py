@@ -10,21 +10,18 @@ from typing import Any
 import pytest
 from click import ClickException
 from click.testing import CliRunner
-
-pytest.importorskip("datasette")
 from datasette.cli import serve
-from datasette_colbert.settings import PluginSettings, parsed
+from datasette_colbert.settings import PluginSettings, check_settings, parse_settings, settings_for
 
-from tests import datasette_helpers
-from tests.datasette_helpers import IS_1_0, serving
+from tests.datasette.helpers import IS_1_0, serving
 
 
 def test_without_configuration_everything_has_a_default() -> None:
-    assert parsed({}) == PluginSettings()
+    assert parse_settings({}) == PluginSettings()
 
 
 def test_numbers_out_of_the_environment_are_texts() -> None:
-    settings = parsed({"page_size": "20", "num_search_threads": "2", "sql_functions": "on"})
+    settings = parse_settings({"page_size": "20", "num_search_threads": "2", "sql_functions": "on"})
     assert (settings.page_size, settings.num_search_threads, settings.sql_functions) == (20, 2, True)
 
 
@@ -44,13 +41,13 @@ def test_numbers_out_of_the_environment_are_texts() -> None:
 )
 def test_a_wrong_value_is_refused_with_what_it_may_be(name: str, value: Any, sentence: str) -> None:
     with pytest.raises(ClickException) as caught:
-        parsed({name: value})
+        parse_settings({name: value})
     assert caught.value.message == f"colbert-sqlite: {sentence}"
 
 
 def test_an_unknown_setting_is_refused_with_those_there_are() -> None:
     with pytest.raises(ClickException, match="there is no setting 'indices'; there are auto_sync_seconds, indexes, "):
-        parsed({"indices": ["posts"]})
+        parse_settings({"indices": ["posts"]})
 
 
 @pytest.mark.parametrize("place", ["database", "table"])
@@ -59,9 +56,8 @@ def test_what_is_of_the_process_is_refused_elsewhere(indexed_blog: Path, tmp_pat
     of_database = plugins if place == "database" else {"tables": {"posts": plugins}}
     file = tmp_path / "datasette.json"
     file.write_text(json.dumps({"databases": {"blog": of_database}}))
-    with datasette_helpers.plugin():
-        option = "--config" if IS_1_0 else "--metadata"
-        result = CliRunner().invoke(serve, [str(indexed_blog), option, str(file), "--get", "/blog.json"])
+    option = "--config" if IS_1_0 else "--metadata"
+    result = CliRunner().invoke(serve, [str(indexed_blog), option, str(file), "--get", "/blog.json"])
     assert result.exit_code == 1
     assert result.output == (
         "Error: colbert-sqlite: num_search_threads is a setting of the whole process, not of "
@@ -71,21 +67,18 @@ def test_what_is_of_the_process_is_refused_elsewhere(indexed_blog: Path, tmp_pat
 
 @pytest.mark.asyncio
 async def test_a_table_s_setting_goes_before_its_database_s(indexed_blog: Path) -> None:
-    from datasette_colbert.settings import settings_for
-
     def plugin(**settings: Any) -> dict[str, Any]:
         return {"plugins": {"colbert-sqlite": settings}}
 
     tables = {"posts": plugin(page_size=3)}
     config = {**plugin(page_size=1, mode="fts"), "databases": {"blog": {**plugin(page_size=2), "tables": tables}}}
-    with datasette_helpers.plugin():
-        datasette = serving(indexed_blog, config=config)
-        found = [settings_for(datasette, *where) for where in ((), ("blog",), ("blog", "posts"))]
-    assert [(one.page_size, one.mode) for one in found] == [(1, "fts"), (2, "fts"), (3, "fts")]
+    datasette = serving(indexed_blog, config=config)
+    settings = [settings_for(datasette, *where) for where in ((), ("blog",), ("blog", "posts"))]
+    assert [(one.page_size, one.mode) for one in settings] == [(1, "fts"), (2, "fts"), (3, "fts")]
 
 
 def test_the_readme_has_every_setting_with_its_default() -> None:
-    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text(encoding="utf-8")
     for field in dataclasses.fields(PluginSettings):
         default = {None: "", "colbert": "`colbert`", "actors": "`actors`"}.get(field.default, str(field.default))
         assert f"| `{field.name}` | {default}" in readme
@@ -96,13 +89,10 @@ def test_the_readme_has_every_setting_with_its_default() -> None:
     "config", [{"databases": {"blog": None}}, {"databases": {"blog": {"tables": {"posts": None}}}}]
 )
 async def test_empty_places_in_the_configuration_say_nothing(indexed_blog: Path, config: dict[str, Any]) -> None:
-    from datasette_colbert.settings import check_settings
-
-    with datasette_helpers.plugin():
-        check_settings(serving(indexed_blog, config=config))
+    check_settings(serving(indexed_blog, config=config))
 
 
 def test_a_page_is_no_longer_than_what_a_search_finds() -> None:
-    assert parsed({"max_k": 5}).page_size == 5
+    assert parse_settings({"max_k": 5}).page_size == 5
     with pytest.raises(ClickException, match="page_size is 20, more than the 5 rows of max_k"):
-        parsed({"max_k": 5, "page_size": 20})
+        parse_settings({"max_k": 5, "page_size": 20})

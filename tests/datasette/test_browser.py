@@ -28,7 +28,7 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 # How long a busy machine may take for what is done in less than a second.
 PATIENCE_MS = 300_000
 SERVER = shlex.split(os.environ.get("COLBERT_DATASETTE", f"{shlex.quote(sys.executable)} -m datasette"))

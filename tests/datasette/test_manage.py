@@ -16,25 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasette.app import Datasette
+from datasette.database import Database
+from datasette_colbert.manage.auto_sync import close_auto_sync, start_auto_sync
+from datasette_colbert.manage.candidates import candidate
+from datasette_colbert.manage.jobs import Job, Jobs, close_jobs, jobs_of
+from datasette_colbert.manage.work import Create
 
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexes import list_indexes
 from colbert_sqlite.progress import Progress, ProgressCallback
 from colbert_sqlite.settings import IndexSettings
-
-pytest.importorskip("datasette")
-from datasette.app import Datasette
-from datasette.database import Database
-from datasette_colbert import managing
-from datasette_colbert.candidates import candidate
-from datasette_colbert.jobs import Create, Job, Jobs
-from datasette_colbert.managing import jobs_of
-
-from tests import datasette_helpers
-from tests.datasette_helpers import IS_1_0, ROOT, cookies, get, serving, write_secrets
-
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+from tests.datasette.helpers import IS_1_0, ROOT, cookies, get, serving, write_secrets
 
 SECONDS = 60
 # May manage, but not see the secrets.
@@ -45,12 +39,6 @@ CONFIG: dict[str, Any] = {
     "databases": {"blog": {"tables": {"secrets": {"allow": {"id": "root"}}}}},
 }
 MANAGE, CREATE = "/blog/-/colbert-manage", "/blog/-/colbert-create"
-
-
-@pytest.fixture(autouse=True)
-def plugin() -> Iterator[None]:
-    with datasette_helpers.plugin():
-        yield
 
 
 @pytest.fixture
@@ -218,7 +206,7 @@ async def test_an_index_is_synced_rebuilt_and_dropped_on_the_page(datasette: Dat
         assert (await over(datasette))[0].state == "done"
         assert said in text(await get(datasette, response.headers["location"], MANAGER))
         with Index.open(path, "posts") as index:
-            assert (index.counts["rows"], index.pending_changes) == (6, 0)
+            assert (index.counts().rows, index.info().pending_changes) == (6, 0)
     confirm = await get(datasette, f"{MANAGE}?drop=posts", MANAGER)
     assert text(confirm).startswith("Drop index posts? Table posts stays as it is.")
     await post(datasette, MANAGE, MANAGER, action="drop", index="posts")
@@ -509,12 +497,13 @@ async def test_an_index_that_is_not_served_is_shown_as_such(path: Path) -> None:
 @pytest.mark.asyncio
 async def test_indexes_are_synced_by_themselves_where_that_is_set(path: Path) -> None:
     datasette = serving(path, config=CONFIG, plugin={"auto_sync_seconds": 1})
-    managing.start_auto_sync(datasette)
-    managing.start_auto_sync(datasette)
+    start_auto_sync(datasette)
+    start_auto_sync(datasette)
     add_post(path)
     while not (known := jobs_of(datasette).all()):
         await asyncio.sleep(0.05)
     assert [(job.state, job.actor_id, job.result["added"]) for job in await over(datasette)] == [("done", None, 1)]
     assert "sync posts : Done: 1 added" in text(await get(datasette, MANAGE, MANAGER))
-    managing.close(datasette)
+    close_auto_sync(datasette)
+    close_jobs(datasette)
     assert len(known) == 1 and jobs_of(datasette).wait(SECONDS)

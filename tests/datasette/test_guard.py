@@ -6,34 +6,20 @@ import asyncio
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-
-from colbert_sqlite.encoders import Encoder
-from colbert_sqlite.index import Index
-
-pytest.importorskip("datasette")
 from datasette.app import Datasette
 from datasette.cli import serve
 
-from tests import datasette_helpers
-from tests.datasette_helpers import IS_1_0, rows, serving
-
-# Datasette has the tracebacks of SQL functions printed.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+from colbert_sqlite.encoders import Encoder
+from colbert_sqlite.index import Index
+from tests.datasette.helpers import IS_1_0, rows, serving
 
 HASHING = {"model": "hashing"}
 REFUSED = "user-defined function raised exception"
-
-
-@pytest.fixture(autouse=True)
-def plugin() -> Iterator[None]:
-    with datasette_helpers.plugin():
-        yield
 
 
 @pytest.fixture

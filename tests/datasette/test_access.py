@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,18 @@ from typing import Any
 import pytest
 import sqlite_utils
 import sqlite_utils_colbert
+from datasette.app import Datasette
+from datasette_colbert import access, known
+from datasette_colbert.compat import may_manage
+from datasette_colbert.state import state_of
 from sqlite_utils.plugins import pm as sqlite_utils_plugins
 
 from colbert_sqlite.encoders import Encoder
-
-pytest.importorskip("datasette")
-from datasette.app import Datasette
-from datasette_colbert import access
-
-from tests import datasette_helpers
-from tests.datasette_helpers import IS_1_0, ROOT, SIGNED_IN, get, only_for, rows, serving, write_secrets
-
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+from tests.datasette.helpers import IS_1_0, ROOT, SIGNED_IN, get, only_for, rows, serving, write_secrets
 
 REFUSED = "user-defined function raised exception"
 SEARCH = "select colbert_search(:index, 'comet', 1) ->> '$[0].pk'"
 OTHER = {"id": "bob"}
-
-
-@pytest.fixture(autouse=True)
-def plugin() -> Iterator[None]:
-    with datasette_helpers.plugin():
-        yield
 
 
 @pytest.fixture
@@ -70,13 +59,13 @@ async def test_finding_out_takes_the_same_checks_whether_it_is_there_or_not(
     datasette: Datasette, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[list[str]] = []
-    visible = access.visible
+    visible_tables = access.visible_tables
 
     async def counting(datasette: Datasette, actor: Any, database: str, tables: Any) -> set[str]:
         checked.append(sorted(tables))
-        return await visible(datasette, actor, database, tables)
+        return await visible_tables(datasette, actor, database, tables)
 
-    monkeypatch.setattr(access, "visible", counting)
+    monkeypatch.setattr(access, "visible_tables", counting)
     by_index = []
     for index in ("secrets", "nothing"):
         checked.clear()
@@ -219,8 +208,6 @@ async def test_a_database_that_may_not_be_seen_lists_no_indexes(path: Path) -> N
 @pytest.mark.asyncio
 @pytest.mark.parametrize("place", [None, "everywhere", "blog"])
 async def test_root_may_manage_and_others_may_when_configured(path: Path, place: str | None) -> None:
-    from datasette_colbert.compat import may_manage
-
     permissions = {"permissions": {"colbert-manage": {"id": "bob"}}}
     config = {None: {}, "everywhere": permissions, "blog": {"databases": {"blog": permissions}}}[place]
     datasette = serving(path, config=config)
@@ -252,8 +239,8 @@ async def test_a_damaged_registry_harms_no_other_page(
     with closing(sqlite3.connect(path)) as conn:
         conn.execute("UPDATE _colbert_indexes SET name = 'posts' WHERE name = x'00'")
         conn.commit()
-    monkeypatch.setattr(access, "SECONDS_TO_RETRY", 0)
-    access._unreadable.clear()
+    monkeypatch.setattr(known, "SECONDS_TO_RETRY", 0)
+    state_of(datasette, known.Registries).retry_at.clear()
     assert (await get(datasette, "/blog/-/colbert/posts")).status_code == 200
 
 
