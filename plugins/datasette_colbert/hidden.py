@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from colbert_sqlite.serving import is_index_table, tables_of_indexes
+from colbert_sqlite import serving
 from datasette_colbert.access import once_per_request
 from datasette_colbert.compat import MANAGE, Actor, Json, configured_to_manage, is_internal, visible_tables
 from datasette_colbert.known import Unreadable, all_indexes, indexes_in_memory
@@ -36,7 +36,7 @@ async def _forbidden_index_tables(datasette: Datasette, actor: Actor, database: 
         return await _all_index_tables(datasette, database)
     visible = await visible_tables(datasette, actor, database, [index.table for index in indexes])
     forbidden = [index.name for index in indexes if index.table not in visible]
-    return {*tables_of_indexes(forbidden)} if forbidden else set()
+    return {*serving.tables_of_indexes(forbidden)} if forbidden else set()
 
 
 async def _all_index_tables(datasette: Datasette, database: str) -> set[str]:
@@ -45,7 +45,7 @@ async def _all_index_tables(datasette: Datasette, database: str) -> set[str]:
     except sqlite3.Error:
         # Then there is no page of any of them either.
         return set()
-    return {table for table in tables if is_index_table(table)}
+    return {table for table in tables if serving.is_index_table(table)}
 
 
 def permission_0_65(
@@ -61,7 +61,7 @@ def permission_0_65(
         if not isinstance(resource, tuple):
             return None
         database, table = resource
-        if not is_index_table(table) or database not in datasette.databases:
+        if not serving.is_index_table(table) or database not in datasette.databases:
             return None
         return False if table in await forbidden_index_tables(datasette, actor, database) else None
 
@@ -105,4 +105,4 @@ def hiding_metadata(datasette: Datasette, database: str) -> Json:
 
 @lru_cache(maxsize=64)
 def _hidden_tables(indexes: tuple[str, ...]) -> dict[str, dict[str, bool]]:
-    return {table: {"hidden": True} for table in tables_of_indexes(indexes)}
+    return {table: {"hidden": True} for table in serving.tables_of_indexes(indexes)}

@@ -13,7 +13,6 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from colbert_sqlite import ColbertError, serving
-from colbert_sqlite.serving import RegisteredIndex
 from datasette_colbert.compat import is_internal
 from datasette_colbert.settings import settings_for
 from datasette_colbert.state import state_of
@@ -21,6 +20,8 @@ from datasette_colbert.state import state_of
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.database import Database
+
+    from colbert_sqlite.serving import RegisteredIndex
 
 logger = logging.getLogger("colbert_sqlite")
 

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
-from colbert_sqlite.serving import Pool, names_in_use
+from colbert_sqlite import serving
+from colbert_sqlite.serving import Pool
 from datasette_colbert.compat import open_database
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class OpenIndexes:
     def names(self, database: str) -> tuple[str, ...]:
         """Return the names of the indexes in use."""
         with self._opened(database) as (_, conn):
-            return names_in_use(conn)
+            return serving.names_in_use(conn)
 
     @contextmanager
     def sooner(self, seconds: float) -> Iterator[None]:

@@ -39,7 +39,7 @@ def plugin() -> Iterator[None]:
     from datasette import handle_exception
     from datasette.plugins import pm
 
-    from colbert_sqlite import sql_functions
+    from colbert_sqlite import serving
 
     name = None if pm.is_registered(datasette_colbert) else pm.register(datasette_colbert)
     # Where it is installed, Datasette prints a picture of every page that is not found, which takes half a second.
@@ -50,6 +50,6 @@ def plugin() -> Iterator[None]:
         handle_exception.rich = rich
         if name:
             pm.unregister(datasette_colbert)
-        sql_functions._files.clear()
+        serving.close_pools()
         # Datasette switches them on for the whole process, where they would come up in the tests of others.
         sqlite3.enable_callback_tracebacks(False)

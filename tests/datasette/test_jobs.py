@@ -189,7 +189,7 @@ def test_a_job_that_waits_is_cancelled_at_once(db_path: Path, jobs: Jobs) -> Non
     assert cancelled is not None and (cancelled.state, cancelled.started) == ("cancelled", None)
     gate.opened.set()
     assert ended(jobs, first).state == "done"
-    assert [known["name"] for known in list_indexes(db_path)] == ["first"]
+    assert [known.name for known in list_indexes(db_path)] == ["first"]
 
 
 def test_a_cancelled_build_goes_on_where_it_stopped(long_table: Path, jobs: Jobs) -> None:
@@ -202,7 +202,7 @@ def test_a_cancelled_build_goes_on_where_it_stopped(long_table: Path, jobs: Jobs
     job = ended(jobs, job)
     assert (job.state, job.cancelling, job.error) == ("cancelled", False, "")
     [known] = list_indexes(long_table)
-    assert known["state"] == "building" and 100 < known["rows"] < N_ROWS
+    assert known.state == "building" and 100 < known.rows < N_ROWS
     with closing(sqlite3.connect(long_table)) as conn:
         assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
@@ -227,7 +227,7 @@ def test_a_cancelled_rebuild_leaves_the_index_in_use_and_can_go_on(long_table: P
     jobs.cancel(job.id)
     gate.opened.set()
     assert ended(jobs, job).state == "cancelled"
-    assert [known["state"] for known in list_indexes(long_table)] == ["ready", "building"]
+    assert [known.state for known in list_indexes(long_table)] == ["ready", "building"]
     with Index.open(long_table, "posts") as index:
         assert index.counts().rows == N_ROWS and index.search("word1")
         work = unfinished_build(long_table)

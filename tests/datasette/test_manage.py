@@ -81,7 +81,7 @@ def text(response: Any) -> str:
 
 
 def names(path: Path) -> list[str]:
-    return [known["name"] for known in list_indexes(path)]
+    return [known.name for known in list_indexes(path)]
 
 
 def digest(path: Path) -> str:

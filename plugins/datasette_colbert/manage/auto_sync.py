@@ -11,8 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from colbert_sqlite import ColbertError
-from colbert_sqlite.serving import names_in_use, open_read_only, pending_changes
+from colbert_sqlite import ColbertError, serving
 from datasette_colbert.compat import is_internal
 from datasette_colbert.manage.jobs import Job, Jobs, jobs_of
 from datasette_colbert.manage.read_only import why_read_only
@@ -70,8 +69,8 @@ class AutoSync:
     def look(self) -> list[Job]:
         """Return a job for each index that is due."""
         self._round += 1
-        with open_read_only(self.path) as conn:
-            due = (self._due(conn, name) for name in names_in_use(conn))
+        with serving.open_read_only(self.path) as conn:
+            due = (self._due(conn, name) for name in serving.names_in_use(conn))
             return [self.jobs.submit(work, is_automatic=True) for work in due if work is not None]
 
     def _due(self, conn: sqlite3.Connection, name: str) -> Sync | None:
@@ -83,7 +82,7 @@ class AutoSync:
         has_failed = last is not None and last.state != "done"
         try:
             with Index.open(conn, name).read() as view:
-                n_pending, table = pending_changes(view), view.store.entry.source_table
+                n_pending, table = serving.pending_changes(view), view.store.entry.source_table
         except ColbertError:
             # The page that lists the indexes says so.
             return None

@@ -10,8 +10,8 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from colbert_sqlite import SourceError
-from colbert_sqlite.serving import check_source, is_index_table, quote_identifier
+from colbert_sqlite import SourceError, serving
+from colbert_sqlite.serving import quote_identifier
 
 SAMPLED_ROWS = 100
 EXAMPLE_CHARACTERS = 80
@@ -67,14 +67,14 @@ def tables(conn: sqlite3.Connection, names: Iterable[str]) -> list[Table]:
     own = [
         name
         for name in names
-        if kinds.get(name) == "table" and not name.lower().startswith("sqlite_") and not is_index_table(name)
+        if kinds.get(name) == "table" and not name.lower().startswith("sqlite_") and not serving.is_index_table(name)
     ]
     return [Table(name, _why_not(conn, name)) for name in own]
 
 
 def _why_not(conn: sqlite3.Connection, table: str) -> str:
     try:
-        check_source(conn, table)
+        serving.check_source(conn, table)
     except SourceError as error:
         return str(error)
     return ""
@@ -85,7 +85,7 @@ def candidate(conn: sqlite3.Connection, table: str) -> Candidate:
 
     :raises SourceError: if it can't be indexed
     """
-    table = check_source(conn, table)
+    table = serving.check_source(conn, table)
     (n_rows,) = conn.execute(f"SELECT count(*) FROM {quote_identifier(table)}").fetchone()
     pairs = conn.execute("SELECT name, type FROM pragma_table_xinfo(?, 'main') WHERE hidden != 1", (table,)).fetchall()
     columns = [_column(conn, table, name, type_) for name, type_ in pairs]

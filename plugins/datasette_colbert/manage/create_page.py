@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from datasette import NotFound, Request, Response
 from datasette.utils.asgi import BadRequest
 
-from colbert_sqlite import ColbertError, IndexExists, IndexSettings
-from colbert_sqlite.serving import check_source, registered_indexes
+from colbert_sqlite import ColbertError, IndexExists, IndexSettings, serving
 from datasette_colbert.compat import rows_response
 from datasette_colbert.manage.candidates import Candidate, Table, candidate, tables
 from datasette_colbert.manage.job_page import submit
@@ -119,8 +118,8 @@ def _work(request: ManageRequest, conn: sqlite3.Connection, table: str, form: Fo
     """
     settings = IndexSettings(table=table, columns=form.columns, model=form.model, heading=form.heading or None)
     name = form.name or table
-    check_source(conn, table, settings.columns, heading=settings.heading)
-    states = [index.state for index in registered_indexes(conn) if index.name.lower() == name.lower()]
+    serving.check_source(conn, table, settings.columns, heading=settings.heading)
+    states = [index.state for index in serving.registered_indexes(conn) if index.name.lower() == name.lower()]
     if "ready" in states:
         raise IndexExists(f"there is an index called {name!r}: give this one another name, or rebuild that one")
     if states:

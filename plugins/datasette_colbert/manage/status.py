@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from colbert_sqlite import ColbertError, IndexSummary, serving
-from colbert_sqlite.serving import RegisteredIndex, one_state, registered_indexes
+from colbert_sqlite import ColbertError, serving
+
+if TYPE_CHECKING:
+    from colbert_sqlite import IndexSummary
+    from colbert_sqlite.serving import RegisteredIndex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +47,9 @@ def statuses(conn: sqlite3.Connection) -> list[Status]:
     from colbert_sqlite import list_indexes
 
     # From one state: the index may be dropped meanwhile.
-    with one_state(conn):
+    with serving.one_state(conn):
         by_name: dict[str, dict[str, tuple[RegisteredIndex, IndexSummary]]] = {}
-        for registered, summary in zip(registered_indexes(conn), list_indexes(conn), strict=True):
+        for registered, summary in zip(serving.registered_indexes(conn), list_indexes(conn), strict=True):
             # The table's name may be damaged, and then nobody can tell who may see the index.
             if isinstance(registered.table, str):
                 by_name.setdefault(registered.name.lower(), {})[registered.state] = registered, summary
