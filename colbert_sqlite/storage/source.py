@@ -86,62 +86,31 @@ class Source:
         """
         if params is not None and not isinstance(params, Mapping):
             raise ValueError(f"params maps names to values, and {params!r} does not")
-        kind = conn.execute(
-            "SELECT name, type, strict FROM pragma_table_list WHERE schema = 'main' AND name = ? COLLATE NOCASE",
-            (table,),
-        ).fetchone()
-        if kind is None:
-            tables = [
-                row[0]
-                for row in conn.execute(
-                    "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table'"
-                    " AND name NOT LIKE 'sqlite_%' AND name NOT LIKE '\\_colbert\\_%' ESCAPE '\\' ORDER BY name"
-                )
-            ]
-            raise SourceError(f"no table {table!r} in this database; it has {_some(tables)}")
-        table, type_, strict = kind
-        if type_ != "table":
-            kind_name = {"virtual": "virtual table", "shadow": "shadow table"}.get(type_, type_)
-            raise SourceError(
-                f"{table!r} is a {kind_name}, whose rows have no key to refer to: index an ordinary table"
-            )
-        columns_of_table = conn.execute(
-            "SELECT name, type, pk, hidden FROM pragma_table_xinfo(?, 'main') WHERE hidden != 1", (table,)
+        table, strict = _ordinary_table(conn, table)
+        declared = conn.execute(
+            "SELECT name, type, pk FROM pragma_table_xinfo(?, 'main') WHERE hidden != 1", (table,)
         ).fetchall()
-        by_name = {row[0].lower(): row[0] for row in columns_of_table}
+        by_name = {name.lower(): str(name) for name, _, _ in declared}
 
         def resolve(column: str) -> str:
             if column.lower() not in by_name:
-                raise SourceError(f"no column {column!r} in table {table!r}; it has {_some(list(by_name.values()))}")
-            return str(by_name[column.lower()])
+                raise SourceError(f"no column {column!r} in table {table!r}; it has {_some([*by_name.values()])}")
+            return by_name[column.lower()]
 
-        names = tuple(resolve(column) for column in columns)
+        names = tuple(map(resolve, columns))
         head = None if heading is None else resolve(heading)
-        keys = sorted((pk, name, declared) for name, declared, pk, _ in columns_of_table if pk)
+        keys = sorted((pk, name, type_) for name, type_, pk in declared if pk)
         if not keys:
             words = shlex.join([file_of(conn) or "DATABASE", table])
             raise SourceError(
                 f"table {table!r} has no primary key, and VACUUM may renumber its rowids: add one first, for example "
                 f"with: sqlite-utils transform {words} --rename rowid id --pk id"
             )
-        collations = {
-            name: collation
-            for name, collation in conn.execute(
-                # The schema may have nocase for NOCASE.
-                "SELECT x.name, upper(x.coll) FROM pragma_index_list(?, 'main') AS i,"
-                " pragma_index_xinfo(i.name, 'main') AS x WHERE i.origin = 'pk' AND x.key",
-                (table,),
-            )
-            if collation in COLLATIONS
-        }
+        collations = _key_collations(conn, table)
         source = cls(
             table=table,
             keys=tuple(name for _, name, _ in keys),
-            key_types=tuple(
-                ("" if strict and declared == "ANY" else affinity(declared))
-                + (f" COLLATE {collations[name]}" if collations.get(name, "BINARY") != "BINARY" else "")
-                for _, name, declared in keys
-            ),
+            key_types=tuple(_key_type(type_, strict, collations.get(name)) for _, name, type_ in keys),
             key_collations=tuple(collations.get(name) for _, name, _ in keys),
             columns=tuple(name for name in names if name != head or len(names) == 1),
             heading=head if names != (head,) else None,
@@ -366,6 +335,44 @@ def _as_utf8(value: RawValue, encoding: str) -> RawValue:
     if value.raw is None or value.type == "blob":
         return value
     return RawValue(value.type, value.raw.decode(encoding, "replace").encode(errors="replace"))
+
+
+def _ordinary_table(conn: sqlite3.Connection, table: str) -> tuple[str, bool]:
+    """Return the name of a table as its schema spells it, and whether it is STRICT.
+
+    :raises SourceError: if it is missing, or not an ordinary table
+    """
+    row = conn.execute(
+        "SELECT name, type, strict FROM pragma_table_list WHERE schema = 'main' AND name = ? COLLATE NOCASE", (table,)
+    ).fetchone()
+    if row is None:
+        tables = conn.execute(
+            "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table'"
+            " AND name NOT LIKE 'sqlite_%' AND name NOT LIKE '\\_colbert\\_%' ESCAPE '\\' ORDER BY name"
+        )
+        raise SourceError(f"no table {table!r} in this database; it has {_some([name for (name,) in tables])}")
+    name, type_, strict = row
+    if type_ != "table":
+        kind = {"virtual": "virtual table", "shadow": "shadow table"}.get(type_, type_)
+        raise SourceError(f"{name!r} is a {kind}, whose rows have no key to refer to: index an ordinary table")
+    return name, bool(strict)
+
+
+def _key_collations(conn: sqlite3.Connection, table: str) -> dict[str, str]:
+    """Return the collations of the primary key, by column, those that every connection has."""
+    # The schema may have nocase for NOCASE.
+    rows = conn.execute(
+        "SELECT x.name, upper(x.coll) FROM pragma_index_list(?, 'main') AS i,"
+        " pragma_index_xinfo(i.name, 'main') AS x WHERE i.origin = 'pk' AND x.key",
+        (table,),
+    )
+    return {name: collation for name, collation in rows if collation in COLLATIONS}
+
+
+def _key_type(declared: str, strict: bool, collation: str | None) -> str:
+    """Return affinity and collation of a key column, as our tables declare them."""
+    type_ = "" if strict and declared == "ANY" else affinity(declared)
+    return type_ if collation in (None, "BINARY") else f"{type_} COLLATE {collation}"
 
 
 def affinity(declared: str) -> str:
