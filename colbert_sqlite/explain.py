@@ -111,7 +111,7 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the explanation as nested dicts and lists, without the two matrices."""
-        explanation: dict[str, Any] = {
+        explanation = {
             "query": self.query,
             "score": self.score,
             "normalized_score": self.normalized_score,

@@ -179,10 +179,7 @@ class Index:
         return self._model.is_loaded
 
     def load_encoder(self) -> Encoder:
-        """Return the model, loaded on first use.
-
-        :raises ModelMismatch: if it is not the one the index was built with
-        """
+        """Return the model, loaded on first use. Errors as in :func:`load_encoder`, or :class:`ModelMismatch`."""
         return self._model.load()
 
     @contextmanager

@@ -20,8 +20,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as ``json.dumps`` takes them: tuples as lists, a BLOB as sqlite-utils writes it."""
-        fields: dict[str, Any] = json_value(asdict(self))  # type: ignore[call-overload]
-        return fields
+        return dict(json_value(asdict(self)))  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ class IndexInfo(IndexSummary):
     """
 
     where: str | None
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, object] = field(default_factory=dict)
     html: str
     max_tokens: int | None
     pool_factor: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,6 +97,32 @@ def test_model_libraries_enter_through_three_files(path: str) -> None:
     }
     libraries = {name.split(".")[0] for name in imported_names(path)} & {*HEAVY, "onnx"} - {"numba", "numkong", "scipy"}
     assert libraries <= doors.get(path, set())
+
+
+def source_files() -> list[Path]:
+    return sorted([*(ROOT / "colbert_sqlite").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
+
+
+def n_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    assert node.end_lineno is not None
+    first = node.body[0]
+    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and first.end_lineno is not None
+    return node.end_lineno - node.lineno + 1 - ((first.end_lineno or 0) - first.lineno + 1 if documented else 0)
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert len(text.splitlines()) <= (350 if path.is_relative_to(ROOT / "plugins") else 450)
+    functions = [
+        node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    assert [node.name for node in functions if n_lines(node) > 60] == []
+
+
+def test_types_are_seldom_any() -> None:
+    assert sum(len(re.findall(r"\bAny\b", path.read_text("utf-8"))) for path in source_files()) <= 100
 
 
 def loaded_by(*code: str) -> set[str]:

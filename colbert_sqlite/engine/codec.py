@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +68,7 @@ class ResidualCodec:
     """
 
     nbits: int
-    centroids: NDArray[Any]
+    centroids: kernels.AnyArray
     bucket_cutoffs: NDArray[np.float32]
     bucket_weights: NDArray[np.float32]
     avg_residual: float
@@ -140,7 +139,7 @@ class ResidualCodec:
         return weights
 
     @cached_property
-    def levels_of_byte(self) -> NDArray[Any]:
+    def levels_of_byte(self) -> kernels.AnyArray:
         """The same in whole steps of :attr:`level_step`: int8 values side by side in one unsigned word, [256]."""
         levels = np.rint(self.weights_of_byte / self.level_step).astype(np.int8)
         return kernels.fixed(levels).view(f"u{8 // self.nbits}").reshape(256)

@@ -10,11 +10,14 @@ array from a file and the same array made in memory.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+# Of whichever type: each kernel is compiled for those it meets.
+AnyArray: TypeAlias = NDArray[Any]
 
 # Sums may be reordered, which is what lets them be vectorized; NaN and infinity keep their meaning.
 REORDER = {"reassoc", "contract"}
@@ -23,7 +26,7 @@ REORDER = {"reassoc", "contract"}
 NOTHING = np.int16(-32768)
 
 
-def fixed(array: NDArray[Any]) -> NDArray[Any]:
+def fixed(array: AnyArray) -> AnyArray:
     """Return the same values in the form kernels are compiled for: contiguous, aligned, native and read-only."""
     view = np.require(array, array.dtype.newbyteorder("="), ["C", "A"]).view()
     view.flags.writeable = False
@@ -31,7 +34,7 @@ def fixed(array: NDArray[Any]) -> NDArray[Any]:
 
 
 @njit(cache=True, nogil=True)
-def _insert(scores: NDArray[Any], row: int, best: NDArray[Any], rows: NDArray[np.int64], entry: NDArray[Any]) -> None:
+def _insert(scores: AnyArray, row: int, best: AnyArray, rows: NDArray[np.int64], entry: AnyArray) -> None:
     """Insert those of a row's scores that beat the last of their column's ``best``, which is its ``entry``."""
     last = best.shape[1] - 1
     for column in range(len(scores)):
@@ -124,7 +127,7 @@ def sum_listed(
 
 @njit(cache=True, nogil=True)
 def sum_best(
-    codes: NDArray[Any], starts: NDArray[np.int64], ends: NDArray[np.int64], table: NDArray[np.int16]
+    codes: AnyArray, starts: NDArray[np.int64], ends: NDArray[np.int64], table: NDArray[np.int16]
 ) -> NDArray[np.int64]:
     """Sum over query tokens the best score among each passage's codes, ``codes[starts[i]:ends[i]]``.
 
@@ -152,8 +155,8 @@ def unpack_levels(
     residuals: NDArray[np.uint8],
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
-    levels_of_byte: NDArray[Any],
-    out: NDArray[Any],
+    levels_of_byte: AnyArray,
+    out: AnyArray,
 ) -> None:
     """Fill ``out`` with the levels of rows ``starts[i]`` to ``ends[i]`` of ``residuals``, one passage after another.
 
@@ -175,7 +178,7 @@ def sum_best_similarities(
     residuals: NDArray[np.uint8],
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
-    codes: NDArray[Any],
+    codes: AnyArray,
     first_codes: NDArray[np.int64],
     table: NDArray[np.int16],
     step: np.float32,
@@ -207,9 +210,7 @@ def sum_best_similarities(
 
 
 @njit(cache=True, nogil=True)
-def gather_ranges(
-    values: NDArray[Any], starts: NDArray[np.int64], offsets: NDArray[np.int64], out: NDArray[Any]
-) -> None:
+def gather_ranges(values: AnyArray, starts: NDArray[np.int64], offsets: NDArray[np.int64], out: AnyArray) -> None:
     """Fill ``out[offsets[i]:offsets[i + 1]]`` with the values from ``starts[i]`` on."""
     for i in range(len(starts)):
         shift = starts[i] - offsets[i]
@@ -284,7 +285,7 @@ def pack_residuals(
 
 @njit(cache=True, nogil=True, fastmath=REORDER | {"nnan"})
 def improve_nearest(
-    products: NDArray[Any],
+    products: AnyArray,
     scales: NDArray[np.float32],
     rows: NDArray[np.int64],
     centroid_ids: NDArray[np.int64],

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +97,7 @@ class NearestCentroid:
     :param cells: uint16 [n], as :func:`cells_of` gives them
     """
 
-    def __init__(self, centroids: NDArray[Any], cells: NDArray[np.uint16]) -> None:
+    def __init__(self, centroids: kernels.AnyArray, cells: NDArray[np.uint16]) -> None:
         self._centroids = centroids
         self._cells = cells
 

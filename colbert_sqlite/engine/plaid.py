@@ -18,7 +18,6 @@ checked here before a kernel sees it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -388,7 +387,7 @@ def _highest(scores: NDArray[np.int64] | NDArray[np.float32], n: int) -> NDArray
     return np.flatnonzero(chosen)
 
 
-def _check_codes(codes: NDArray[Any], offsets: NDArray[np.int64], n_centroids: int) -> None:
+def _check_codes(codes: kernels.AnyArray, offsets: NDArray[np.int64], n_centroids: int) -> None:
     if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(codes) or np.any(offsets[1:] < offsets[:-1]):
         raise IndexCorrupt(f"offsets do not rise from 0 to the {len(codes)} codes that were read")
     if len(codes) and not 0 <= codes.min() <= codes.max() < n_centroids:

@@ -7,10 +7,12 @@ was read (plaid.py).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from colbert_sqlite.engine.kernels import AnyArray
 
 Codes = NDArray[np.uint16] | NDArray[np.uint32]
 
@@ -58,7 +60,7 @@ class ArrayPostings:
     """
 
     passage_ids: NDArray[np.int64]
-    token_codes: NDArray[Any]
+    token_codes: AnyArray
     offsets: NDArray[np.int64]
     token_residuals: NDArray[np.uint8]
     _list_offsets: NDArray[np.int64] = field(init=False, repr=False)

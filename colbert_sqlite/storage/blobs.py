@@ -9,7 +9,7 @@ import json
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ CODES = {name: np.dtype(name) for name in ("<u2", "<u4")}
 
 PASSAGE_BITS = 40
 MAX_PASSAGE_ID = (1 << PASSAGE_BITS) - 1
+
+# Of whichever type a BLOB holds.
+AnyArray: TypeAlias = NDArray[Any]
 
 # A gap of this value moves on by as much without naming an id, so that 16 bits are enough for any gap.
 _SKIP = 0xFFFF
@@ -50,7 +53,7 @@ def codes_dtype(n_centroids: int) -> str:
     return "<u2" if n_centroids + n_centroids // 4 <= 0x10000 else "<u4"
 
 
-def from_blob(blob: object, dtype: np.dtype[Any], part: Part) -> NDArray[Any]:
+def from_blob(blob: object, dtype: np.dtype[Any], part: Part) -> AnyArray:
     """Return a read-only array over *blob*.
 
     :raises IndexCorrupt: if it is not a BLOB of whole items
@@ -62,7 +65,7 @@ def from_blob(blob: object, dtype: np.dtype[Any], part: Part) -> NDArray[Any]:
     return np.frombuffer(blob, dtype)
 
 
-def from_blobs(blobs: Sequence[object], dtype: np.dtype[Any], part: Part) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def from_blobs(blobs: Sequence[object], dtype: np.dtype[Any], part: Part) -> tuple[AnyArray, NDArray[np.int64]]:
     """Return one array over *blobs*, one after another, and the offsets int64 [n + 1] where each begins.
 
     :raises IndexCorrupt: if one of them is not a BLOB of whole items

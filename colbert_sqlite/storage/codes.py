@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_sqlite.storage.blobs import CODES, Part, checksum, from_blob, from_blobs, verified
+from colbert_sqlite.storage.blobs import CODES, AnyArray, Part, checksum, from_blob, from_blobs, verified
 from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.findings import Findings
 from colbert_sqlite.storage.schema import Tables
@@ -66,7 +66,7 @@ class Codes:
             (json.dumps(passage_ids.tolist()),),
         ).fetchall()
 
-    def batches(self, codec: StoredCodec) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]]:
+    def batches(self, codec: StoredCodec) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], AnyArray]]:
         """Yield (passage ids, doclens, codes) of all passages, a bounded number of tokens at a time.
 
         :raises IndexCorrupt: if codes are damaged

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 from colbert_sqlite.storage.source import Key
 
@@ -47,7 +46,7 @@ class Findings:
         """Whether rows have to be encoded again."""
         return bool(self.passages or self.rows or self.orphans)
 
-    def add(self, problem: str, concerned: Iterable[Any]) -> bool:
+    def add(self, problem: str, concerned: Iterable[object]) -> bool:
         """Note a problem and the first of what it concerns, if it concerns anything."""
         first = list(islice(concerned, _MAX_SHOWN + 1))
         if first:

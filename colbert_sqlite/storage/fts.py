@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +123,7 @@ class FullText:
         chosen = [(passage_id, score) for row_id, score, passage_id in indexed if row_id in chosen_rows]
         return np.array([row[0] for row in chosen], np.int64), np.array([row[1] for row in chosen], np.float64)
 
-    def _rows(self, conn: sqlite3.Connection, sql: str, params: dict[str, Any]) -> list[Any]:
+    def _rows(self, conn: sqlite3.Connection, sql: str, params: Mapping[str, object]) -> list[Any]:
         try:
             return conn.execute(sql, params).fetchall()
         except sqlite3.OperationalError as error:

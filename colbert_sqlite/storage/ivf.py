@@ -22,6 +22,7 @@ from colbert_sqlite.storage.blobs import (
     GAPS,
     MAX_PASSAGE_ID,
     PASSAGE_BITS,
+    AnyArray,
     Part,
     checksum,
     pack_ids,
@@ -78,9 +79,7 @@ def centroid_ranges(codec: StoredCodec) -> Iterator[tuple[int, int]]:
     return ((first, first + step) for first in range(0, codec.n_centroids, step))
 
 
-def pairs_of(
-    batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]], first: int, end: int
-) -> Pairs:
+def pairs_of(batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64], AnyArray]], first: int, end: int) -> Pairs:
     """Return which passages have a token in which centroid of [first, end).
 
     :param batches: passage ids, doclens and codes, as ``Codes.batches`` yields them

@@ -17,8 +17,9 @@ from colbert_sqlite.passages import RawValue, content_hash
 from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage.connection import file_of, lenient_text
 from colbert_sqlite.storage.schema import qualified, quote_identifier
+from colbert_sqlite.values import PrimaryKey, SqlValue
 
-Key = tuple[Any, ...]
+Key = tuple[SqlValue, ...]
 
 # Those that every connection has.
 COLLATIONS = frozenset({"BINARY", "NOCASE", "RTRIM"})
@@ -28,7 +29,7 @@ _PURE_FUNCTIONS = frozenset(
 )
 
 
-def pk_of(key: Key) -> Any:
+def pk_of(key: Key) -> PrimaryKey:
     """Return a key as users see it: the value of a single column, or the tuple of several."""
     return key[0] if len(key) == 1 else key
 
@@ -66,7 +67,7 @@ class Source:
     columns: tuple[str, ...]
     heading: str | None
     where: str | None
-    params: Mapping[str, Any]
+    params: Mapping[str, object]
     encoding: str = "UTF-8"
 
     @classmethod
@@ -78,7 +79,7 @@ class Source:
         *,
         heading: str | None = None,
         where: str | None = None,
-        params: Mapping[str, Any] | None = None,
+        params: Mapping[str, object] | None = None,
     ) -> Source:
         """Return what the schema says of *table*, with its own spelling of names.
 
@@ -302,7 +303,7 @@ class Source:
     def _key_equals(self) -> str:
         return " AND ".join(f"{key} = :_colbert_key{i}" for i, key in enumerate(self._compared))
 
-    def _key_params(self, key: Key) -> dict[str, Any]:
+    def _key_params(self, key: Key) -> dict[str, object]:
         return {f"_colbert_key{i}": value for i, value in enumerate(key)}
 
     def from_where(self, *also: str | None) -> str:
@@ -311,7 +312,7 @@ class Source:
         conditions = [f"({text}\n)" for text in (self.where, *also) if text]
         return qualified(self.table) + (f" WHERE {' AND '.join(conditions)}" if conditions else "")
 
-    def _strict_keys(self, conn: sqlite3.Connection, sql: str, params: Mapping[str, Any]) -> Iterator[Any]:
+    def _strict_keys(self, conn: sqlite3.Connection, sql: str, params: Mapping[str, object]) -> Iterator[Any]:
         cursor = conn.cursor()
         try:
             yield from cursor.execute(sql, dict(params))

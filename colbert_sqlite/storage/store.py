@@ -86,9 +86,11 @@ class Store:
         unfinished = read_if_possible(self.conn, self.entry.name, "building")
         return unfinished is not None and unfinished.settings == self.entry.settings
 
-    def update_entry(self, **changes: Any) -> None:
-        """Note a change of the index, and of some of its registry entry. Call inside ``atomic``."""
-        self.entry = dataclasses.replace(self.entry, generation=self.entry.generation + 1, updated=now(), **changes)
+    def update_entry(self, *, queue_complete: bool | None = None) -> None:
+        """Note a change of the index, and whether its queue is complete from now on. Call inside ``atomic``."""
+        complete = self.entry.queue_complete if queue_complete is None else queue_complete
+        generation = self.entry.generation + 1
+        self.entry = dataclasses.replace(self.entry, generation=generation, updated=now(), queue_complete=complete)
         write_entry(self.conn, self.entry)
 
     def expected_triggers(self, source: Source) -> dict[str, str]:
