@@ -163,7 +163,7 @@ def models_here() -> list[KnownModel]:
 
 
 def default_model() -> str:
-    """Return the model of an index or function for which none is named."""
+    """Return the model of an index or function without a name of one."""
     from colbert_sqlite.encoders import DEFAULT_MODEL
 
     return DEFAULT_MODEL
@@ -226,7 +226,7 @@ class View:
     _allowed: NDArray[np.int64] | None
 
     def search(self, query: Query, k: int, mode: str, *, effort: int) -> list[RankedRow]:
-        """Return the *k* best rows, best first, found with the settings that *effort* rows have by default.
+        """Return the *k* best rows, best first, with the default settings for *effort* rows.
 
         :raises ColbertError: as ``Index.search``
         """
