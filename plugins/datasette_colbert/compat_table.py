@@ -30,7 +30,7 @@ def column_filters(datasette: Datasette, request: Request, database: str, table:
     """
     from datasette.filters import Filters
 
-    # As Datasette's table pages tell filters from their other arguments.
+    # As Datasette's pages of tables separate filters from their other arguments.
     pairs = sorted(
         (key, value)
         for key in request.args

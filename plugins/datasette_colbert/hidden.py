@@ -70,7 +70,7 @@ def permission_0_65(
 
 def permission_rules(datasette: Datasette, actor: Actor) -> Awaitable[PermissionSQL | None] | None:
     """Return what denies, in 1.0, the tables of indexes whose source tables are forbidden."""
-    # The very hook that asks for these rules is asked whether those are.
+    # Deciding that calls the very hook that asks for these rules.
     return None if _deciding.get() else _permission_rules(datasette, actor)
 
 

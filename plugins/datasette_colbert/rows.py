@@ -1,4 +1,4 @@
-"""Rows of the user's tables: found by path, and what to call them.
+"""Rows of the user's tables: which row a path names, and a title for it.
 
 In: the path of a row, a row's values. Out: its primary key, a title, a date. Leaves to others: who may see the table.
 """

@@ -114,7 +114,7 @@ class Service:
     async def search(
         self, database: str, index: str, request: SearchRequest, *, page: slice = slice(0), explain: bool = False
     ) -> SearchResult:
-        """Return the rows that answer a request, and the hits of one page of them, with explanations if asked.
+        """Return the rows that answer a request, and the hits of one page of them, with explanations if *explain*.
 
         :raises Busy: if too many others wait
         :raises TookTooLong: if it took longer than it may

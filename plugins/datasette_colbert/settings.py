@@ -33,8 +33,8 @@ class PluginSettings:
     """The settings of a table, a database or the process; the keys in the configuration have these names.
 
     ``indexes``: those to serve, None for all. ``model``: name or folder of the model of the indexes, and of the SQL
-    functions. ``mode``: the mode of a search that names none. ``page_size``: rows per page. ``max_k``: rows that one
-    search may find. ``similar_rows``: how many the page of a row has. ``sql_functions``: whether SQL may call
+    functions. ``mode``: the mode of a search that chooses no other. ``page_size``: rows per page. ``max_k``: rows that
+    one search may find. ``similar_rows``: how many the page of a row has. ``sql_functions``: whether SQL may call
     ``colbert_search`` and the others: true, false, or "actors": not SQL that an anonymous visitor wrote.
 
     ``num_search_threads``: searches at a time. ``max_queued_searches``: how many may wait for one.
@@ -59,7 +59,7 @@ class PluginSettings:
 
 
 class _ParsedSettings:
-    """The settings of one Datasette that were asked for, by database and table."""
+    """The settings of one Datasette, each parsed when it is first needed."""
 
     def __init__(self, datasette: Datasette) -> None:
         self._settings: dict[tuple[str | None, str | None], PluginSettings] = {}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Thing = TypeVar("Thing")
 
 _things: WeakKeyDictionary[Datasette, dict[object, object]] = WeakKeyDictionary()
-# Reentrant: what makes one thing may ask for another.
+# Reentrant: what makes one thing may need another.
 _lock = RLock()
 
 

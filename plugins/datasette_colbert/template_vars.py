@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def template_vars(
     datasette: Datasette, request: Request | None, view_name: str | None, database: str | None, table: str | None
 ) -> Json:
-    """Return the names for a page; none for pages that are neither of a table nor of a row."""
+    """Return the names for a page of a table or a row; empty for any other page."""
     if request is None or database is None or table is None or view_name not in ("table", "row"):
         return {}
     names: Json = {}

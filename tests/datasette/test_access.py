@@ -12,7 +12,7 @@ import pytest
 import sqlite_utils
 import sqlite_utils_colbert
 from datasette.app import Datasette
-from datasette_colbert import access, known
+from datasette_colbert import access, compat, known
 from datasette_colbert.compat import may_manage
 from datasette_colbert.state import state_of
 from sqlite_utils.plugins import pm as sqlite_utils_plugins
@@ -59,7 +59,7 @@ async def test_finding_out_takes_the_same_checks_whether_it_is_there_or_not(
     datasette: Datasette, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[list[str]] = []
-    visible_tables = access.visible_tables
+    visible_tables = compat.visible_tables
 
     async def counting(datasette: Datasette, actor: Any, database: str, tables: Any) -> set[str]:
         checked.append(sorted(tables))
@@ -104,23 +104,23 @@ async def test_sql_functions_find_nothing_of_a_forbidden_table(
 async def test_a_view_and_a_nested_call_search_no_more_than_their_reader_may(path: Path) -> None:
     with closing(sqlite3.connect(path)) as conn:
         conn.execute(
-            "CREATE VIEW found AS SELECT p.title FROM posts p WHERE p.id IN (SELECT value ->> 'pk' FROM"
+            "CREATE VIEW best AS SELECT p.title FROM posts p WHERE p.id IN (SELECT value ->> 'pk' FROM"
             " json_each(colbert_search('secrets', 'comet', 1)))"
         )
         conn.commit()
     datasette = serving(path, config=only_for("ann", "blog", ["secrets"]), plugin={"sql_functions": True})
-    assert (await get(datasette, "/blog/found.json", OTHER)).status_code != 200
-    assert (await get(datasette, "/blog/found.json", SIGNED_IN)).status_code == 200
+    assert (await get(datasette, "/blog/best.json", OTHER)).status_code != 200
+    assert (await get(datasette, "/blog/best.json", SIGNED_IN)).status_code == 200
 
 
 @pytest.mark.asyncio
 async def test_an_error_is_told_to_nobody_else(path: Path) -> None:
     datasette = serving(path, plugin={"sql_functions": True}, settings={"num_sql_threads": 1})
     await rows(datasette, "blog", SEARCH, actor=SIGNED_IN, index="my secret project")
-    [[told]] = await rows(datasette, "blog", "select colbert_error()", actor=OTHER)
-    assert told is None
-    [[told]] = await rows(datasette, "blog", "select colbert_error()", actor=SIGNED_IN)
-    assert told == "colbert_search: no index 'my secret project' in this database; it has posts, secrets"
+    [[sentence]] = await rows(datasette, "blog", "select colbert_error()", actor=OTHER)
+    assert sentence is None
+    [[sentence]] = await rows(datasette, "blog", "select colbert_error()", actor=SIGNED_IN)
+    assert sentence == "colbert_search: no index 'my secret project' in this database; it has posts, secrets"
 
 
 @pytest.mark.asyncio
@@ -206,16 +206,16 @@ async def test_a_database_that_may_not_be_seen_lists_no_indexes(path: Path) -> N
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("place", [None, "everywhere", "blog"])
-async def test_root_may_manage_and_others_may_when_configured(path: Path, place: str | None) -> None:
+@pytest.mark.parametrize("scope", [None, "everywhere", "blog"])
+async def test_root_may_manage_and_others_may_when_configured(path: Path, scope: str | None) -> None:
     permissions = {"permissions": {"colbert-manage": {"id": "bob"}}}
-    config = {None: {}, "everywhere": permissions, "blog": {"databases": {"blog": permissions}}}[place]
+    config: dict[str, Any] = {None: {}, "everywhere": permissions, "blog": {"databases": {"blog": permissions}}}[scope]
     datasette = serving(path, config=config)
     await datasette.invoke_startup()
     assert not await may_manage(datasette, None, "blog")
     assert not await may_manage(datasette, SIGNED_IN, "blog")
-    assert await may_manage(datasette, OTHER, "blog") is (place is not None)
-    if place is None:
+    assert await may_manage(datasette, OTHER, "blog") is (scope is not None)
+    if scope is None:
         if IS_1_0:
             datasette.root_enabled = True
         assert await may_manage(datasette, ROOT, "blog")
@@ -251,8 +251,8 @@ async def test_no_other_plugin_puts_functions_without_a_guard_on_a_connection(pa
     await datasette.invoke_startup()
     # Whatever is installed is registered by the first of them.
     sqlite_utils.Database(memory=True).close()
-    known = sqlite_utils_plugins.is_registered(sqlite_utils_colbert)
-    name = None if known else sqlite_utils_plugins.register(sqlite_utils_colbert)
+    is_registered = sqlite_utils_plugins.is_registered(sqlite_utils_colbert)
+    name = None if is_registered else sqlite_utils_plugins.register(sqlite_utils_colbert)
     try:
         database = datasette.get_database("blog")
         tables = await database.execute_fn(lambda conn: sqlite_utils.Database(conn).table_names())

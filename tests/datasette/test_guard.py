@@ -49,10 +49,10 @@ async def test_any_query_may_search(path: Path) -> None:
 @pytest.mark.asyncio
 async def test_searches_at_the_same_time_do_not_meet(path: Path) -> None:
     datasette = serving(path, settings={"num_sql_threads": 4})
-    asked = {"knead the dough": 1, "comet of ice": 2, "restore the copy": 3, "waste rot into dark soil": 5}
+    best = {"knead the dough": 1, "comet of ice": 2, "restore the copy": 3, "waste rot into dark soil": 5}
     await rows(datasette, "blog", SEARCH, q="warm up", k="1")
-    found = await asyncio.gather(*(rows(datasette, "blog", SEARCH, q=q, k=str(k)) for k in (1, 2, 3) for q in asked))
-    assert [found[i][0][0] for i in range(len(found))] == [*asked.values()] * 3
+    answers = await asyncio.gather(*(rows(datasette, "blog", SEARCH, q=q, k=str(k)) for k in (1, 2, 3) for q in best))
+    assert [answer[0][0] for answer in answers] == [*best.values()] * 3
 
 
 @pytest.mark.asyncio
@@ -139,6 +139,6 @@ async def test_writes_may_search_where_everybody_may(path: Path) -> None:
     datasette = serving(path, plugin={"sql_functions": True})
     await datasette.invoke_startup()
     database = datasette.get_database("blog")
-    await database.execute_write("create table found as select colbert_search('posts', 'comet', 1) as hits")
-    [[hits]] = [tuple(row) for row in (await database.execute("select hits from found")).rows]
+    await database.execute_write("create table best as select colbert_search('posts', 'comet', 1) as hits")
+    [[hits]] = [tuple(row) for row in (await database.execute("select hits from best")).rows]
     assert [hit["pk"] for hit in json.loads(hits)] == [2]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from datasette_colbert.manage.auto_sync import ROUNDS_TO_RETRY, AutoSync
@@ -58,8 +58,8 @@ def of(path: Path, index: str = "posts") -> dict[str, Any]:
 
 
 def creation(path: Path, index: str = "posts", **settings: Any) -> Create:
-    wanted = {"table": "posts", "columns": ("body",), "model": "hashing", **settings}
-    return Create(**of(path, index), settings=IndexSettings(**wanted))
+    values = {"table": "posts", "columns": ("body",), "model": "hashing", **settings}
+    return Create(**of(path, index), settings=IndexSettings(**values))
 
 
 def ended(jobs: Jobs, job: Job) -> Job:
@@ -108,7 +108,7 @@ def held(path: Path, gate: Gate, index: str = "posts") -> HeldCreate:
 class Broken:
     """Work of an index that ends with an error."""
 
-    kind = "sync"
+    kind: ClassVar[str] = "sync"
     index: str
     error: Exception = dataclasses.field(default_factory=lambda: ValueError("no"))
     database: str = "blog"
@@ -139,10 +139,10 @@ def test_an_index_is_created_synced_rebuilt_and_dropped(db_path: Path, jobs: Job
 
 def test_a_job_as_plain_values(db_path: Path, jobs: Jobs) -> None:
     job = ended(jobs, jobs.submit(creation(db_path)))
-    facts = job.to_dict()
-    times = [facts.pop(name) for name in ("submitted", "started", "finished")]
+    values = job.to_dict()
+    times = [values.pop(name) for name in ("submitted", "started", "finished")]
     assert times == sorted(times) and all(time.endswith("+00:00") for time in times)
-    assert facts == {
+    assert values == {
         "id": job.id,
         "kind": "create",
         "database": "blog",
@@ -168,8 +168,8 @@ def test_jobs_run_one_at_a_time_and_in_order(db_path: Path, jobs: Jobs) -> None:
     assert [job.state for job in jobs.all()] == ["waiting", "waiting", "running"]
     gate.opened.set()
     assert [ended(jobs, job).state for job in (first, second, third)] == ["done"] * 3
-    begun = [job.started for job in reversed(jobs.all())]
-    assert begun == sorted(begun, key=str) and len(list_indexes(db_path)) == 3
+    starts = [job.started for job in reversed(jobs.all())]
+    assert starts == sorted(starts, key=str) and len(list_indexes(db_path)) == 3
 
 
 def test_an_index_has_one_job_at_a_time(db_path: Path, jobs: Jobs) -> None:
@@ -189,20 +189,20 @@ def test_a_job_that_waits_is_cancelled_at_once(db_path: Path, jobs: Jobs) -> Non
     assert cancelled is not None and (cancelled.state, cancelled.started) == ("cancelled", None)
     gate.opened.set()
     assert ended(jobs, first).state == "done"
-    assert [known.name for known in list_indexes(db_path)] == ["first"]
+    assert [index.name for index in list_indexes(db_path)] == ["first"]
 
 
 def test_a_cancelled_build_goes_on_where_it_stopped(long_table: Path, jobs: Jobs) -> None:
     gate = Gate("encode", 120)
     job = jobs.submit(held(long_table, gate))
     assert gate.reached.wait(SECONDS)
-    asked = jobs.cancel(job.id)
-    assert asked is not None and (asked.state, asked.cancelling) == ("running", True)
+    running = jobs.cancel(job.id)
+    assert running is not None and (running.state, running.cancelling) == ("running", True)
     gate.opened.set()
     job = ended(jobs, job)
     assert (job.state, job.cancelling, job.error) == ("cancelled", False, "")
-    [known] = list_indexes(long_table)
-    assert known.state == "building" and 100 < known.rows < N_ROWS
+    [build] = list_indexes(long_table)
+    assert build.state == "building" and 100 < build.rows < N_ROWS
     with closing(sqlite3.connect(long_table)) as conn:
         assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
@@ -227,7 +227,7 @@ def test_a_cancelled_rebuild_leaves_the_index_in_use_and_can_go_on(long_table: P
     jobs.cancel(job.id)
     gate.opened.set()
     assert ended(jobs, job).state == "cancelled"
-    assert [known.state for known in list_indexes(long_table)] == ["ready", "building"]
+    assert [index.state for index in list_indexes(long_table)] == ["ready", "building"]
     with Index.open(long_table, "posts") as index:
         assert index.counts().rows == N_ROWS and index.search("word1")
         work = unfinished_build(long_table)
@@ -317,7 +317,7 @@ def test_the_process_ends_in_the_middle_of_a_job(long_table: Path, how: str) -> 
 
 @pytest.fixture
 def followed(db_path: Path, jobs: Jobs) -> AutoSync:
-    """What follows a database with an index whose triggers note changes, and one that has none."""
+    """What follows a database with an index with triggers, and one without."""
     for name, triggers in (("posts", True), ("blind", False)):
         Index.create(db_path, "posts", ["body"], name=name, model="hashing", triggers=triggers).close()
     return AutoSync(jobs, "blog", str(db_path), 0.01, model_of=lambda table: None)
@@ -340,13 +340,13 @@ def test_auto_sync_syncs_what_changed(followed: AutoSync, db_path: Path, jobs: J
 def test_of_jobs_that_nobody_asked_for_the_last_of_an_index_is_kept(
     followed: AutoSync, db_path: Path, jobs: Jobs
 ) -> None:
-    asked = jobs.submit(Sync(**of(db_path)))
+    requested = jobs.submit(Sync(**of(db_path)))
     assert jobs.wait(SECONDS)
     for _ in range(3):
         add_row(db_path)
         [job] = followed.look()
         assert jobs.wait(SECONDS)
-    assert [known.id for known in jobs.all()] == [job.id, asked.id]
+    assert [one.id for one in jobs.all()] == [job.id, requested.id]
 
 
 @pytest.mark.parametrize("model", [None, "hashing", "hashing-32"])

@@ -81,7 +81,7 @@ def text(response: Any) -> str:
 
 
 def names(path: Path) -> list[str]:
-    return [known.name for known in list_indexes(path)]
+    return [index.name for index in list_indexes(path)]
 
 
 def digest(path: Path) -> str:
@@ -136,8 +136,10 @@ async def test_the_page_says_how_each_index_is(datasette: Datasette, path: Path)
     add_post(path)
     assert "1 change is pending" in text(await get(datasette, MANAGE, ROOT))
     rows = (await get(datasette, f"{MANAGE}.json", ROOT, _shape="objects")).json()["rows"]
-    facts = {row["name"]: row for row in rows}
-    assert {name: facts["posts"][name] for name in ("state", "table", "columns", "rows", "pending_changes", "job")} == {
+    by_name = {row["name"]: row for row in rows}
+    assert {
+        name: by_name["posts"][name] for name in ("state", "table", "columns", "rows", "pending_changes", "job")
+    } == {
         "state": "ready",
         "table": "posts",
         "columns": ["body"],
@@ -145,7 +147,7 @@ async def test_the_page_says_how_each_index_is(datasette: Datasette, path: Path)
         "pending_changes": 1,
         "job": None,
     }
-    assert [*facts] == ["posts", "secrets"]
+    assert [*by_name] == ["posts", "secrets"]
 
 
 @pytest.mark.asyncio
@@ -175,8 +177,8 @@ async def test_an_index_is_made_on_the_page(datasette: Datasette, path: Path) ->
     assert 'href="/blog/-/colbert/both"' in page.text and "http-equiv" not in page.text
     with Index.open(path, "both") as index:
         assert (index.settings.columns, index.settings.heading) == (("body",), "title")
-    found = await get(datasette, "/blog/-/colbert/both.json", MANAGER, q="comet of ice", _shape="objects")
-    assert found.json()["rows"][0]["pk"] == 2
+    answer = await get(datasette, "/blog/-/colbert/both.json", MANAGER, q="comet of ice", _shape="objects")
+    assert answer.json()["rows"][0]["pk"] == 2
     assert "create both : Done: 5 rows" in text(await get(datasette, MANAGE, MANAGER))
 
 
@@ -186,16 +188,16 @@ def test_columns_with_sentences_are_proposed() -> None:
     body = "Knead the dough well, and let it rise overnight in a cold kitchen. " * 2
     values = (1, "Bread", body, f"<p>{body}</p>", "https://example.com/" + "a" * 40, f'{{"text": "{body}"}}')
     conn.execute("INSERT INTO t VALUES (?, ?, ?, ?, ?, ?)", values)
-    found = candidate(conn, "t")
-    assert [column.name for column in found.columns if column.proposed] == ["body"]
-    assert (found.heading, found.n_rows, found.bytes) == ("Title", 1, 15 * len(body))
-    assert found.columns[2].example == f"{body[:80]}…"
+    table = candidate(conn, "t")
+    assert [column.name for column in table.columns if column.proposed] == ["body"]
+    assert (table.heading, table.n_rows, table.bytes) == ("Title", 1, 15 * len(body))
+    assert table.columns[2].example == f"{body[:80]}…"
     conn.execute("UPDATE t SET body = NULL, body_html = NULL, data = NULL")
-    found = candidate(conn, "t")
-    assert ([column.name for column in found.columns if column.proposed], found.heading) == (["Title"], "Title")
+    table = candidate(conn, "t")
+    assert ([column.name for column in table.columns if column.proposed], table.heading) == (["Title"], "Title")
     conn.execute("DELETE FROM t")
-    found = candidate(conn, "t")
-    assert ([column.name for column in found.columns if column.proposed], found.heading, found.bytes) == ([], "", 0)
+    table = candidate(conn, "t")
+    assert ([column.name for column in table.columns if column.proposed], table.heading, table.bytes) == ([], "", 0)
 
 
 @pytest.mark.asyncio
@@ -325,8 +327,8 @@ async def refused_to_write(datasette: Datasette, sentence: str) -> None:
         answer = await post(datasette, url, ROOT, **fields)
         assert (answer.status_code, sentence in answer.text) == (403, True)
     assert jobs_of(datasette).all() == []
-    found = await get(datasette, "/blog/-/colbert/posts.json", ROOT, q="comet of ice", _shape="objects")
-    assert found.json()["rows"][0]["pk"] == 2
+    answer = await get(datasette, "/blog/-/colbert/posts.json", ROOT, q="comet of ice", _shape="objects")
+    assert answer.json()["rows"][0]["pk"] == 2
 
 
 @pytest.mark.asyncio
@@ -447,10 +449,10 @@ async def test_a_form_that_can_not_be_is_shown_again(
     datasette: Datasette, path: Path, fields: dict[str, Any], sentence: str
 ) -> None:
     before = digest(path)
-    given = {"table": "posts", "column": ["title"], "heading": "", "name": "mine", "model": "hashing", **fields}
-    answer = await post(datasette, CREATE, MANAGER, **given)
+    fields = {"table": "posts", "column": ["title"], "heading": "", "name": "mine", "model": "hashing", **fields}
+    answer = await post(datasette, CREATE, MANAGER, **fields)
     assert (answer.status_code, sentence.replace("'", "&#39;") in answer.text) == (400, True)
-    if given["column"] == ["title"]:
+    if fields["column"] == ["title"]:
         assert re.findall(r'value="(\w+)" id="column-\d" checked', answer.text) == ["title"]
     assert (jobs_of(datasette).all(), digest(path)) == ([], before)
 
@@ -500,10 +502,10 @@ async def test_indexes_are_synced_by_themselves_where_that_is_set(path: Path) ->
     start_auto_sync(datasette)
     start_auto_sync(datasette)
     add_post(path)
-    while not (known := jobs_of(datasette).all()):
+    while not (started := jobs_of(datasette).all()):
         await asyncio.sleep(0.05)
     assert [(job.state, job.actor_id, job.result["added"]) for job in await over(datasette)] == [("done", None, 1)]
     assert "sync posts : Done: 1 added" in text(await get(datasette, MANAGE, MANAGER))
     close_auto_sync(datasette)
     close_jobs(datasette)
-    assert len(known) == 1 and jobs_of(datasette).wait(SECONDS)
+    assert len(started) == 1 and jobs_of(datasette).wait(SECONDS)

@@ -50,10 +50,10 @@ def test_an_unknown_setting_is_refused_with_those_there_are() -> None:
         parse_settings({"indices": ["posts"]})
 
 
-@pytest.mark.parametrize("place", ["database", "table"])
-def test_what_is_of_the_process_is_refused_elsewhere(indexed_blog: Path, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("scope", ["database", "table"])
+def test_what_is_of_the_process_is_refused_elsewhere(indexed_blog: Path, tmp_path: Path, scope: str) -> None:
     plugins: dict[str, Any] = {"plugins": {"colbert-sqlite": {"num_search_threads": 2}}}
-    of_database = plugins if place == "database" else {"tables": {"posts": plugins}}
+    of_database = plugins if scope == "database" else {"tables": {"posts": plugins}}
     file = tmp_path / "datasette.json"
     file.write_text(json.dumps({"databases": {"blog": of_database}}))
     option = "--config" if IS_1_0 else "--metadata"
@@ -61,7 +61,7 @@ def test_what_is_of_the_process_is_refused_elsewhere(indexed_blog: Path, tmp_pat
     assert result.exit_code == 1
     assert result.output == (
         "Error: colbert-sqlite: num_search_threads is a setting of the whole process, not of "
-        f"{'database blog' if place == 'database' else 'table posts'}: move it to the top level\n"
+        f"{'database blog' if scope == 'database' else 'table posts'}: move it to the top level\n"
     )
 
 

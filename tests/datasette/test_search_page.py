@@ -26,9 +26,9 @@ N_ROWS = 30
 
 
 @pytest.fixture(scope="module")
-def catalogue(tmp_path_factory: pytest.TempPathFactory, encoder: Encoder) -> Path:
+def thirty_posts(tmp_path_factory: pytest.TempPathFactory, encoder: Encoder) -> Path:
     """Thirty posts, all about comets to some degree, in three topics, with a date, a heading and FTS5."""
-    path = tmp_path_factory.mktemp("catalogue") / "blog.db"
+    path = tmp_path_factory.mktemp("thirty_posts") / "blog.db"
     with closing(sqlite3.connect(path)) as conn:
         conn.execute("CREATE TABLE topics (id INTEGER PRIMARY KEY, name TEXT)")
         conn.executemany("INSERT INTO topics VALUES (?, ?)", [(1, "sky"), (2, "sea"), (3, "soil")])
@@ -50,8 +50,8 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory, encoder: Encoder) -> Pat
 
 
 @pytest.fixture
-def path(catalogue: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(catalogue, tmp_path))
+def path(thirty_posts: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(thirty_posts, tmp_path))
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def datasette(path: Path) -> Datasette:
     return serving(path)
 
 
-async def found(datasette: Datasette, **args: str) -> list[dict[str, Any]]:
+async def json_rows(datasette: Datasette, **args: str) -> list[dict[str, Any]]:
     response = await get(datasette, f"{PAGE}.json", None, _shape="array", **args)
     assert response.status_code == 200, response.text
     rows: list[dict[str, Any]] = response.json()
@@ -73,7 +73,7 @@ def searched(path: Path, k: int, **options: Any) -> list[Any]:
 
 @pytest.mark.asyncio
 async def test_json_has_the_hits_of_a_search(datasette: Datasette, path: Path) -> None:
-    rows = await found(datasette, q="comet ice", _size="5")
+    rows = await json_rows(datasette, q="comet ice", _size="5")
     with Index.open(path, "posts") as index:
         hits = index.search("comet ice", 5)
     assert [row["pk"] for row in rows] == [hit.pk for hit in hits]
@@ -114,15 +114,15 @@ async def test_an_error_has_the_shape_of_the_datasette_that_tells_it(datasette: 
 
 @pytest.mark.asyncio
 async def test_rows_have_the_columns_that_are_asked_for(datasette: Datasette) -> None:
-    [row] = await found(datasette, q="comet", _size="1", _col="title")
+    [row] = await json_rows(datasette, q="comet", _size="1", _col="title")
     assert [*row["row"]] == ["title"]
-    [row] = await found(datasette, q="comet", _size="1", _nocol="body")
+    [row] = await json_rows(datasette, q="comet", _size="1", _nocol="body")
     assert [*row["row"]] == ["id", "title", "created", "topic"]
 
 
 @pytest.mark.asyncio
 async def test_explanations_come_when_asked_for(datasette: Datasette) -> None:
-    [row] = await found(datasette, q="comet ice", _size="1", _explain="1")
+    [row] = await json_rows(datasette, q="comet ice", _size="1", _explain="1")
     assert [match["text"] for match in row["explanation"]["matches"]] == ["comet", "ice"]
 
 
@@ -145,7 +145,7 @@ async def test_pages_follow_each_other_without_gaps_or_repetitions(datasette: Da
 @pytest.mark.asyncio
 async def test_no_more_rows_than_configured_can_be_reached(path: Path) -> None:
     datasette = serving(path, plugin={"page_size": 4, "max_k": 10})
-    assert [len(await found(datasette, q="comet", _page=page)) for page in "1234"] == [4, 4, 2, 0]
+    assert [len(await json_rows(datasette, q="comet", _page=page)) for page in "1234"] == [4, 4, 2, 0]
     response = await get(datasette, f"{PAGE}.json", q="comet", _size="11")
     assert response.json()["error"] == "_size must be a whole number from 1 to 10, not '11'"
 
@@ -163,7 +163,7 @@ async def test_no_more_rows_than_configured_can_be_reached(path: Path) -> None:
 async def test_filters_of_table_pages_filter_before_the_rows_are_scored(
     datasette: Datasette, path: Path, args: dict[str, str], where: str
 ) -> None:
-    rows = await found(datasette, q="comet ice", _size="5", **args)
+    rows = await json_rows(datasette, q="comet ice", _size="5", **args)
     assert [row["pk"] for row in rows] == searched(path, 5, where=where)
     page = await get(datasette, PAGE, q="comet ice", **args)
     assert page.text.count("remove this filter") == len(args)
@@ -210,7 +210,7 @@ async def test_words_that_answer_are_marked_and_the_rest_is_escaped(datasette: D
 
 @pytest.mark.asyncio
 async def test_a_hit_has_its_date_and_leads_to_its_row_and_to_similar_ones(datasette: Datasette) -> None:
-    [row] = await found(datasette, q="comet ice", _size="1")
+    [row] = await json_rows(datasette, q="comet ice", _size="1")
     page = (await get(datasette, PAGE, q="comet ice", _size="1")).text
     assert f"2024-01-{row['pk']:02}" in page
     assert f'href="/blog/posts/{row["pk"]}"' in page
@@ -226,7 +226,7 @@ async def test_a_change_that_is_not_synced_is_told(datasette: Datasette, path: P
     page = (await get(datasette, PAGE, q="comet ice", id="1")).text
     assert "1 change is not in the index yet" in page
     assert "This row was changed after it was indexed" in page
-    [row] = await found(datasette, q="comet ice", id="1")
+    [row] = await json_rows(datasette, q="comet ice", id="1")
     assert row["stale"]
     with Index.open(path, "posts") as index:
         index.sync()
@@ -235,10 +235,10 @@ async def test_a_change_that_is_not_synced_is_told(datasette: Datasette, path: P
 
 @pytest.mark.asyncio
 async def test_an_index_is_searched_as_it_is_now(datasette: Datasette, path: Path) -> None:
-    assert await found(datasette, q="comet")
+    assert await json_rows(datasette, q="comet")
     with closing(sqlite3.connect(path)) as conn:
         Index.create(conn, "posts", ["title"], model="hashing-32", replace=True)
-    assert [row["passage"] for row in await found(datasette, q="Post 17", _size="1")] == ["Post <17>"]
+    assert [row["passage"] for row in await json_rows(datasette, q="Post 17", _size="1")] == ["Post <17>"]
     with Index.open(path, "posts") as index:
         index.drop()
     assert (await get(datasette, f"{PAGE}.json", q="comet")).status_code == 404
@@ -286,7 +286,7 @@ async def test_without_a_query_the_page_tells_what_can_be_asked(datasette: Datas
         page = await get(datasette, PAGE, q=query)
         assert page.status_code == 200
         assert "30 rows" in page.text
-        assert await found(datasette, q=query) == []
+        assert await json_rows(datasette, q=query) == []
 
 
 @pytest.mark.asyncio
@@ -389,14 +389,14 @@ async def test_csv_has_the_rows_of_the_page_best_first(datasette: Datasette) -> 
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
     lines = [*csv.reader(answer.text.splitlines())]
     assert lines[0] == ["rank", "score", "normalized_score", "stale", "passage", "title"]
-    rows = await found(datasette, q="comet ice", _size="3")
+    rows = await json_rows(datasette, q="comet ice", _size="3")
     assert [line[-1] for line in lines[1:]] == [row["row"]["title"] for row in rows]
     assert (await get(datasette, f"{PAGE}.csv", q="comet", _mode="x")).status_code == 400
 
 
 @pytest.mark.asyncio
 async def test_the_largest_page_has_every_row_that_can_be_found(datasette: Datasette) -> None:
-    assert len(await found(datasette, q="comet", _size="max")) == N_ROWS
+    assert len(await json_rows(datasette, q="comet", _size="max")) == N_ROWS
 
 
 @pytest.mark.asyncio

@@ -93,7 +93,7 @@ def url(page: str, *pairs: tuple[str, str], **args: str) -> str:
     return f"{page}?{urlencode([*pairs, *args.items()])}"
 
 
-def shown(response: Any) -> list[dict[str, str]]:
+def table_rows(response: Any) -> list[dict[str, str]]:
     """The rows of the table on a page, as texts by column."""
     assert response.status_code == 200, response.text
     tree = LexborHTMLParser(response.text)
@@ -105,7 +105,7 @@ def shown(response: Any) -> list[dict[str, str]]:
 
 
 def ids(response: Any) -> list[int]:
-    return [int(row["id"]) for row in shown(response)]
+    return [int(row["id"]) for row in table_rows(response)]
 
 
 def summary(response: Any) -> str:
@@ -125,8 +125,8 @@ def box(response: Any) -> Any:
 
 
 def link(response: Any, text: str) -> str | None:
-    found = [a for a in LexborHTMLParser(response.text).css("a") if text in a.text()]
-    return found[0].attributes["href"] if found else None
+    links = [a for a in LexborHTMLParser(response.text).css("a") if text in a.text()]
+    return links[0].attributes["href"] if links else None
 
 
 def query_of(href: str | None) -> dict[str, list[str]]:
@@ -137,7 +137,7 @@ def query_of(href: str | None) -> dict[str, list[str]]:
 @pytest.mark.asyncio
 async def test_a_page_has_the_best_rows_best_first_with_their_scores(datasette: Datasette, path: Path) -> None:
     response = await get(datasette, url("/blog/posts", _colbert=QUERY, _size="7"))
-    rows = shown(response)
+    rows = table_rows(response)
     assert [int(row["id"]) for row in rows] == best(path, 7)
     scores = [float(row["score"]) for row in rows]
     assert scores == sorted(scores, reverse=True)
@@ -176,7 +176,7 @@ async def test_there_is_one_page_of_as_many_rows_as_pages_have(path: Path) -> No
 async def test_an_order_that_is_asked_for_wins(datasette: Datasette, path: Path, argument: str, order: str) -> None:
     response = await get(datasette, url("/blog/posts", ("_colbert", QUERY), ("_size", "7"), (argument, "id")))
     assert ids(response) == sorted(best(path, 7), reverse="DESC" in order)
-    assert all(float(row["score"]) > 0 for row in shown(response))
+    assert all(float(row["score"]) > 0 for row in table_rows(response))
     assert "Best first" not in response.text
     assert f"sorted by id{' descending' if 'DESC' in order else ''}" in summary(response)
 
@@ -224,8 +224,8 @@ async def test_csv_has_the_same_rows(datasette: Datasette, path: Path, more: dic
 
 @pytest.mark.asyncio
 async def test_facets_count_what_was_found(datasette: Datasette, path: Path) -> None:
-    found = best(path, 9)
-    expected = {topic: sum(TOPICS[pk % 3] == topic for pk in found) for topic in TOPICS}
+    pks = best(path, 9)
+    expected = {topic: sum(TOPICS[pk % 3] == topic for pk in pks) for topic in TOPICS}
     page = url("/blog/posts.json", _colbert=QUERY, _size="9", _facet="topic")
     facets = (await get(datasette, page)).json()["facet_results"]
     [topic] = [facets["results"]["topic"]] if IS_1_0 else [facets["topic"]]
@@ -236,18 +236,18 @@ async def test_facets_count_what_was_found(datasette: Datasette, path: Path) -> 
 
 @pytest.mark.asyncio
 async def test_labels_and_columns_are_as_ever(datasette: Datasette, path: Path) -> None:
-    rows = shown(await get(datasette, url("/blog/posts", _colbert=QUERY, _size="5", _nocol="body")))
+    rows = table_rows(await get(datasette, url("/blog/posts", _colbert=QUERY, _size="5", _nocol="body")))
     assert [*rows[0]] == ["id", "score", "title", "topic", "author"]
     authors = {1: "Ada & Co\xa01", 2: "Grace\xa02"}
     assert [row["author"] for row in rows] == [authors[1 + pk % 2] for pk in best(path, 5)]
-    rows = shown(await get(datasette, url("/blog/posts", _colbert=QUERY, _size="5", _col="topic")))
+    rows = table_rows(await get(datasette, url("/blog/posts", _colbert=QUERY, _size="5", _col="topic")))
     assert ([*rows[0]], [int(row["id"]) for row in rows]) == (["id", "score", "topic"], best(path, 5))
 
 
 @pytest.mark.asyncio
 async def test_keys_of_several_texts_are_told_apart(datasette: Datasette, path: Path) -> None:
     response = await get(datasette, url("/blog/notes", _colbert=QUERY))
-    rows = shown(response)
+    rows = table_rows(response)
     expected = best(path, 10, index="notes")
     assert len(expected) == len(NOTES)
     assert [(row["first"], row["second"]) for row in rows] == expected
@@ -261,10 +261,10 @@ async def test_keys_of_several_texts_are_told_apart(datasette: Datasette, path: 
 @pytest.mark.asyncio
 async def test_a_column_may_be_called_score_or_q(datasette: Datasette) -> None:
     response = await get(datasette, url("/blog/notes", _colbert=QUERY, q="yes"))
-    assert [*shown(response)[0]][1:] == ["ColBERT score", "body", "second", "score", "q", "first"]
+    assert [*table_rows(response)[0]][1:] == ["ColBERT score", "body", "second", "score", "q", "first"]
     assert summary(response) == f'4 rows where text best answers "{QUERY}" and q = "yes"'
     assert query_of(link(response, "See why")) == {"q": [QUERY], "q__exact": ["yes"]}
-    assert shown(await get(datasette, url("/blog/notes", _colbert=QUERY, q="no"))) == []
+    assert table_rows(await get(datasette, url("/blog/notes", _colbert=QUERY, q="no"))) == []
 
 
 @pytest.mark.asyncio
@@ -274,7 +274,7 @@ async def test_rows_changed_or_deleted_since_are_as_they_are_now(datasette: Data
         conn.execute("DELETE FROM posts WHERE id = ?", (first,))
         conn.execute("UPDATE posts SET title = 'Changed' WHERE id = ?", (second,))
         conn.commit()
-    rows = shown(await get(datasette, url("/blog/posts", _colbert=QUERY, _size="3")))
+    rows = table_rows(await get(datasette, url("/blog/posts", _colbert=QUERY, _size="3")))
     assert [int(row["id"]) for row in rows] == [second, third, fourth]
     assert [row["title"] for row in rows] == ["Changed", f"Post {third}", f"Post {fourth}"]
 
@@ -283,15 +283,15 @@ async def test_rows_changed_or_deleted_since_are_as_they_are_now(datasette: Data
 @pytest.mark.parametrize("words", ["", "   "])
 async def test_no_words_are_no_filter(datasette: Datasette, words: str) -> None:
     response = await get(datasette, url("/blog/posts", _colbert=words))
-    assert (len(shown(response)), summary(response)) == (40, "40 rows")
-    assert "score" not in shown(response)[0]
+    assert (len(table_rows(response)), summary(response)) == (40, "40 rows")
+    assert "score" not in table_rows(response)[0]
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("table", ["plain", "authors", "views"])
 async def test_a_table_without_an_index_has_nothing_of_this(datasette: Datasette, table: str) -> None:
     plain, searched = await get(datasette, f"/blog/{table}"), await get(datasette, f"/blog/{table}?_colbert=comet")
-    assert shown(searched) == shown(plain)
+    assert table_rows(searched) == table_rows(plain)
     assert box(plain) is box(searched) is None
     assert "ColBERT" not in plain.text
 
@@ -300,7 +300,7 @@ async def test_a_table_without_an_index_has_nothing_of_this(datasette: Datasette
 async def test_an_index_that_is_not_served_is_not_there(path: Path) -> None:
     datasette = serving(path, plugin={"indexes": ["notes"]})
     response = await get(datasette, url("/blog/posts", _colbert=QUERY))
-    assert (len(shown(response)), box(response)) == (40, None)
+    assert (len(table_rows(response)), box(response)) == (40, None)
     assert "Similar rows" not in (await get(datasette, "/blog/posts/1")).text
     menu = await get(datasette, "/blog/posts", ROOT)
     assert (link(menu, "Search with ColBERT"), link(menu, "Create a ColBERT index")) == (None, None)
@@ -349,7 +349,7 @@ async def test_a_mode_may_be_chosen_or_configured(path: Path) -> None:
             serving(path, plugin={"mode": mode}), url("/blog/posts", _colbert="dough comet", _size="30")
         )
         assert ids(chosen) == ids(configured) == expected
-        assert len({row["score"] for row in shown(chosen)}) > 3
+        assert len({row["score"] for row in table_rows(chosen)}) > 3
         assert box(chosen).css_first("input[name=_colbert_mode]").attributes["value"] == mode
         assert query_of(link(chosen, "See why")) == {"q": ["dough comet"], "_mode": [mode]}
     searched = await get(serving(path), url("/blog/posts", _colbert=QUERY, _size="5", _search="dough"))
@@ -430,8 +430,8 @@ async def test_the_box_keeps_what_else_the_page_is_asked_for(datasette: Datasett
     more = link(response, "See why")
     assert query_of(more) == {"q": [args["_colbert"]], "topic": ["sky"], "_facet": ["topic"]}
     assert urlsplit(str(more)).path == "/blog/-/colbert/posts"
-    found = await get(datasette, f"{str(more).replace('/posts?', '/posts.json?')}&_size=5&_shape=array")
-    assert {row["pk"] for row in found.json()} == {*ids(response)}
+    answer = await get(datasette, f"{str(more).replace('/posts?', '/posts.json?')}&_size=5&_shape=array")
+    assert {row["pk"] for row in answer.json()} == {*ids(response)}
 
 
 @pytest.mark.asyncio
@@ -475,8 +475,8 @@ async def test_a_row_has_links_to_the_rows_most_like_it(datasette: Datasette, pa
     with Index.open(path, "posts") as index:
         expected = [(f"/blog/posts/{hit.pk}", hit.row["title"], f"{hit.score:.2f}") for hit in index.similar(7, 5)]
     items = LexborHTMLParser(response.text).css("h2 + ul.tight-bullets li")
-    found = [(li.css_first("a").attributes["href"], li.css_first("a").text(), li.text().split()[-1]) for li in items]
-    assert found == expected
+    links = [(li.css_first("a").attributes["href"], li.css_first("a").text(), li.text().split()[-1]) for li in items]
+    assert links == expected
     assert link(response, "More similar rows") == "/blog/-/colbert/posts/similar/7"
 
 
@@ -495,8 +495,8 @@ async def test_a_row_with_a_key_of_several_texts_has_them_too(datasette: Dataset
 async def test_how_many_similar_rows_there_are_is_a_setting(path: Path) -> None:
     two = await get(serving(path, plugin={"similar_rows": 2}), "/blog/posts/7")
     assert len(LexborHTMLParser(two.text).css("h2 + ul.tight-bullets li")) == 2
-    none = await get(serving(path, plugin={"similar_rows": 0}), "/blog/posts/7")
-    assert "More similar rows" not in none.text
+    zero = await get(serving(path, plugin={"similar_rows": 0}), "/blog/posts/7")
+    assert "More similar rows" not in zero.text
 
 
 @pytest.mark.asyncio

@@ -31,9 +31,9 @@ ROUNDS_TO_RETRY = 10
 class AutoSync:
     """Syncs the indexes of one database by itself, looking for changed rows every *seconds*.
 
-    An index without triggers, or whose table was dropped and made again, is compared as a whole, in every tenth round
-    only. In those rounds an index whose last job failed or was cancelled is tried again too. *model_of* returns the
-    model for the index of a table, as for :class:`Sync`.
+    An index without triggers, or whose table was dropped and created again, is compared as a whole, in every tenth
+    round only. In those rounds an index whose last job failed or was cancelled is tried again too. *model_of* returns
+    the model for the index of a table, as for :class:`Sync`.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ async def submit(request: ManageRequest, work: Work) -> Response:
             return error_response(datasette, Failure(sentence, 409))
         datasette.add_message(
             request.request,
-            f"Index {work.index} has this job already; what you asked for can be done when it is over.",
+            f"Index {work.index} has this job already; your request can be done when it is over.",
             datasette.WARNING,
         )
     if request.wants_json:

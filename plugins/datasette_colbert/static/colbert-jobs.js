@@ -1,6 +1,6 @@
-// Shows how far jobs are. A job that ends changes what can be done next, so the page is loaded again then.
+// Shows how far jobs are. When one ends, other buttons are needed, so the page is loaded again.
 const SECONDS = 1;
-const MOST_SECONDS = 30;
+const MAX_SECONDS = 30;
 
 async function follow(job) {
   const bar = job.querySelector("progress");
@@ -28,7 +28,7 @@ async function follow(job) {
       seconds = SECONDS;
     } catch {
       text.textContent = "The server does not answer; the job may go on. Trying again…";
-      seconds = Math.min(2 * seconds, MOST_SECONDS);
+      seconds = Math.min(2 * seconds, MAX_SECONDS);
     }
   }
 }

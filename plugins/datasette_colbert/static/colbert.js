@@ -1,4 +1,4 @@
-// Words of the query and the words that answer them point at each other. Without it the marks stand as they are.
+// A word of the query lights the words that answer it, and the other way round. Without JavaScript all marks are lit.
 "use strict";
 {
   // Datasette 0.65 does not say what language its pages are in.
@@ -15,7 +15,7 @@
     const wordOf = (element) => element?.dataset.queryWord;
     let pressed;
 
-    // Lights what answers a word of the query, and fades the rest; undefined: everything as it was.
+    // Lights the marks that answer a word of the query, and fades the rest; undefined shows all again.
     function light(word) {
       const lit = marks.filter((mark) => wordOf(mark) === word);
       hits.classList.toggle("colbert-chosen", word !== undefined);
@@ -43,12 +43,12 @@
 
     const tip = document.createElement("div");
     Object.assign(tip, { id: "colbert-tip", className: "colbert-tip", role: "tooltip" });
-    let told;
+    let described;
 
-    // Says which word of the query a mark answers, and how well; null: nothing.
-    function tell(mark) {
-      told?.removeAttribute("aria-describedby");
-      told = mark;
+    // Shows which word of the query a mark answers, and how well; null hides that.
+    function describe(mark) {
+      described?.removeAttribute("aria-describedby");
+      described = mark;
       if (!mark) return tip.remove();
       mark.setAttribute("aria-describedby", tip.id);
       tip.textContent = mark.dataset.tip;
@@ -65,18 +65,18 @@
     }
     const focused = () => document.activeElement.closest("mark");
     document.addEventListener("pointerover", (event) => {
-      if (event.target !== tip) tell(event.target.closest(".colbert-hits mark") ?? focused());
+      if (event.target !== tip) describe(event.target.closest(".colbert-hits mark") ?? focused());
     });
     hits.addEventListener("focusin", () => {
       const mark = focused();
       const passage = mark?.closest(".colbert-passage");
       if (passage && mark.offsetTop + mark.offsetHeight > passage.offsetTop + passage.offsetHeight)
         passage.nextElementSibling.open = true;
-      tell(mark);
+      describe(mark);
     });
-    hits.addEventListener("focusout", () => tell(null));
+    hits.addEventListener("focusout", () => describe(null));
 
-    // One stop of the Tab key each for the words of the query and for a passage; arrows go on from there.
+    // The words of the query are one stop of the Tab key, and so is each passage; arrows go on from there.
     const passages = [...hits.querySelectorAll(".colbert-passage")].map((passage) => [...passage.querySelectorAll("mark")]);
     for (const group of [buttons, ...passages]) {
       group.forEach((one, at) => (one.tabIndex = at ? -1 : 0));
@@ -93,7 +93,7 @@
     document.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;
       press(undefined);
-      tell(null);
+      describe(null);
     });
     toolbar.hidden = false;
   }
