@@ -25,6 +25,7 @@ from colbert_sqlite.index import Index
 from colbert_sqlite.indexing import OUTLIER_RESIDUAL, Progress, codec_from
 from colbert_sqlite.settings import MAX_K, MAX_QUERY_CHARACTERS
 from colbert_sqlite.storage.snapshot import Snapshot
+from tests.marks import slow
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING = {"added": 0, "updated": 0, "deleted": 0, "compared": 0}
@@ -549,7 +550,7 @@ def many_words(n_rows: int, vocabulary: str, seed: int) -> list[str]:
     return [" ".join(f"{vocabulary}{draw.randrange(40)}" for _ in range(30)) for _ in range(n_rows)]
 
 
-@pytest.mark.parametrize("nbits", [2, 4])
+@pytest.mark.parametrize("nbits", [4, *slow(2)])
 def test_outliers_earn_centroids_of_their_own(
     tmp_path: Path, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch, nbits: int
 ) -> None:
