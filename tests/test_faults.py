@@ -106,7 +106,7 @@ def run_again_and_judge(path: Path, operation: str) -> None:
 
 
 @pytest.mark.parametrize("journal", JOURNALS)
-@pytest.mark.parametrize("limited", [few_pages, small_files])
+@pytest.mark.parametrize("limited", [few_pages, *slow(small_files)])
 @pytest.mark.parametrize("operation", ["sync", *slow("build", "rebuild", "optimize", "repair")])
 def test_a_full_disk_costs_nothing_but_the_run(
     tmp_path: Path, states: Callable[[str, str], Path], operation: str, limited: Any, journal: str
@@ -127,7 +127,7 @@ def test_a_full_disk_costs_nothing_but_the_run(
 
 
 @pytest.mark.parametrize("journal", JOURNALS)
-@pytest.mark.parametrize("limited", [few_pages, small_files])
+@pytest.mark.parametrize("limited", [few_pages, *slow(small_files)])
 def test_an_index_on_a_full_disk_can_be_dropped(
     tmp_path: Path, states: Callable[[str, str], Path], limited: Any, journal: str
 ) -> None:

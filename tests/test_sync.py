@@ -29,6 +29,7 @@ from colbert_sqlite.settings import MAX_K, MAX_QUERY_CHARACTERS
 from colbert_sqlite.storage.connection import reading
 from colbert_sqlite.storage.postings import StoredPostings
 from colbert_sqlite.storage.store import Store
+from tests.marks import slow
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING = SyncResult()
@@ -553,7 +554,7 @@ def many_words(n_rows: int, vocabulary: str, seed: int) -> list[str]:
     return [" ".join(f"{vocabulary}{draw.randrange(40)}" for _ in range(30)) for _ in range(n_rows)]
 
 
-@pytest.mark.parametrize("nbits", [2, 4])
+@pytest.mark.parametrize("nbits", [4, *slow(2)])
 def test_outliers_earn_centroids_of_their_own(
     tmp_path: Path, watched: WatchedEncoder, monkeypatch: pytest.MonkeyPatch, nbits: int
 ) -> None:
