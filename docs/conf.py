@@ -26,12 +26,16 @@ extlinks_detect_hardcoded_links = True
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_display_short_literal_types = True
+# One argument a line where a signature is longer.
+maximum_signature_line_length = 90
 
 # Copying an example copies its commands, not the prompt and not the output.
 copybutton_prompt_text = "$ "
 copybutton_line_continuation_character = "\\"
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["handbook.css"]
 html_title = f"{project} {version}"
 html_show_sourcelink = False
 html_theme_options = {
