@@ -172,11 +172,11 @@ def test_a_locked_database_costs_nothing_but_the_run(
         with pytest.raises(sqlite3.OperationalError, match="database is locked"):
             OPERATIONS["sync"].run(conn, lock)
         other.execute("ROLLBACK")
-        done = list_indexes(conn)[0]["rows"]
+        done = list_indexes(conn)[0].rows
     assert judge(path, in_step=False, may_be_damaged=False) == []
     run_again_and_judge(path, "sync")
     with closing(crashes.connect(path)) as conn:
-        assert done != list_indexes(conn)[0]["rows"]
+        assert done != list_indexes(conn)[0].rows
 
 
 @pytest.fixture

@@ -473,7 +473,7 @@ class LivingIndex(RuleBasedStateMachine):
         self.lost = False
         assert self.index.verify() == []
         assert self.index.counts().rows == len(expected)
-        store = Store.open(self.conn, self.index.name)
+        store = Store.open(self.own, self.index.name)
         stored, codec = load_codec(store)
         build_id = store.entry.build_id
         assert stored.n_centroids == stored.n_trained
