@@ -16,6 +16,7 @@ import dataclasses
 import importlib.util
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -138,7 +139,8 @@ def run_stage(words: list[str], stdin: bytes | None) -> tuple[int, str]:
         return run_in_process(sqlite_utils, rest, program, stdin)
     if program in ("python", "datasette", "llm"):
         interpreter = [sys.executable] if program == "python" else [sys.executable, "-m", program]
-        done = subprocess.run([*interpreter, *rest], capture_output=True, input=stdin)
+        env = {**os.environ, "PYTHONUTF8": "1"}
+        done = subprocess.run([*interpreter, *rest], capture_output=True, input=stdin, env=env)
         return done.returncode, (done.stdout + done.stderr).decode()
     raise AssertionError(f"no test runs {program}: mark the block <!-- not run: REASON -->")
 
