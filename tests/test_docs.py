@@ -7,7 +7,6 @@ about it:
 
 ``<!-- file: NAME -->``       the block is written to that file
 ``<!-- not run: REASON -->``  the block is not run
-``<!-- not yet -->``          the block is not run until the code does what it shows
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        return self.language in RUN and self.comment != "not yet" and not self.comment.startswith(("not run", "file"))
+        return self.language in RUN and not self.comment.startswith(("not run", "file"))
 
     def __str__(self) -> str:
         return f"{name_of(self.page)}:{self.line}"
