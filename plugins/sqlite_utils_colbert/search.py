@@ -159,13 +159,15 @@ def select_of(index: Index, query: str, settings: SearchSettings, where: str | N
         key = keys[0] if len(keys) == 1 else f"json_array({', '.join(keys)})"
         arguments.append(f"(\n  select json_group_array({key}) from {table} where {where}\n)")
     selected = ", ".join(f"{table}.{quote_identifier(column)}" for column in columns) or f"{table}.*"
-    paths = ["'pk'"] if len(keys) == 1 else [f"'$.pk[{i}]'" for i in range(len(keys))]
-    of_row = " and ".join(f"{table}.{key} = {hits}.value ->> {path}" for key, path in zip(keys, paths, strict=True))
+    # Not ->>, which SQLite has since 3.38.
+    paths = ["$.pk"] if len(keys) == 1 else [f"$.pk[{i}]" for i in range(len(keys))]
+    values = [f"json_extract({hits}.value, '{path}')" for path in paths]
+    of_row = " and ".join(f"{table}.{key} = {value}" for key, value in zip(keys, values, strict=True))
     threshold = ""
     if settings.threshold is not None:
-        threshold = f"where {hits}.value ->> 'normalized_score' >= {settings.threshold}\n"
+        threshold = f"where json_extract({hits}.value, '$.normalized_score') >= {settings.threshold}\n"
     return (
-        f"select {selected}, {hits}.value ->> 'score' as score\n"
+        f"select {selected}, json_extract({hits}.value, '$.score') as score\n"
         f"from json_each(colbert_search({', '.join(arguments)})) as {hits}\n"
         f"join {table} on {of_row}\n{threshold}order by {hits}.key"
     )

@@ -21,7 +21,7 @@ from colbert_sqlite.encoders import Encoder
 from tests.datasette.helpers import IS_1_0, ROOT, SIGNED_IN, get, only_for, rows, serving, write_secrets
 
 REFUSED = "user-defined function raised exception"
-SEARCH = "select colbert_search(:index, 'comet', 1) ->> '$[0].pk'"
+SEARCH = "select json_extract(colbert_search(:index, 'comet', 1), '$[0].pk')"
 OTHER = {"id": "bob"}
 
 
@@ -104,7 +104,7 @@ async def test_sql_functions_find_nothing_of_a_forbidden_table(
 async def test_a_view_and_a_nested_call_search_no_more_than_their_reader_may(path: Path) -> None:
     with closing(sqlite3.connect(path)) as conn:
         conn.execute(
-            "CREATE VIEW best AS SELECT p.title FROM posts p WHERE p.id IN (SELECT value ->> 'pk' FROM"
+            "CREATE VIEW best AS SELECT p.title FROM posts p WHERE p.id IN (SELECT json_extract(value, '$.pk') FROM"
             " json_each(colbert_search('secrets', 'comet', 1)))"
         )
         conn.commit()
