@@ -1,4 +1,4 @@
-"""ColBERT late-interaction search inside a SQLite database. The first of the two doors for heavy imports.
+"""ColBERT late-interaction search inside a SQLite database.
 
 In: nothing. Out: the public names, each loaded when it is first used, so that importing this package costs nothing.
 """

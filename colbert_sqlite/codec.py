@@ -6,7 +6,6 @@ training it, its bytes (``storage/codec.py``), its mathematics (``engine/codec.p
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import NamedTuple
 
 from colbert_sqlite.engine.codec import ResidualCodec
@@ -34,9 +33,8 @@ class CodecCache:
     """The codec that was used last. Threads may share it, each with a connection of its own."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
-        self._version: object = None
-        self._residual: ResidualCodec | None = None
+        # One value, so that no thread sees half of it. No lock: a forked process would inherit it locked.
+        self._last: tuple[object, ResidualCodec] | None = None
 
     def load(self, store: Store) -> Codec:
         """Return the codec as it is now. Its centroids are read only if they have changed.
@@ -46,11 +44,10 @@ class CodecCache:
         stored = store.codec.load()
         # A growth that was rolled back may be followed by one of as many centroids.
         version = store.entry.build_id, stored.n_centroids, store.codec.last_checksum()
-        with self._lock:
-            if self._residual is None or self._version != version:
-                self._residual = _residual_codec(store, stored)
-                self._version = version
-            return Codec(stored, self._residual)
+        last = self._last
+        if last is None or last[0] != version:
+            last = self._last = version, _residual_codec(store, stored)
+        return Codec(stored, last[1])
 
 
 def _residual_codec(store: Store, stored: StoredCodec) -> ResidualCodec:

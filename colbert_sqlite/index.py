@@ -12,7 +12,7 @@ from colbert_sqlite import indexes
 from colbert_sqlite.codec import CodecCache
 from colbert_sqlite.create import build_in_step, create_index
 from colbert_sqlite.encoders import Encoder
-from colbert_sqlite.encoders.queries import check_queries
+from colbert_sqlite.encoders.checks import check_queries
 from colbert_sqlite.errors import ModelMismatch
 from colbert_sqlite.explain import Explainer, Explanation
 from colbert_sqlite.info import bytes_reclaimable, index_info

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice, zip_longest
 
-from colbert_sqlite.encoders.queries import check_queries
+from colbert_sqlite.encoders.checks import check_queries
 from colbert_sqlite.index import Index
 from colbert_sqlite.query import Query, encode_query
 from colbert_sqlite.results import Hit

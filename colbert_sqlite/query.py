@@ -1,7 +1,7 @@
 """A query and its embeddings, together from the encoder to the hit.
 
 In: texts, an encoder. Out: encoded queries. Leaves to others: what a query may be, and what a model must not give
-(``encoders/queries.py``).
+(``encoders/checks.py``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder
-from colbert_sqlite.encoders.queries import check_finite, check_queries
+from colbert_sqlite.encoders.checks import check_finite, check_queries
 from colbert_sqlite.engine.maxsim import normalized
 
 

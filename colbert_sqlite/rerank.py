@@ -15,7 +15,7 @@ import numpy as np
 
 from colbert_sqlite.encoders import Encoder, cached_encoder
 from colbert_sqlite.encoders.cache import cached_splitter
-from colbert_sqlite.encoders.queries import check_finite, check_queries
+from colbert_sqlite.encoders.checks import check_finite, check_queries
 from colbert_sqlite.engine.maxsim import maxsim_scores
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, RawValue, extract
 from colbert_sqlite.query import Query, encode_query

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.encoders import Encoder
-from colbert_sqlite.encoders.queries import check_finite
+from colbert_sqlite.encoders.checks import check_finite
 from colbert_sqlite.engine.codec import ResidualCodec
 from colbert_sqlite.engine.pooling import pool
 from colbert_sqlite.passages import PassageSplitter, PassageText, extract

@@ -1,4 +1,4 @@
-"""What hosts stand on: SQL functions, plugins, integrations. They import the public names, and this.
+"""What hosts stand on: SQL functions and plugins. They import the public names, and this.
 
 In: databases, names of indexes, connections that others own. Out: open indexes, shared encoders, and the parts of a
 search that a page needs one by one. Leaves to others: who may see what, pages, formats.
@@ -21,7 +21,6 @@ from urllib.parse import unquote
 
 from colbert_sqlite.errors import IndexNotFound, ModelMismatch, SourceError
 from colbert_sqlite.storage.connection import (
-    Database,
     attach,
     connect,
     data_version,
@@ -33,18 +32,16 @@ from colbert_sqlite.storage.connection import (
     reading,
     refuse_writes,
 )
-from colbert_sqlite.storage.schema import REGISTRY, quote_identifier
+from colbert_sqlite.storage.schema import quote_identifier
 
 if TYPE_CHECKING:
     from colbert_sqlite.encoders import DEFAULT_MODEL, Encoder
-    from colbert_sqlite.encoders.queries import check_queries
+    from colbert_sqlite.encoders.checks import check_queries
     from colbert_sqlite.evaluate import MEASURES, missing_documents, relevant_documents
     from colbert_sqlite.explain import Explainer
     from colbert_sqlite.index import Index
     from colbert_sqlite.indexes import (
         RegisteredIndex,
-        UnfinishedBuild,
-        attached_file,
         check_source,
         drop,
         is_index_table,
@@ -61,17 +58,15 @@ if TYPE_CHECKING:
     from colbert_sqlite.settings import NBITS, Backend, Html
     from colbert_sqlite.storage.source import pk_of
     from colbert_sqlite.storage.threads import Connections, Session
-    from colbert_sqlite.values import PrimaryKey, SqlValue
+    from colbert_sqlite.values import PrimaryKey, SqlValue, json_value
     from colbert_sqlite.view import View
 
 __all__ = [
     "DEFAULT_MODEL",
     "MEASURES",
     "NBITS",
-    "REGISTRY",
     "Allowed",
     "Backend",
-    "Database",
     "Explainer",
     "Guard",
     "Html",
@@ -82,9 +77,7 @@ __all__ = [
     "RegisteredIndex",
     "SqlValue",
     "Stage",
-    "UnfinishedBuild",
     "View",
-    "attached_file",
     "check_queries",
     "check_source",
     "close_pools",
@@ -101,6 +94,7 @@ __all__ = [
     "hits_with_passages",
     "is_guarded",
     "is_index_table",
+    "json_value",
     "lock_errors",
     "memory",
     "missing_documents",
@@ -108,7 +102,6 @@ __all__ = [
     "one_state",
     "open_connection",
     "open_read_only",
-    "path_of",
     "pending_changes",
     "pk_of",
     "pool_of",
@@ -136,10 +129,8 @@ _HOMES = {
     "RegisteredIndex": "indexes",
     "SqlValue": "values",
     "Stage": "progress",
-    "UnfinishedBuild": "indexes",
     "View": "view",
-    "attached_file": "indexes",
-    "check_queries": "encoders.queries",
+    "check_queries": "encoders.checks",
     "check_source": "indexes",
     "column_names": "info",
     "drop": "indexes",
@@ -148,6 +139,7 @@ _HOMES = {
     "has_fts": "info",
     "hits_with_passages": "search",
     "is_index_table": "indexes",
+    "json_value": "values",
     "memory": "progress",
     "missing_documents": "evaluate",
     "names_in_use": "indexes",

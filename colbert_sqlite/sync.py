@@ -1,7 +1,7 @@
 """Keeps an index in step with its table.
 
-In: an index whose table has changed. Out: the index as a fresh build with the same codec would make it. Leaves to
-others: noticing changes (triggers, ``storage/schema.py``), waiting for another writer, growing the codec.
+In: an index whose table has changed. Out: the index as a fresh build would make it. Leaves to others: noticing
+changes (``storage/triggers.py``), waiting for another writer, adding centroids (``growth.py``).
 
 Whatever may differ has its key in the queue first, put there by triggers or by comparing; then the queue is drained.
 Rows are encoded outside of any transaction. The one that stores a row looks at it again: a row that has changed

@@ -7,6 +7,7 @@ In: the tables of an index. Out: passages, embeddings, rows as they are now. Lea
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -161,18 +162,10 @@ def inspect_source(store: Store, filter: Filter | None = None) -> Source:
     :raises SourceError: if the table can't be indexed, or the condition can't be used
     """
     settings = store.entry.settings
-    own = filter is None or filter.where is None
+    if filter is not None and filter.where is not None:
+        return Source.of_index(store.conn, replace(settings, where=filter.where, params=filter.params))
     try:
-        return Source.inspect(
-            store.conn,
-            settings.table,
-            settings.columns,
-            heading=settings.heading,
-            where=settings.where if filter is None or own else filter.where,
-            params=settings.params if filter is None or own else filter.params,
-        )
+        return Source.of_index(store.conn, settings)
     except SourceError as error:
-        if not own:
-            raise
         name = store.entry.name
         raise SourceError(f"{error}: index {name!r} was made of that; drop it, or make it anew") from None

@@ -724,7 +724,7 @@ CALLS = {
 @pytest.fixture
 def usual_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """The encoder without a model, where none is named."""
-    monkeypatch.setattr("colbert_sqlite.encoders.DEFAULT_MODEL", "hashing")
+    monkeypatch.setattr("colbert_sqlite.serving.DEFAULT_MODEL", "hashing")
 
 
 @pytest.mark.parametrize(("call", "expected"), CALLS.items(), ids=CALLS)

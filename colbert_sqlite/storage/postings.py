@@ -1,6 +1,6 @@
 """What a search reads of one index at one generation, when it needs it.
 
-In: passage and centroid ids. Out: arrays (the ``Postings`` of ``engine/plaid.py``). Leaves to others: the read
+In: passage and centroid ids. Out: arrays (the ``Postings`` of ``engine/postings.py``). Leaves to others: the read
 transaction around a whole search (``connection.reading``), scoring.
 """
 

@@ -42,6 +42,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# One more with every change of a table or of what its values mean: `upgrade` builds older indexes again.
 SCHEMA_VERSION = 1
 TABLE_PREFIX = "_colbert_"
 REGISTRY = f"{TABLE_PREFIX}indexes"

@@ -117,10 +117,12 @@ class ConnectionPerThread:
     def use(self) -> Iterator[Session]:
         if self._pid != os.getpid():
             self._begin()
-        session: Session = getattr(self._local, "session", None) or self._own(self._connect())
+        session: Session | None = getattr(self._local, "session", None)
+        if session is None:
+            self._refuse_closed()
+            session = self._own(self._connect())
         with self._lock:
-            if self._closed:
-                raise ValueError(f"index {self._index!r} is closed: open it again")
+            self._refuse_closed()
             session.n_uses += 1
         try:
             yield session
@@ -133,8 +135,13 @@ class ConnectionPerThread:
 
     def _own(self, conn: sqlite3.Connection) -> Session:
         session = self._local.session = Session(conn, owned=True)
-        self._sessions.add(session)
+        with self._lock:
+            self._sessions.add(session)
         return session
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise ValueError(f"index {self._index!r} is closed: open it again")
 
     def close(self) -> None:
         if self._pid != os.getpid():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from colbert_sqlite import Filter, IndexSettings, MissingDependency, ModelOptions, SearchSettings
+from colbert_sqlite import Filter, IndexSettings, MissingDependency, ModelOptions, SearchSettings, serving
 from sqlite_utils_colbert import compat
 from sqlite_utils_colbert.hits import title_column, warn_of_changes
 from sqlite_utils_colbert.options import (
@@ -32,7 +32,6 @@ from sqlite_utils_colbert.options import (
     threshold_option,
     valid_utf8,
 )
-from sqlite_utils_colbert.output import blob_in_json
 
 if TYPE_CHECKING:
     from llm import Model
@@ -125,7 +124,7 @@ def ask(
     if as_json:
         cited = [asdict(source) for source in sources]
         result = {"question": question, "answer": answer, "model": language_model.model_id, "sources": cited}
-        click.echo(json.dumps(result, ensure_ascii=False, indent=2, default=blob_in_json))
+        click.echo(json.dumps(serving.json_value(result), ensure_ascii=False, indent=2))
     else:
         click.echo("\n" if answer and not answer.endswith("\n") else "")
         for source in sources:

@@ -79,8 +79,14 @@ def size(n_bytes: float) -> str:
 
 def print_rows(rows: Sequence[Row], output: OutputFormat | None = None) -> None:
     """Print *rows* in a format that is not a table; by default as a JSON array, one row a line."""
-    name = output.name if output else "json"
-    for line in _delimited(rows, name) if name in ("csv", "tsv") else _json(rows, one_a_line=name == "nl"):
+    match output.name if output else "json":
+        case "csv" | "tsv" as name:
+            lines = _delimited(rows, name)
+        case "json" | "nl" as name:
+            lines = _json(rows, one_a_line=name == "nl")
+        case name:
+            raise ValueError(f"rows are not printed as {name}")
+    for line in lines:
         click.echo(line)
 
 
@@ -178,15 +184,8 @@ def print_backend(encoder: Encoder, *, seconds: float) -> None:
     click.echo(f"Answered by {encoder.name}, {encoder.backend}, in {seconds:.2f} s", err=True)
 
 
-def blob_in_json(value: object) -> dict[str, object]:
-    """Return a BLOB as sqlite-utils writes it in JSON, for ``json.dumps(default=…)``."""
-    if not isinstance(value, bytes):
-        raise TypeError(f"a {type(value).__name__} cannot be in JSON")
-    return {"$base64": True, "encoded": _base64(value)}
-
-
 def _json(rows: Sequence[Row], *, one_a_line: bool) -> Iterator[str]:
-    texts = [json.dumps(row, ensure_ascii=False, default=blob_in_json) for row in rows]
+    texts = [json.dumps(serving.json_value(row), ensure_ascii=False) for row in rows]
     if one_a_line:
         yield from texts
     else:

@@ -1,6 +1,6 @@
-"""Queries, checked and encoded, and checks of what a model gives.
+"""Checks of what goes into a model and of what comes out.
 
-In: texts of a caller, embeddings of a model. Out: sound embeddings, or one sentence. Leaves to others: the models.
+In: queries of a caller, embeddings of a model. Out: nothing, or one sentence. Leaves to others: encoding.
 """
 
 from __future__ import annotations
