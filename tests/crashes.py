@@ -55,7 +55,7 @@ OUT_OF_STEP = ("the triggers on the table", "rows not indexed", "indexed rows th
 
 def many_small_transactions() -> None:
     """Have everything done in small portions, and the codec grow early."""
-    indexing.CHUNK_BYTES = syncing.CHUNK_BYTES = 1500
+    indexing.CHUNK_BYTES = syncing.CHUNK_BYTES = 1500  # type: ignore[attr-defined]
     indexing._SAMPLE_TOKENS = 1500
     indexing._PAIRS_IN_MEMORY = 1000
     syncing._COMPARED_BYTES = 3000

@@ -70,7 +70,7 @@ async def test_finding_out_takes_the_same_checks_whether_it_is_there_or_not(
     datasette: Datasette, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[list[str]] = []
-    visible = access.visible
+    visible = access.visible  # type: ignore[attr-defined]
 
     async def counting(datasette: Datasette, actor: Any, database: str, tables: Any) -> set[str]:
         checked.append(sorted(tables))
@@ -222,8 +222,12 @@ async def test_root_may_manage_and_others_may_when_configured(path: Path, place:
     from datasette_colbert.compat import may_manage
 
     permissions = {"permissions": {"colbert-manage": {"id": "bob"}}}
-    config = {None: {}, "everywhere": permissions, "blog": {"databases": {"blog": permissions}}}[place]
-    datasette = serving(path, config=config)
+    configs: dict[str | None, dict[str, Any]] = {
+        None: {},
+        "everywhere": permissions,
+        "blog": {"databases": {"blog": permissions}},
+    }
+    datasette = serving(path, config=configs[place])
     await datasette.invoke_startup()
     assert not await may_manage(datasette, None, "blog")
     assert not await may_manage(datasette, SIGNED_IN, "blog")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from datasette_colbert.jobs import KEPT, PATIENT_ROUNDS, AutoSync, Create, Drop, Job, Jobs, Rebuild, Sync, unfinished
@@ -106,7 +106,7 @@ def held(path: Path, gate: Gate, index: str = "posts") -> HeldCreate:
 class Broken:
     """Work of an index that ends with an error."""
 
-    kind = "sync"
+    kind: ClassVar[str] = "sync"
     index: str
     error: Exception = dataclasses.field(default_factory=lambda: ValueError("no"))
     database: str = "blog"

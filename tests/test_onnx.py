@@ -530,7 +530,8 @@ def test_an_export_alone_searches_and_indexes(indexed: Path, exported: Path, db_
     assert found.returncode == 0, found.stderr
     rows = [[json.loads(line) for line in text.splitlines()] for text in (found.stdout, wanted.stdout)]
     assert [row["pk"] for row in rows[0]] == [row["pk"] for row in rows[1]]
-    np.testing.assert_allclose(*[[row["score"] for row in part] for part in rows], atol=1e-3)
+    scores, wanted_scores = ([row["score"] for row in part] for part in rows)
+    np.testing.assert_allclose(scores, wanted_scores, atol=1e-3)
     built = run_without_torch("index", db_path, "posts", "body", "--name", "again", "--model", exported, "--silent")
     assert (built.returncode, built.stderr) == (0, "")
     with Index.open(db_path, "again") as again, Index.open(db_path, "posts") as first:

@@ -586,7 +586,7 @@ def test_outliers_earn_centroids_of_their_own(
             far = before.mean_residuals(embeddings, old_codes) > OUTLIER_RESIDUAL * before.avg_residual
             np.testing.assert_array_equal(codes, np.where(far, new_codes, old_codes))
             np.testing.assert_array_equal(residuals, np.where(far[:, None], new_residuals, old_residuals))
-            n_recoded += np.count_nonzero(codes >= before.n_centroids)
+            n_recoded += int(np.count_nonzero(codes >= before.n_centroids))
     assert n_recoded > 100
     hits = index.search(conn.execute("SELECT body FROM t WHERE id = 250").fetchone()[0], k=3)
     assert hits[0].pk == 250

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from colbert_sqlite.encoders import Token
 from colbert_sqlite.index import Index
 from colbert_sqlite.indexing import Progress
 
@@ -48,6 +49,11 @@ class LookUpEncoder:
         return [
             np.asarray(self._embeddings[self._offsets[i] : self._offsets[i + 1]], np.float32) for i in map(int, texts)
         ]
+
+    def query_tokens(self, text: str) -> list[Token]:
+        raise NotImplementedError("embeddings from a file have no words")
+
+    passage_tokens = query_tokens
 
 
 def make_database(path: Path, n_passages: int) -> int:

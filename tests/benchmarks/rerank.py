@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from colbert_sqlite import rerank
@@ -74,9 +75,9 @@ def main() -> None:
             first = number * n % max(len(texts) - n, 1)
             for backend in BACKENDS:
                 some = texts[first : first + n]
-                warm[backend].append(seconds(lambda some=some, backend=backend: rerank(QUERY, some, backend=backend)))
+                warm[backend].append(seconds(partial(rerank, QUERY, some, backend=backend)))
                 if number < arguments.processes:
-                    cold[backend].append(seconds(lambda some=some, backend=backend: from_command_line(some, backend)))
+                    cold[backend].append(seconds(partial(from_command_line, some, backend)))
         cells = [f"{statistics.median(t):.2f} ({min(t):.2f})" for b in BACKENDS for t in (warm[b], cold[b])]
         print(f"| {n} | {' | '.join(cells)} |", flush=True)
     backends = ", ".join(cached_encoder(backend=b, indexing=True).backend for b in BACKENDS)
