@@ -59,7 +59,7 @@ OUT_OF_STEP = ("the triggers on the table", "rows not indexed", "indexed rows th
 
 def many_small_transactions() -> None:
     """Have everything done in small portions, and the codec grow early."""
-    rows.CHUNK_BYTES = syncing.CHUNK_BYTES = 1500
+    rows.CHUNK_BYTES = syncing.CHUNK_BYTES = 1500  # type: ignore[attr-defined]
     building._SAMPLE_TOKENS = 1500
     ivf._PAIRS_IN_MEMORY = 1000
     syncing._COMPARED_BYTES = 3000

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array: TypeAlias = NDArray[Any]
 
 
-def top_rows(scores, n_best):
+def top_rows(scores: Array, n_best: int) -> Array:
     """Row numbers of the highest values of each column, the lower row on ties."""
     return np.stack([np.lexsort((np.arange(len(column)), -column))[:n_best] for column in scores.T])
 
 
-def pack(bucket_numbers, nbits):
+def pack(bucket_numbers: Array, nbits: int) -> Array:
     """Bytes of 8 // nbits neighboring values, the first in the lowest bits, padded with zeros."""
     n_values = 8 // nbits
     packed = []
@@ -25,25 +31,27 @@ def pack(bucket_numbers, nbits):
     return np.array(packed, np.uint8).reshape(len(bucket_numbers), -1)
 
 
-def unpack(packed, nbits, dim):
+def unpack(packed: Array, nbits: int, dim: int) -> Array:
     """The bucket numbers that were packed."""
     shifts = range(0, 8, nbits)
     values = [[(int(byte) >> shift) & (2**nbits - 1) for byte in token for shift in shifts][:dim] for token in packed]
     return np.array(values, np.int64).reshape(len(packed), dim)
 
 
-def stanford_unpack(packed, nbits, dim):
+def stanford_unpack(packed: Array, nbits: int, dim: int) -> Array:
     """Bucket numbers out of the reference implementation's packing: a bit stream, each value's lowest bit first."""
     bits = np.unpackbits(packed, axis=1).reshape(len(packed), dim, nbits)
     return (bits.astype(np.int64) << np.arange(nbits)).sum(axis=2)
 
 
-def reconstruct(codes, bucket_numbers, centroids, weights, scales):
+def reconstruct(
+    codes: Array, bucket_numbers: ArrayLike, centroids: Array, weights: ArrayLike, scales: ArrayLike
+) -> Array:
     """Centroid plus scaled residual."""
-    return centroids[codes] + np.asarray(weights)[bucket_numbers] * np.asarray(scales)[:, None]
+    return centroids[codes] + np.asarray(weights)[np.asarray(bucket_numbers)] * np.asarray(scales)[:, None]
 
 
-def best_scale(embedding, centroid, residual, parallel_weight):
+def best_scale(embedding: Array, centroid: Array, residual: Array, parallel_weight: float) -> float:
     """The multiple of a rounded residual with the least error, that along the embedding counted more, by trying."""
     tried = np.linspace(0, 4, 40_001)[:, None]
     errors = centroid + tried * residual - embedding
@@ -51,23 +59,23 @@ def best_scale(embedding, centroid, residual, parallel_weight):
     return float(tried[np.argmin(losses), 0])
 
 
-def normalized(values):
+def normalized(values: Array) -> Array:
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
 
 
-def nearest(embeddings, centroids):
+def nearest(embeddings: Array, centroids: Array) -> Array:
     """Centroid with the highest inner product, the smaller id on ties."""
     return np.array([np.argmax(centroids @ embedding) for embedding in embeddings], np.uint32)
 
 
-def maxsim(query, document, floor=-np.inf):
+def maxsim(query: Array, document: Array, floor: float = -np.inf) -> float:
     """Best similarity of each query token, each at least ``floor``, summed; -inf for a document without tokens."""
     if len(document) == 0:
         return -np.inf
     return sum(max(floor, *(float(np.dot(q, d)) for d in document)) for q in query)
 
 
-def interact(codes, offsets, centroid_scores):
+def interact(codes: Array, offsets: Array, centroid_scores: Array) -> Array:
     """Approximate MaxSim of each passage over its centroids."""
     return np.array(
         [
@@ -77,7 +85,7 @@ def interact(codes, offsets, centroid_scores):
     )
 
 
-def sum_listed(lists, probed, gains, n_passages):
+def sum_listed(lists: Sequence[Array], probed: Array, gains: Array, n_passages: int) -> list[int]:
     """For each passage, the best gain of each query token among its lists that name it, summed; -1 if none does."""
     sums = []
     for passage in range(n_passages):
@@ -86,7 +94,17 @@ def sum_listed(lists, probed, gains, n_passages):
     return sums
 
 
-def best_similarities(products, token_scales, residuals, starts, ends, codes, first_codes, table, step):
+def best_similarities(
+    products: Array,
+    token_scales: Array,
+    residuals: Array,
+    starts: Array,
+    ends: Array,
+    codes: Array,
+    first_codes: Array,
+    table: Array,
+    step: float,
+) -> Array:
     """MaxSim of each passage: of its centroids' scores plus the scaled products of its residuals."""
     scores, first = [], 0
     for start, end, code in zip(starts, ends, first_codes, strict=True):
@@ -98,7 +116,7 @@ def best_similarities(products, token_scales, residuals, starts, ends, codes, fi
     return np.array(scores)
 
 
-def list_scores(probed, codes, offsets, centroid_scores):
+def list_scores(probed: Array, codes: Array, offsets: Array, centroid_scores: Array) -> dict[int, Any]:
     """For each passage in a list of a probed centroid: best probed score of each query token, the last if none."""
     found = {}
     for passage, (first, last) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
@@ -112,13 +130,15 @@ def list_scores(probed, codes, offsets, centroid_scores):
     return found
 
 
-def cut(passage_ids, scores, n):
+def cut(passage_ids: Array, scores: Array, n: int) -> Array:
     """The passages of the ``n`` highest scores, the larger id on ties, in order of id."""
     best = sorted(range(len(scores)), key=lambda i: (-scores[i], -passage_ids[i]))[:n]
     return np.sort(passage_ids[best])
 
 
-def stages(probed, centroid_scores, codes, offsets, ndocs, allowed=None):
+def stages(
+    probed: Array, centroid_scores: Array, codes: Array, offsets: Array, ndocs: int, allowed: Array | None = None
+) -> Array:
     """Passages that reach stage 4, of passages 0, 1, 2, ..., given whole-number scores of the centroids."""
     listed = list_scores(probed, codes, offsets, centroid_scores)
     kept = np.array([i for i in listed if allowed is None or i in set(allowed.tolist())], np.int64)
@@ -129,7 +149,7 @@ def stages(probed, centroid_scores, codes, offsets, ndocs, allowed=None):
     return kept
 
 
-def ward_clusters(rows, n_clusters):
+def ward_clusters(rows: Array, n_clusters: int) -> list[list[int]]:
     """Clusters of rows, as lists of positions: the two nearest merge, by Ward's linkage of cosine distances.
 
     The distance of a merger follows from those of its parts (Lance and Williams).

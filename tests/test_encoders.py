@@ -44,7 +44,7 @@ def bert() -> Tokenizer:
 
 
 def names(tokenizer: Tokenizer, ids: list[int]) -> str:
-    return " ".join(tokenizer.id_to_token(token) for token in ids)
+    return " ".join(str(tokenizer.id_to_token(token)) for token in ids)
 
 
 def test_the_marker_comes_second_and_the_end_survives_the_cut(bert: Tokenizer) -> None:
@@ -55,7 +55,9 @@ def test_the_marker_comes_second_and_the_end_survives_the_cut(bert: Tokenizer) -
 
 
 def test_mask_tokens_give_embeddings_that_others_do_not_attend_to(bert: Tokenizer) -> None:
-    side = Side(length=8, expand_to=6, mask=bert.token_to_id("[MASK]"))
+    mask = bert.token_to_id("[MASK]")
+    assert mask is not None
+    side = Side(length=8, expand_to=6, mask=mask)
     tokens, longer = tokenize(bert, ["the fox", "the quick brown fox the fox"], side)
     assert names(bert, tokens.ids) == "[CLS] the fox [SEP] [MASK] [MASK]"
     assert tokens.attention == [True] * 4 + [False] * 2

@@ -182,7 +182,7 @@ def test_a_locked_database_costs_nothing_but_the_run(
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
     plugin = pytest.importorskip("sqlite_utils_colbert.cli")
-    monkeypatch.setitem(connection.connect.__kwdefaults__, "busy_seconds", 0.02)
+    monkeypatch.setitem(connection.connect.__kwdefaults__ or {}, "busy_seconds", 0.02)
 
     def run(*arguments: str) -> tuple[int, str]:
         result = CliRunner().invoke(plugin.colbert, arguments)

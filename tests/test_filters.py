@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import given, settings
@@ -39,8 +39,12 @@ def index() -> Index:
     return Index.create(db, "posts", ["body"], model=load_encoder("hashing-32"), max_tokens=32)
 
 
-years = st.integers(2009, 2026).map(lambda year: (f"created >= '{year}'", {}))
-ids = st.lists(st.integers(1, N_ROWS), max_size=6).map(lambda ids: (f"posts.id in ({', '.join(map(str, ids))})", {}))
+# A condition, and its parameters.
+Filter: TypeAlias = tuple[str, dict[str, Any]]
+years: st.SearchStrategy[Filter] = st.integers(2009, 2026).map(lambda year: (f"created >= '{year}'", {}))
+ids: st.SearchStrategy[Filter] = st.lists(st.integers(1, N_ROWS), max_size=6).map(
+    lambda ids: (f"posts.id in ({', '.join(map(str, ids))})", {})
+)
 parameters = st.integers(0, N_ROWS).map(lambda n: ("id <= :most", {"most": n}))
 joins = st.sampled_from(["news", "til", "link", "nothing"]).map(
     lambda tag: (

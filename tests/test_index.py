@@ -406,7 +406,7 @@ def test_no_queries_have_no_hits(small_index: Index) -> None:
 
 def test_a_loaded_model_leaves_no_thread(small_index: Index) -> None:
     before = threading.active_count()
-    assert Index.open(connection_of(small_index), "posts").load_encoder()
+    assert Index.open(connection_of(small_index), "posts").load_encoder().dim
     assert threading.active_count() == before
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from colbert_sqlite.engine import kernels
 from tests import reference
+from tests.reference import Array
 
 generators = st.integers(0, 2**32).map(np.random.default_rng)
 query_lengths = st.sampled_from([1, 2, 5, 8, 31, 32, 33, 64])
@@ -19,13 +22,13 @@ lengths_ = st.lists(st.integers(0, 40) | st.just(0), max_size=12)
 several = settings(max_examples=50)
 
 
-def offsets_of(lengths):
+def offsets_of(lengths: list[int]) -> Array:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
 
 
 @several
 @given(generators, st.integers(1, 40), st.integers(1, 40), query_lengths)
-def test_top_rows(rng, n_rows, n_best, n_columns):
+def test_top_rows(rng: np.random.Generator, n_rows: int, n_best: int, n_columns: int) -> None:
     n_best = min(n_best, n_rows)
     scores = rng.integers(-9, 9, (n_rows, n_columns)).astype(np.float32)
     assert kernels.top_rows(scores, n_best).tolist() == reference.top_rows(scores, n_best).tolist()
@@ -33,7 +36,7 @@ def test_top_rows(rng, n_rows, n_best, n_columns):
 
 @several
 @given(generators, st.integers(1, 40), st.integers(1, 40), query_lengths, st.integers(1, 40))
-def test_score_centroids(rng, n_centroids, n_best, n_columns, block):
+def test_score_centroids(rng: np.random.Generator, n_centroids: int, n_best: int, n_columns: int, block: int) -> None:
     n_best = min(n_best, n_centroids)
     products = rng.integers(-9, 9, (n_centroids, n_columns)).astype(np.int32)
     norms = rng.uniform(0.5, 2, n_centroids).astype(np.float32)
@@ -50,7 +53,9 @@ def test_score_centroids(rng, n_centroids, n_best, n_columns, block):
 
 @several
 @given(generators, st.integers(1, 40), st.integers(1, 9), st.integers(1, 9), query_lengths, st.floats(0, 1))
-def test_sum_listed(rng, n_passages, n_lists, n_probed, n_query_tokens, density):
+def test_sum_listed(
+    rng: np.random.Generator, n_passages: int, n_lists: int, n_probed: int, n_query_tokens: int, density: float
+) -> None:
     lists = [np.flatnonzero(rng.random(n_passages) < density) for _ in range(n_lists)]
     probed = np.stack([rng.permutation(n_lists)[:n_probed] for _ in range(n_query_tokens)])
     gains = -np.sort(-rng.integers(0, 99, probed.shape), axis=1).astype(np.int32)
@@ -61,7 +66,9 @@ def test_sum_listed(rng, n_passages, n_lists, n_probed, n_query_tokens, density)
 
 @several
 @given(generators, lengths_, code_types, query_lengths, st.integers(1, 40))
-def test_sum_best(rng, lengths, dtype, n_query_tokens, n_centroids):
+def test_sum_best(
+    rng: np.random.Generator, lengths: list[int], dtype: type[np.number[Any]], n_query_tokens: int, n_centroids: int
+) -> None:
     offsets = offsets_of(lengths)
     codes = rng.integers(0, n_centroids, offsets[-1]).astype(dtype)
     table = rng.integers(-32_767, 32_767, (n_centroids, n_query_tokens)).astype(np.int16)
@@ -73,7 +80,7 @@ def test_sum_best(rng, lengths, dtype, n_query_tokens, n_centroids):
 
 @several
 @given(generators, st.booleans(), nbits_, st.integers(1, 40) | st.just(128), st.integers(1, 30))
-def test_pack_residuals(rng, scaled, nbits, dim, n_tokens):
+def test_pack_residuals(rng: np.random.Generator, scaled: bool, nbits: int, dim: int, n_tokens: int) -> None:
     codes = rng.integers(0, 6, n_tokens).astype(np.uint32)
     centroids = rng.standard_normal((6, dim), np.float32)
     embeddings = rng.standard_normal((n_tokens, dim), np.float32)
@@ -102,7 +109,7 @@ def test_pack_residuals(rng, scaled, nbits, dim, n_tokens):
 
 @several
 @given(generators, lengths_, nbits_, st.integers(1, 40))
-def test_unpack_levels(rng, lengths, nbits, n_bytes):
+def test_unpack_levels(rng: np.random.Generator, lengths: list[int], nbits: int, n_bytes: int) -> None:
     levels = rng.integers(-127, 128, 2**nbits).astype(np.int8)
     of_byte = levels[(np.arange(256)[:, None] >> np.arange(0, 8, nbits)) & (2**nbits - 1)]
     residuals = rng.integers(0, 256, (50, 1 + n_bytes)).astype(np.uint8)
@@ -117,7 +124,9 @@ def test_unpack_levels(rng, lengths, nbits, n_bytes):
 
 @several
 @given(generators, lengths_, code_types, query_lengths, st.integers(1, 40))
-def test_sum_best_similarities(rng, lengths, dtype, n_query_tokens, n_centroids):
+def test_sum_best_similarities(
+    rng: np.random.Generator, lengths: list[int], dtype: type[np.number[Any]], n_query_tokens: int, n_centroids: int
+) -> None:
     residuals = rng.integers(0, 256, (50, 3)).astype(np.uint8)
     codes = rng.integers(0, n_centroids, 60).astype(dtype)
     table = rng.integers(-32_767, 32_767, (n_centroids, n_query_tokens)).astype(np.int16)
@@ -129,13 +138,15 @@ def test_sum_best_similarities(rng, lengths, dtype, n_query_tokens, n_centroids)
     kernels.sum_best_similarities(
         products, token_scales, residuals, starts, ends, codes, first_codes, table, step, scores
     )
-    slow = reference.best_similarities(products, token_scales, residuals, starts, ends, codes, first_codes, table, step)
+    slow = reference.best_similarities(
+        products, token_scales, residuals, starts, ends, codes, first_codes, table, float(step)
+    )
     np.testing.assert_allclose(scores, slow, rtol=1e-5, atol=1e-5 * n_query_tokens)
 
 
 @several
 @given(generators, lengths_)
-def test_gather_ranges(rng, lengths):
+def test_gather_ranges(rng: np.random.Generator, lengths: list[int]) -> None:
     values, offsets = rng.integers(0, 255, 50).astype(np.uint16), offsets_of(lengths)
     starts = np.array([rng.integers(0, 50 - n + 1) for n in lengths], np.int64)
     out = np.empty(offsets[-1], np.uint16)
@@ -145,7 +156,9 @@ def test_gather_ranges(rng, lengths):
 
 @several
 @given(generators, st.integers(1, 20), st.integers(1, 20), st.sampled_from([np.int32, np.float32]))
-def test_improve_nearest(rng, n_embeddings, n_centroids, dtype):
+def test_improve_nearest(
+    rng: np.random.Generator, n_embeddings: int, n_centroids: int, dtype: type[np.number[Any]]
+) -> None:
     """In two calls, whose centroids alternate, so that the smaller id may come later."""
     similarities = rng.integers(-3, 3, (n_embeddings, n_centroids)).astype(dtype)
     scales = rng.integers(1, 4, n_centroids).astype(np.float32)
@@ -162,7 +175,7 @@ def test_improve_nearest(rng, n_embeddings, n_centroids, dtype):
 
 @several
 @given(generators, st.integers(0, 30), st.integers(1, 5), st.integers(1, 5))
-def test_add_to_clusters(rng, n_points, n_clusters, dim):
+def test_add_to_clusters(rng: np.random.Generator, n_points: int, n_clusters: int, dim: int) -> None:
     points = rng.integers(-9, 9, (n_points, dim)).astype(np.float32)
     clusters = rng.integers(0, n_clusters, n_points).astype(np.uint32)
     sums, counts = np.zeros((n_clusters, dim), np.float32), np.zeros(n_clusters, np.int64)
@@ -171,14 +184,14 @@ def test_add_to_clusters(rng, n_points, n_clusters, dim):
     assert counts.tolist() == np.bincount(clusters, minlength=n_clusters).tolist()
 
 
-def test_fixed_is_the_same_array_read_only():
+def test_fixed_is_the_same_array_read_only() -> None:
     values = np.arange(6)
     view = kernels.fixed(values)
     assert view.base is values and not view.flags.writeable and values.flags.writeable
 
 
 @pytest.mark.parametrize("dtype", [">u2", "<u2"])
-def test_fixed_copies_what_a_kernel_cannot_read(dtype):
+def test_fixed_copies_what_a_kernel_cannot_read(dtype: str) -> None:
     unaligned = np.frombuffer(b"x" + np.arange(4, dtype=dtype).tobytes(), dtype, 4, 1)
     view = kernels.fixed(unaligned)
     assert view.flags.aligned and view.dtype == np.dtype("=u2") and view.tolist() == [0, 1, 2, 3]

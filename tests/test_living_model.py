@@ -520,7 +520,9 @@ def codec_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_the_index_is_what_a_fresh_one_would_be(schema: str) -> None:
-    machine = type(f"LivingIndexOf{schema.title().replace(' ', '')}", (LivingIndex,), {"schema": SCHEMAS[schema]})
+    name = f"LivingIndexOf{schema.title().replace(' ', '')}"
+    name = f"LivingIndexOf{schema.title().replace(' ', '')}"
+    machine: type[LivingIndex] = type(name, (LivingIndex,), {"schema": SCHEMAS[schema]})
     run_state_machine_as_test(
         machine,
         settings=settings(

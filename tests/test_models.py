@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,7 +236,7 @@ def test_a_marker_that_the_vocabulary_lacks_becomes_the_unknown_token(copy_of: C
 # What is refused
 
 
-def refusal(folder: Path, **options: bool) -> str:
+def refusal(folder: Path, **options: Any) -> str:
     with pytest.raises(errors.ModelError) as caught:
         load_encoder(str(folder), device="cpu", **options)
     return str(caught.value)
@@ -324,6 +325,6 @@ def test_a_damaged_file_is_an_error_of_ours(copy_of: Callable[[str], Path], name
 @pytest.mark.parametrize(
     "options", [{"dtype": "int8"}, {"device": "gameboy"}, {"device": "cpu", "batch_size": 0}], ids=str
 )
-def test_a_wrong_argument_is_a_value_error(copy_of: Callable[[str], Path], options: dict[str, str]) -> None:
+def test_a_wrong_argument_is_a_value_error(copy_of: Callable[[str], Path], options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="int8|gameboy|batch_size"):
         load_encoder(str(copy_of("stanford_bert")), **options)

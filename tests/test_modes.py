@@ -118,7 +118,7 @@ def test_one_row_comes_once_with_its_best_passage(tmp_path: Path, encoder: Encod
     db["posts"].enable_fts(["body"])
     index = Index.create(db, "posts", ["body"], model=encoder, max_tokens=64)
     for mode in ("fts", "hybrid"):
-        hits = index.search("heron on a stone", mode=mode)  # type: ignore[arg-type]
+        hits = index.search("heron on a stone", mode=mode)
         assert [hit.pk for hit in hits] == [1, 2]
         assert "heron" in hits[0].passage.text
 
@@ -156,7 +156,7 @@ def test_without_an_fts_table_a_sentence_says_how_to_make_one(tmp_path: Path, en
     index = Index.create(db, "posts", ["body"], model=encoder)
     for mode in ("fts", "hybrid"):
         with pytest.raises(SourceError) as raised:
-            index.search("flour", mode=mode)  # type: ignore[arg-type]
+            index.search("flour", mode=mode)
         assert str(raised.value) == (
             "table 'posts' has no FTS5 index: make one with: sqlite-utils enable-fts "
             f"{tmp_path / 'blog.db'} posts body --create-triggers"
@@ -214,17 +214,17 @@ def test_search_many_answers_each_query_by_the_mode(tmp_path: Path, encoder: Enc
     index = Index.create(database(tmp_path, tokenize="porter"), "posts", ["body"], model=encoder)
     queries = ["comet", "flour", "nothing of it"]
     for mode in ("fts", "hybrid"):
-        many = index.search_many(queries, mode=mode)  # type: ignore[arg-type]
-        assert many == [index.search(query, mode=mode) for query in queries]  # type: ignore[arg-type]
+        many = index.search_many(queries, mode=mode)
+        assert many == [index.search(query, mode=mode) for query in queries]
     assert index.search("nothing of it", mode="fts") == []
 
 
 def test_a_threshold_leaves_out_lower_normalized_scores(tmp_path: Path, encoder: Encoder) -> None:
     index = Index.create(database(tmp_path, tokenize="porter"), "posts", ["body"], model=encoder)
     for mode in ("colbert", "fts", "hybrid"):
-        every = index.search("flour water", mode=mode)  # type: ignore[arg-type]
+        every = index.search("flour water", mode=mode)
         middle = sorted(hit.normalized_score for hit in every)[1]
-        kept = index.search("flour water", mode=mode, threshold=middle)  # type: ignore[arg-type]
+        kept = index.search("flour water", mode=mode, threshold=middle)
         assert {hit.pk for hit in kept} == {hit.pk for hit in every if hit.normalized_score >= middle}
         assert all(0 <= hit.normalized_score <= 1 for hit in every)
 

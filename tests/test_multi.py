@@ -179,7 +179,7 @@ def test_search_all_is_every_search_merged(collections: list[tuple[str, list[str
 def merged_slowly(indexes: Sequence[Index], query: str, k: int) -> list[Hit]:
     """Every hit of every index; again and again the best one left, of the model that has given fewest."""
     models = list(dict.fromkeys(index.info().model for index in indexes))
-    left = {model: [] for model in models}
+    left: dict[str, list[tuple[float, int, int, Hit]]] = {model: [] for model in models}
     for place, index in enumerate(indexes):
         for hit in index.search(query, k=n_rows(indexes)):
             left[index.info().model].append((-hit.score, place, hit.rank, hit))

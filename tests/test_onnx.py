@@ -372,10 +372,10 @@ def test_a_fingerprint_finds_the_export_whatever_became_of_the_model(checkpoint:
     ids=str,
 )
 def test_asking_for_what_only_torch_has_asks_for_torch(
-    checkpoint: Path, cache: Path, options: dict[str, str], backend: str
+    checkpoint: Path, cache: Path, options: dict[str, Any], backend: str
 ) -> None:
     fingerprint = load(str(checkpoint), ModelOptions(), many=True).fingerprint
-    assert load_encoder(str(checkpoint), **options).backend.startswith(backend)  # type: ignore[arg-type]
+    assert load_encoder(str(checkpoint), **options).backend.startswith(backend)
     assert backend_for(str(checkpoint), ModelOptions(**options), fingerprint=fingerprint).startswith(backend)
 
 
@@ -531,7 +531,8 @@ def test_an_export_alone_searches_and_indexes(indexed: Path, exported: Path, db_
     assert found.returncode == 0, found.stderr
     rows = [[json.loads(line) for line in text.splitlines()] for text in (found.stdout, wanted.stdout)]
     assert [row["pk"] for row in rows[0]] == [row["pk"] for row in rows[1]]
-    np.testing.assert_allclose(*[[row["score"] for row in part] for part in rows], atol=1e-3)
+    scores, wanted_scores = ([row["score"] for row in part] for part in rows)
+    np.testing.assert_allclose(scores, wanted_scores, atol=1e-3)
     built = run_without_torch("index", db_path, "posts", "body", "--name", "again", "--model", exported, "--silent")
     assert (built.returncode, built.stderr) == (0, "")
     with Index.open(db_path, "again") as again, Index.open(db_path, "posts") as first:

@@ -11,9 +11,9 @@ import pytest
 import sqlite_utils
 
 from colbert_sqlite import Index, Similar, SourceError
-from colbert_sqlite.build import Progress
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.engine.salience import salient_centroids
+from colbert_sqlite.progress import Progress
 
 NOTES = {
     1: "The sourdough starter sat on the window sill and smelled of apples.",

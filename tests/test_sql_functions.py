@@ -450,7 +450,7 @@ def test_a_database_in_wal_mode_is_searched_while_it_is_written(conn: sqlite3.Co
 # In memory, and attached
 
 
-def in_memory(model: Encoder, isolation_level: str | None = None) -> sqlite3.Connection:
+def in_memory(model: Encoder, isolation_level: Any = None) -> sqlite3.Connection:
     conn = sqlite3.connect(":memory:", isolation_level=isolation_level)
     conn.execute("CREATE TABLE posts (id INTEGER PRIMARY KEY, body TEXT)")
     conn.executemany("INSERT INTO posts VALUES (?, ?)", TEXTS.items())

@@ -246,7 +246,7 @@ def test_eight_threads_search_while_another_process_syncs(tmp_path: Path, encode
                 [hit] = index.search(f"topic{pk}", 1)
                 assert hit.pk == pk
                 scores.setdefault(pk, set()).add(hit.score)
-        command = [sys.executable, "-c", SYNC_FOR_EVER, path]
+        command = [sys.executable, "-c", SYNC_FOR_EVER, str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
             assert writer.stdout.readline() == "ready\n"

@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from colbert_sqlite import Filter, Index, IndexSettings, SearchSettings, list_indexes, rerank, search_all, snippet
+from colbert_sqlite import (
+    Filter,
+    Index,
+    IndexSettings,
+    IndexSummary,
+    SearchSettings,
+    Similar,
+    list_indexes,
+    rerank,
+    search_all,
+    snippet,
+)
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.values import json_value, plain_key, plain_value, whole_number
 
@@ -103,8 +114,14 @@ def test_results_become_json_blobs_included(tmp_path: Path, encoder: Encoder) ->
         "database": str(tmp_path / "t.db"),
         "stale": False,
     }
-    for result in (index.info(), index.sync(), index.rebuild(), *index.similar_all(1), *list_indexes(conn)):
-        assert isinstance(json.dumps(result.to_dict()), str)
+    others: list[Similar | IndexSummary] = [*index.similar_all(1), *list_indexes(conn)]
+    plain = [
+        index.info().to_dict(),
+        index.sync().to_dict(),
+        index.rebuild().to_dict(),
+        *(one.to_dict() for one in others),
+    ]
+    assert all(json.loads(json.dumps(values)) for values in plain)
     assert json.loads(json.dumps(index.explain("bread", (b"\x01", 1)).to_dict()))["query"] == "bread"
     assert index.info().to_dict()["columns"] == ["body"]
 

@@ -43,7 +43,7 @@ class Damaged:
     def __init__(self, path: Path) -> None:
         self.conn = sqlite3.connect(path, isolation_level=None)
         self.encoder = CountingEncoder()
-        self.index = Index.open(path, "posts", model=self.encoder)  # type: ignore[arg-type]
+        self.index = Index.open(path, "posts", model=self.encoder)
         self.before = self.hits()
 
     def hits(self) -> list[list[tuple[Any, ...]]]:
@@ -297,7 +297,7 @@ def test_a_damaged_registry_row_is_one_sentence_and_can_be_dropped(damaged: Dama
     damaged.conn.execute(f"UPDATE _colbert_indexes SET {damage}")
     index, encoder = damaged.index, damaged.encoder
     calls: list[Callable[[], object]] = [
-        lambda: Index.open(damaged.conn, "posts", model=encoder),  # type: ignore[arg-type]
+        lambda: Index.open(damaged.conn, "posts", model=encoder),
         lambda: index.search("word1"),
         index.info,
         index.verify,
@@ -315,7 +315,7 @@ def test_a_damaged_registry_row_is_one_sentence_and_can_be_dropped(damaged: Dama
     assert (name, state) == ("posts", "unreadable")
     drop(damaged.conn, "posts")
     assert damaged.conn.execute("SELECT name FROM sqlite_master WHERE name LIKE '%colbert%'").fetchall() == []
-    again = Index.create(damaged.conn, "posts", ["body"], model=encoder, max_tokens=32)  # type: ignore[arg-type]
+    again = Index.create(damaged.conn, "posts", ["body"], model=encoder, max_tokens=32)
     assert again.verify() == []
     assert [hit.pk for hit in again.search(QUERIES[0], k=3)] == [row[0] for row in damaged.before[0][:3]]
 

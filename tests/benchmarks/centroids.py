@@ -99,7 +99,9 @@ def main() -> None:
         ]
         for factor in arguments.factors:
             for samples in arguments.samples:
-                n_centroids = max(1, int(factor * n_centroids_for(len(embeddings))))
+                n_centroids = max(
+                    1, int(factor * n_centroids_for(len(embeddings), embeddings.shape[1], arguments.nbits))
+                )
                 cells = row(embeddings, offsets, queries, truth, n_centroids, samples, arguments.nbits)
                 print("| " + " | ".join([f"{n_passages:,}", f"{len(embeddings):,}", *cells]) + " |", flush=True)
 

@@ -71,11 +71,11 @@ def main() -> None:
                             index = Index.create(conn, "passages", ["body"], model=encoder, nbits=arguments.nbits)
                     index.sync()
                     facts = index.info()
-                    drift = "-" if facts["drift"] is None else f"{facts['drift']:+.1%}"
+                    drift = "-" if facts.drift is None else f"{facts.drift:+.1%}"
                     print(
                         f"| {name} | {share:.0%} | {'yes' if grows else 'no'} |"
-                        f" {facts['n_centroids']:,} (+{facts['n_centroids_added']:,}) | {drift} |"
-                        f" {'yes' if facts['rebuild_pays'] else 'no'} | {recall(index, truth):.3f} |",
+                        f" {facts.n_centroids:,} (+{facts.n_centroids_added:,}) | {drift} |"
+                        f" {'yes' if facts.why_rebuild else 'no'} | {recall(index, truth):.3f} |",
                         flush=True,
                     )
                     conn.close()

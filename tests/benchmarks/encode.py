@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,11 @@ def compare(texts: list[str], rounds: int, int8: bool) -> None:
 
     documents: dict[str, Callable[[], Any]] = {
         "sentence-transformers, its defaults": lambda: peer.encode_document(texts),
-        **{name: (lambda encoder=encoder: encoder.encode_passages(texts)) for name, encoder in ours.items()},
+        **{name: partial(encoder.encode_passages, texts) for name, encoder in ours.items()},
     }
     queries: dict[str, Callable[[], Any]] = {
         "sentence-transformers, its defaults": lambda: peer.encode_query([QUERY]),
-        **{name: (lambda encoder=encoder: encoder.encode_queries([QUERY])) for name, encoder in ours.items()},
+        **{name: partial(encoder.encode_queries, [QUERY]) for name, encoder in ours.items()},
     }
     wanted = np.concatenate(first.encode_passages(texts))
     cosines = {

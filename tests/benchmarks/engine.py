@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from colbert_sqlite.encoders import Token
 from colbert_sqlite.index import Index
 from colbert_sqlite.progress import Progress
 
@@ -48,6 +49,11 @@ class LookUpEncoder:
         return [
             np.asarray(self._embeddings[self._offsets[i] : self._offsets[i + 1]], np.float32) for i in map(int, texts)
         ]
+
+    def query_tokens(self, text: str) -> list[Token]:
+        raise NotImplementedError("embeddings from a file have no words")
+
+    passage_tokens = query_tokens
 
 
 def make_database(path: Path, n_passages: int) -> int:
@@ -100,7 +106,7 @@ def main() -> None:
                 p50, p95 = np.percentile(times, [50, 95])
                 train = marks["train", True] - marks["train", False]
                 print(
-                    f"| {nbits} | {seconds:.1f} | {train:.1f} | {info['bytes_per_token']:.1f} | {growth:.1f} |"
+                    f"| {nbits} | {seconds:.1f} | {train:.1f} | {info.bytes_per_token:.1f} | {growth:.1f} |"
                     f" {k} | {p50:.1f} | {p95:.1f} | {recall:.3f} |",
                     flush=True,
                 )

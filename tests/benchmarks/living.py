@@ -49,7 +49,7 @@ def timed(action: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def synced(index: Index, *, full: bool = False) -> tuple[float, float, dict[str, int]]:
+def synced(index: Index, *, full: bool = False) -> tuple[float, float, SyncResult]:
     """Seconds in all, seconds of encoding, and what was done."""
     started = time.perf_counter()
     counts = index.sync(full=full)
@@ -88,9 +88,9 @@ class Living:
         index = Index.create(self.conn, "docs", ["body"], model=self.encoder)
         facts = index.info()
         print("| what | measured |\n| --- | ---: |")
-        self.say("rows, tokens", f"{facts['rows']:,}, {facts['tokens']:,}")
+        self.say("rows, tokens", f"{facts.rows:,}, {facts.tokens:,}")
         self.say("built in", f"{time.perf_counter() - started:.0f} s")
-        self.say("index", f"{facts['bytes'] / 1e6:.0f} MB, {facts['n_centroids']:,} centroids")
+        self.say("index", f"{facts.bytes / 1e6:.0f} MB, {facts.n_centroids:,} centroids")
         return index
 
     def nothing_to_do(self) -> None:
@@ -148,7 +148,7 @@ class Living:
 
     def clean_up(self) -> None:
         facts = self.index.info()
-        self.say("drift, space to reclaim", f"{facts['drift']:+.1%}, {facts['bytes_reclaimable'] / 1e6:.1f} MB")
+        self.say("drift, space to reclaim", f"{facts.drift:+.1%}, {facts.bytes_reclaimable / 1e6:.1f} MB")
         self.say("optimize", f"{timed(self.index.optimize):.1f} s")
         self.say("verify", f"{timed(self.index.verify):.1f} s")
         assert self.index.verify() == []

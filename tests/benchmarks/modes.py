@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from colbert_sqlite.storage.fts import match_any
@@ -60,8 +61,8 @@ def main() -> None:
             # The rank, not the score: in mode hybrid scores of equal rows may be equal.
             return [(hit.pk, -float(hit.rank)) for hit in judged.index.search(query, **options)]  # type: ignore[arg-type]
 
-        figures = [measure(judged, lambda query, judged=judged: by_fts5_alone(judged, query))]
-        figures += [measure(judged, lambda query, options=options: found(query, options)) for options in MODES.values()]
+        figures = [measure(judged, partial(by_fts5_alone, judged))]
+        figures += [measure(judged, partial(found, options=options)) for options in MODES.values()]
         cells = [f"{ndcg:.3f}" for ndcg, _ in figures] + [f"{ms:.0f}" for _, ms in figures]
         print(f"| {judged.name} | " + " | ".join(cells) + " |", flush=True)
 

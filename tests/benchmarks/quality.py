@@ -155,7 +155,7 @@ def measure(folder: Path, encoder: RememberingEncoder, pool_factors: Sequence[in
                     run = search_all(index, queries, 10)
                     cells += [f"{ndcg(qrels, run):.3f}", f"{overlap(run, truth, 10):.3f}"]
                     cells.append(f"{overlap(search_all(index, queries, K), truth, K):.3f}")
-                    cells.append(f"{index.info()['bytes'] / 1e6:.1f}")
+                    cells.append(f"{index.info().bytes / 1e6:.1f}")
         whole = [f"{len(corpus):,}", str(len(queries)), f"{lexical:.3f}", f"{ndcg(qrels, truth):.3f}"]
         yield "| " + " | ".join([folder.name, *whole, str(pool_factor), *cells]) + " |"
 

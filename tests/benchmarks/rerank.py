@@ -18,16 +18,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from colbert_sqlite import rerank
 from colbert_sqlite.encoders import cached_encoder
 from colbert_sqlite.passages import RawValue, extract
-from colbert_sqlite.settings import ModelOptions
+from colbert_sqlite.settings import Backend, ModelOptions
 from colbert_sqlite.storage.connection import connected
 
 QUERY = "how do I keep a copy of my data that I can restore?"
-BACKENDS = ("torch", "onnx")
+BACKENDS: tuple[Backend, ...] = ("torch", "onnx")
 COMMAND = [sys.executable, "-c", "from sqlite_utils_colbert.cli import colbert; colbert()"]
 
 
@@ -75,9 +76,9 @@ def main() -> None:
             first = number * n % max(len(texts) - n, 1)
             for backend in BACKENDS:
                 some = texts[first : first + n]
-                warm[backend].append(seconds(lambda some=some, backend=backend: rerank(QUERY, some, backend=backend)))
+                warm[backend].append(seconds(partial(rerank, QUERY, some, backend=backend)))
                 if number < arguments.processes:
-                    cold[backend].append(seconds(lambda some=some, backend=backend: from_command_line(some, backend)))
+                    cold[backend].append(seconds(partial(from_command_line, some, backend)))
         cells = [f"{statistics.median(t):.2f} ({min(t):.2f})" for b in BACKENDS for t in (warm[b], cold[b])]
         print(f"| {n} | {' | '.join(cells)} |", flush=True)
     backends = ", ".join(cached_encoder(options=ModelOptions(backend=b), many=True).backend for b in BACKENDS)

@@ -16,9 +16,10 @@ import os
 import tempfile
 import threading
 import time
+from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,21 +36,21 @@ PATIENCE = 120
 class Task(NamedTuple):
     """What each searcher does: ask queries of an index, one after another, for so many seconds."""
 
-    index: Path
+    database: Path
     folder: Path
     n_queries: int
     k: int
     seconds: float
 
 
-def search_in_threads(task: Task, n_threads: int, start: Barrier, results: multiprocessing.Queue) -> None:
+def search_in_threads(task: Task, n_threads: int, start: Barrier, results: Queue[Any]) -> None:
     """Search in so many threads of this process from *start* on; put processor seconds and all latencies."""
     encoder = LookUpEncoder(task.folder)
     latencies: list[list[float]] = [[] for _ in range(n_threads)]
     cpu: list[float] = []
 
     def search(thread: int) -> None:
-        with Index.open(task.index, "passages", model=encoder) as index:
+        with Index.open(task.database, "passages", model=encoder) as index:
             for query in range(WARM_UP):
                 index.search(str(query), k=task.k)
             query = thread * task.n_queries // n_threads

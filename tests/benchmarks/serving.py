@@ -31,6 +31,7 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from colbert_sqlite.index import Index
+from colbert_sqlite.info import has_fts
 
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 120
@@ -41,7 +42,8 @@ def requests_of(database: Path, name: str, queries: Sequence[str]) -> list[tuple
     """Kinds of requests and their addresses, ``{}`` in place of the query."""
     with Index.open(database, name) as index:
         table, keys = index.settings.table, index.key_columns
-        modes = ["colbert", "hybrid", "fts"] if index.has_fts() else ["colbert"]
+        with index.read() as view:
+            modes = ["colbert", "hybrid", "fts"] if has_fts(view) else ["colbert"]
         pks = [hit.pk for hit in index.search(queries[0], 20)]
     page = f"/{database.stem}/-/colbert/{quote(name)}"
     of_table = f"/{database.stem}/{quote(table)}"

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,8 @@ def measure(folder: Path, model: str, n_shards: int) -> Iterator[str]:
             indexes = [
                 opened.enter_context(build(path, part, encoder)) for path, part in zip(paths, parts, strict=True)
             ]
-            run, ms = ask(queries, lambda query, indexes=indexes: search_all(indexes, query, K))
-            hybrid, _ = ask(queries, lambda query, indexes=indexes: search_all(indexes, query, K, mode="hybrid"))
+            run, ms = ask(queries, partial(search_all, indexes, k=K))
+            hybrid, _ = ask(queries, partial(search_all, indexes, k=K, mode="hybrid"))
             truth = truth or exhaustive(paths[0], encoder, queries)
             whole = whole or run
             cells = [f"{ndcg(qrels, run):.3f}", f"{overlap(run, truth, K):.3f}", f"{overlap(run, whole, K):.3f}"]

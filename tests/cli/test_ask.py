@@ -16,18 +16,19 @@ from sqlite_utils_colbert.cli import colbert
 
 from colbert_sqlite import Index
 
-llm = pytest.importorskip("llm")
+pytest.importorskip("llm")
+import llm
 
 QUESTION = "how do I copy the database?"
 
 
-class Echo(llm.Model):  # type: ignore[misc]
+class Echo(llm.Model):
     """Answers with its prompt."""
 
     model_id = "echo-for-tests"
     can_stream = True
 
-    class Options(llm.Options):  # type: ignore[misc]
+    class Options(llm.Options):
         words: int | None = None
 
     def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any) -> Iterator[str]:
@@ -36,7 +37,7 @@ class Echo(llm.Model):  # type: ignore[misc]
         yield prompt.prompt
 
 
-class Locked(llm.KeyModel):  # type: ignore[misc]
+class Locked(llm.KeyModel):
     model_id = "locked-for-tests"
     needs_key = "locked"
     key_env_var = "LOCKED_FOR_TESTS_KEY"
@@ -45,7 +46,7 @@ class Locked(llm.KeyModel):  # type: ignore[misc]
         yield f"opened with {key}"
 
 
-class Failing(llm.Model):  # type: ignore[misc]
+class Failing(llm.Model):
     model_id = "failing-for-tests"
     can_stream = True
 
@@ -62,7 +63,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     class Plugin:
         __name__ = "models_for_tests"
 
-        @llm.hookimpl  # type: ignore[untyped-decorator]
+        @llm.hookimpl
         def register_models(self, register: Any) -> None:
             register(Echo(), aliases=("e4t",))
             register(Locked())
@@ -125,7 +126,7 @@ def test_sources_can_be_found_in_each_mode_and_above_a_threshold(blog: tuple[str
         for settings in ({"fusion": "weighted", "weight": 0.0}, {"fusion": "rrf", "weight": 1.0}, {"threshold": 0.5}):
             options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
             found = json.loads(run(*blog, QUESTION, "-m", "e4t", "--mode", "hybrid", *options, "--json").stdout)
-            hits = index.search(QUESTION, 5, mode="hybrid", **settings)  # type: ignore[arg-type]
+            hits = index.search(QUESTION, 5, mode="hybrid", **settings)
             assert [(source["pk"], source["score"]) for source in found["sources"]] == [
                 (hit.pk, round(hit.score, 4)) for hit in hits
             ]
@@ -150,7 +151,7 @@ def test_json_holds_all_of_it(blog: tuple[str, str]) -> None:
 
 
 def test_the_default_model_is_that_of_llm(blog: tuple[str, str]) -> None:
-    llm.set_default_model("echo-for-tests")
+    llm.set_default_model("echo-for-tests")  # type: ignore[no-untyped-call]
     assert json.loads(run(*blog, QUESTION, "--json").stdout)["model"] == "echo-for-tests"
 
 

@@ -42,7 +42,7 @@ def cookies(datasette: Datasette, actor: Mapping[str, Any] | None) -> dict[str, 
     return {} if actor is None else {"ds_actor": datasette.sign({"a": dict(actor)}, "actor")}
 
 
-async def get(datasette: Datasette, path: str, actor: Mapping[str, Any] | None = None, **params: str) -> Any:
+async def get(datasette: Datasette, path: str, actor: Mapping[str, Any] | None = None, **params: Any) -> Any:
     """The response to a GET of an actor."""
     if IS_1_0:
         datasette.root_enabled = True

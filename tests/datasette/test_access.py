@@ -209,8 +209,12 @@ async def test_a_database_that_may_not_be_seen_lists_no_indexes(path: Path) -> N
 @pytest.mark.parametrize("scope", [None, "everywhere", "blog"])
 async def test_root_may_manage_and_others_may_when_configured(path: Path, scope: str | None) -> None:
     permissions = {"permissions": {"colbert-manage": {"id": "bob"}}}
-    config: dict[str, Any] = {None: {}, "everywhere": permissions, "blog": {"databases": {"blog": permissions}}}[scope]
-    datasette = serving(path, config=config)
+    configs: dict[str | None, dict[str, Any]] = {
+        None: {},
+        "everywhere": permissions,
+        "blog": {"databases": {"blog": permissions}},
+    }
+    datasette = serving(path, config=configs[scope])
     await datasette.invoke_startup()
     assert not await may_manage(datasette, None, "blog")
     assert not await may_manage(datasette, SIGNED_IN, "blog")

@@ -191,7 +191,7 @@ def root(browser: Any, site: str, folder: Path) -> Any:
 @contextmanager
 def held(folder: Path, index: str) -> Iterator[None]:
     """Let a job for this index get no further than its beginning."""
-    command = [PYTHON, "-c", HOLD, str(folder / "blog.db"), index]
+    command = [str(PYTHON), "-c", HOLD, str(folder / "blog.db"), index]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=ENVIRONMENT, stdin=pipe, stdout=pipe, text=True) as process:
         try:

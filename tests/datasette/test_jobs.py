@@ -140,7 +140,7 @@ def test_an_index_is_created_synced_rebuilt_and_dropped(db_path: Path, jobs: Job
 def test_a_job_as_plain_values(db_path: Path, jobs: Jobs) -> None:
     job = ended(jobs, jobs.submit(creation(db_path)))
     values = job.to_dict()
-    times = [values.pop(name) for name in ("submitted", "started", "finished")]
+    times = [str(values.pop(name)) for name in ("submitted", "started", "finished")]
     assert times == sorted(times) and all(time.endswith("+00:00") for time in times)
     assert values == {
         "id": job.id,

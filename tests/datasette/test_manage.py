@@ -167,7 +167,13 @@ async def test_an_index_is_made_on_the_page(datasette: Datasette, path: Path) ->
     form = await get(datasette, f"{CREATE}?table=posts", MANAGER)
     assert re.findall(r'value="(\w+)" id="column-\d" checked', form.text) == ["body"]
     assert re.findall(r"<option selected>(\w+)", form.text) == ["title"]
-    fields = {"table": "posts", "column": ["title", "body"], "heading": "title", "name": "both", "model": "hashing"}
+    fields: dict[str, Any] = {
+        "table": "posts",
+        "column": ["title", "body"],
+        "heading": "title",
+        "name": "both",
+        "model": "hashing",
+    }
     response = await post(datasette, CREATE, MANAGER, **fields)
     [job] = await over(datasette)
     assert (response.status_code, response.headers["location"]) == (302, f"/blog/-/colbert-jobs/{job.id}")
@@ -251,7 +257,7 @@ async def test_who_lacks_the_permission_gets_403(datasette: Datasette, path: Pat
         assert (answer.status_code, answer.json()["error"]) == (403, "Permission denied: colbert-manage")
         for action in ("sync", "rebuild", "drop", "continue"):
             assert (await post(datasette, page, actor, action=action, index="posts")).status_code == 403
-    fields = {"table": "posts", "column": "body", "name": "mine", "model": "hashing"}
+    fields: dict[str, Any] = {"table": "posts", "column": "body", "name": "mine", "model": "hashing"}
     assert (await post(datasette, CREATE, actor, **fields)).status_code == 403
     assert (await over(datasette), digest(path)) == ([job], before)
 
@@ -280,7 +286,7 @@ async def test_an_index_of_a_forbidden_table_is_as_unknown_as_one_that_is_not_th
     for action in ("sync", "rebuild", "drop", "continue"):
         answers = [await post(datasette, MANAGE, MANAGER, action=action, index=n) for n in ("secrets", "nothing")]
         assert (answers[0].status_code, answers[0].text) == (404, answers[1].text)
-    fields = {"column": "body", "model": "hashing", "name": "mine"}
+    fields: dict[str, Any] = {"column": "body", "model": "hashing", "name": "mine"}
     answers = [await post(datasette, CREATE, MANAGER, table=name, **fields) for name in ("secrets", "nothing")]
     assert (answers[0].status_code, answers[0].text) == (404, answers[1].text)
     assert (jobs_of(datasette).all(), digest(path)) == ([], before)
@@ -302,7 +308,7 @@ async def test_a_job_on_a_forbidden_table_is_as_unknown_too(datasette: Datasette
 
 @pytest.mark.asyncio
 async def test_a_form_from_another_site_is_refused(datasette: Datasette, path: Path) -> None:
-    fields = {"action": "drop", "index": "posts"}
+    fields: dict[str, Any] = {"action": "drop", "index": "posts"}
     if IS_1_0:
         for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}):
             assert (await post(datasette, MANAGE, ROOT, headers=headers, **fields)).status_code == 403
@@ -323,7 +329,13 @@ async def refused_to_write(datasette: Datasette, sentence: str) -> None:
         page = await get(datasette, url, ROOT)
         assert page.status_code == 200 and sentence in text(page) and "<form" not in page.text.partition("<main")[2]
     for url in (MANAGE, CREATE):
-        fields = {"action": "drop", "index": "posts", "table": "posts", "column": "body", "model": "hashing"}
+        fields: dict[str, Any] = {
+            "action": "drop",
+            "index": "posts",
+            "table": "posts",
+            "column": "body",
+            "model": "hashing",
+        }
         answer = await post(datasette, url, ROOT, **fields)
         assert (answer.status_code, sentence in answer.text) == (403, True)
     assert jobs_of(datasette).all() == []
@@ -478,7 +490,7 @@ async def test_an_index_that_can_not_be_read_can_be_dropped(datasette: Datasette
 @pytest.mark.asyncio
 async def test_names_may_be_anything(datasette: Datasette, path: Path) -> None:
     name = "<b>/ é &'\"?.json"
-    fields = {"table": "posts", "column": "body", "model": "hashing"}
+    fields: dict[str, Any] = {"table": "posts", "column": "body", "model": "hashing"}
     answer = await post(datasette, CREATE, MANAGER, **fields, name=name)
     await over(datasette)
     for url in (MANAGE, f"{MANAGE}?drop=%3Cb%3E%2F%20%C3%A9%20%26%27%22%3F.json", answer.headers["location"]):

@@ -80,7 +80,7 @@ async def test_a_table_s_setting_goes_before_its_database_s(indexed_blog: Path) 
 def test_the_handbook_has_every_setting_with_its_default() -> None:
     readme = (Path(__file__).resolve().parent.parent.parent / "docs" / "datasette-admin.md").read_text(encoding="utf-8")
     for field in dataclasses.fields(PluginSettings):
-        default = {None: "", "colbert": "`colbert`", "actors": "`actors`"}.get(field.default, str(field.default))
+        default = {"None": "", "colbert": "`colbert`", "actors": "`actors`"}.get(str(field.default), str(field.default))
         assert f"| `{field.name}` | {default}" in readme
 
 

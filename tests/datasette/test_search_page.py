@@ -161,7 +161,7 @@ async def test_no_more_rows_than_configured_can_be_reached(path: Path) -> None:
     ],
 )
 async def test_filters_of_table_pages_filter_before_the_rows_are_scored(
-    datasette: Datasette, path: Path, args: dict[str, str], where: str
+    datasette: Datasette, path: Path, args: dict[str, Any], where: str
 ) -> None:
     rows = await json_rows(datasette, q="comet ice", _size="5", **args)
     assert [row["pk"] for row in rows] == searched(path, 5, where=where)
@@ -171,7 +171,8 @@ async def test_filters_of_table_pages_filter_before_the_rows_are_scored(
 
 @pytest.mark.asyncio
 async def test_a_filter_that_can_not_be_used_is_refused_with_a_sentence(datasette: Datasette) -> None:
-    for args in ({"_where": "no such thing"}, {"color": "red"}):
+    refused: list[dict[str, Any]] = [{"_where": "no such thing"}, {"color": "red"}]
+    for args in refused:
         response = await get(datasette, f"{PAGE}.json", q="comet", **args)
         assert response.status_code == 400
         assert re.search("can't be used|has no column 'color'", response.json()["error"])
@@ -422,5 +423,5 @@ async def test_filters_have_the_time_of_any_sql(path: Path) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("args", [{"_size": "0000000001000000"}, {"_facet": "color"}, {"_page": "x"}])
-async def test_arguments_that_can_not_be_are_refused(datasette: Datasette, args: dict[str, str]) -> None:
+async def test_arguments_that_can_not_be_are_refused(datasette: Datasette, args: dict[str, Any]) -> None:
     assert (await get(datasette, PAGE, q="comet", **args)).status_code == 400

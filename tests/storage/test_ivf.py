@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from colbert_sqlite.errors import IndexCorrupt
 from colbert_sqlite.storage import ivf
+from colbert_sqlite.storage.blobs import PASSAGE_BITS
 from colbert_sqlite.storage.connection import atomic
-from colbert_sqlite.storage.ivf import PASSAGE_BITS, PASSAGE_MASK, Pairs
+from colbert_sqlite.storage.ivf import PASSAGE_MASK, Pairs
 from colbert_sqlite.storage.postings import StoredPostings
 from colbert_sqlite.storage.store import Store
 from tests.storage.test_store import N_CENTROIDS, codec_of, new_store, with_codec

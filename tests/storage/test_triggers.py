@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -625,7 +626,7 @@ def test_a_cautious_connection_may_write(path: Path, small_encoder: Encoder) -> 
     conn, index = made(path, small_encoder, SLUGS)
     conn.execute("PRAGMA trusted_schema = OFF")
     conn.execute("PRAGMA cell_size_check = ON")
-    if hasattr(conn, "setconfig"):
+    if sys.version_info >= (3, 12):
         conn.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)
         conn.setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DML, False)
         conn.setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DDL, False)
