@@ -3,10 +3,10 @@
 ::
 
     Exception
-    └── ColbertError             something about the world is wrong: one sentence, with the way out
+    └── ColbertError             something outside the arguments is wrong: one sentence, with the way out
         ├── IndexNotFound        no index of that name in this database
-        ├── IndexExists          an index of that name is already there
-        ├── IndexCorrupt         stored data contradicts itself; verify tells more
+        ├── IndexExists          an index of that name exists already
+        ├── IndexCorrupt         stored data contradicts itself; verify says more
         ├── SchemaVersionError   the index was written by another version of the format
         ├── SourceError          the table, view or column to index is missing or cannot be indexed
         ├── BuildInterrupted     another process took over building this index
@@ -24,7 +24,7 @@ Wrong *arguments* (``k=0``, an unknown ``nbits``) raise :class:`ValueError`. Com
 
 
 class ColbertError(Exception):
-    """Base of every error that is about the world and not about an argument."""
+    """Base of every error that no argument causes."""
 
 
 class IndexNotFound(ColbertError):
@@ -32,7 +32,7 @@ class IndexNotFound(ColbertError):
 
 
 class IndexExists(ColbertError):
-    """An index of that name is already there."""
+    """An index of that name exists already."""
 
 
 class IndexCorrupt(ColbertError):
@@ -79,16 +79,23 @@ class MissingDependency(ColbertError):
     """An optional package is not installed."""
 
 
-# Repair encodes rows again. It can't make these anew.
-_REBUILT_PARTS = {"codec", "centroids"}
+# Other parts are repaired: their rows are encoded again.
+_WAYS_OUT = {
+    "codec": "rebuild the index",
+    "centroids": "rebuild the index",
+    "registry entry": "drop the index, then create it",
+}
 
 
-def damaged(part: str, index: str, detail: str) -> IndexCorrupt:
+def damaged(part: str, detail: str, *, index: str = "") -> IndexCorrupt:
     """Return the error for damage to one part of an index.
 
     :param part: ``codec``, ``codes``, ``inverted lists`` and so on
     :param detail: which field is wrong, and what it holds
+    :param index: name of the index; empty where only its arrays are at hand
     """
-    is_ = "is" if part == "codec" else "are"
-    way_out = "rebuild the index" if part in _REBUILT_PARTS else "run verify, then repair"
-    return IndexCorrupt(f"the {part} of index {index!r} {is_} damaged: {detail}; {way_out}")
+    name = f"index {index!r}" if index else "the index"
+    is_ = "is" if part in ("codec", "registry entry") else "are"
+    return IndexCorrupt(
+        f"the {part} of {name} {is_} damaged: {detail}; {_WAYS_OUT.get(part, 'run verify, then repair')}"
+    )

@@ -152,7 +152,7 @@ def _measure(name: str) -> Measure:
         return measure
     if measure is not None and "cutoff" not in measure.params and _is_known(measure @ 10):
         raise ValueError(f"measure {name!r} needs a number of hits to look at, such as {name}@10")
-    raise ValueError(f"no measure {name!r}: there are nDCG@10, RR@10, R@100, P@5, AP and others of ir_measures")
+    raise ValueError(f"no measure {name!r}; ir_measures has nDCG@10, RR@10, R@100, P@5, AP and others")
 
 
 def _is_known(measure: Measure) -> bool:
@@ -193,7 +193,7 @@ def read_queries(path: str | Path) -> dict[str, str]:
         if number == 1 and (qid, text) in HEADERS:
             continue
         if qid in queries:
-            raise ValueError(f"{path}, line {number}: there are two queries of the id {qid!r}")
+            raise ValueError(f"{path}, line {number}: two queries have the id {qid!r}")
         queries[qid] = text
     return queries
 

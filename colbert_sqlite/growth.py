@@ -123,7 +123,7 @@ def _start_of(
     for start, doclen in store.passages.spans(np.array([passage_id])):
         if type(start) is int and 0 <= start <= codec.stream_tokens - n and positions.max() < n == doclen:
             return start
-    raise store.codes.part.damaged(f"passage {passage_id} has not the {n} tokens of its codes")
+    raise store.codes.part.damaged(f"passage {passage_id} has {n} codes, which its doclen or residual_start contradict")
 
 
 def _earned_centroids(

@@ -94,7 +94,8 @@ class Model:
         raise ModelMismatch(
             f"index {entry.name!r} was built with {entry.model!r} (dim {entry.dim}, fingerprint "
             f"{entry.model_fingerprint[:12]}), not {encoder.name!r} (dim {encoder.dim}, fingerprint "
-            f"{encoder.fingerprint[:12]}): pass the model it was built with, or build it again with --replace"
+            f"{encoder.fingerprint[:12]}): pass the model it was built with, or replace the index with replace=True "
+            "(--replace)"
         )
 
     def _must_be_passed(self) -> ModelNotFound:

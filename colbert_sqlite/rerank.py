@@ -73,11 +73,11 @@ def rerank(
     k = None if k is None else whole_number("k", k, 1)
     check_queries([query])
     if isinstance(texts, (str, bytes)):
-        raise ValueError(f"texts is a list of texts: [{texts!r}]")
+        raise ValueError(f"texts must be a list of texts, such as [{texts!r}]")
     texts = list(texts)
     for position, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"text {position} is {text!r}, which is not a str")
+            raise ValueError(f"text {position} must be a str, not {text!r}")
     if not texts:
         return []
     encoder = cached_encoder(model, options, many=True)

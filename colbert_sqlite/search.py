@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.engine.fusion import reciprocal_rank_fusion, weighted_sum
-from colbert_sqlite.errors import IndexCorrupt, SourceError
+from colbert_sqlite.errors import SourceError, damaged
 from colbert_sqlite.query import Query
 from colbert_sqlite.results import Hit
 from colbert_sqlite.settings import MAX_NDOCS, MAX_NPROBE, SearchSettings
@@ -171,8 +171,8 @@ def _each_row(
         passages = view.store.passages.rows(ids)
         for passage_id, score in zip(ids, scores[first : first + batch].tolist(), strict=True):
             if passage_id not in passages:
-                name = view.store.entry.name
-                raise IndexCorrupt(f"index {name!r} lists passage {passage_id}, which is not there: run verify")
+                detail = f"they name passage {passage_id}, which is missing"
+                raise damaged("inverted lists", detail, index=view.store.entry.name)
             passage = passages[passage_id]
             if passage.key not in seen:
                 seen.add(passage.key)
@@ -237,7 +237,7 @@ def passage_to_explain(view: View, key: Key, query: Query, ordinal: int | None) 
     else:
         numbered = {passage.ordinal: passage_id for passage_id, passage in passages.items()}
         if ordinal not in numbered:
-            raise ValueError(f"the row has {len(passage_ids)} passages, numbered from 0: there is none of {ordinal}")
+            raise ValueError(f"ordinal must be a whole number from 0 to {len(numbered) - 1}, not {ordinal!r}")
         chosen = numbered[ordinal]
     row = view.current_row(passages[chosen])
     if row is None or row.stale:

@@ -82,11 +82,11 @@ class Filter:
     ) -> Filter:
         """Return the filter that a caller describes; numpy values stand for what they mean."""
         if params is not None and not isinstance(params, Mapping):
-            raise ValueError(f"params maps names to values, and {params!r} does not")
+            raise ValueError(f"params must map names to values, not {params!r}")
         if params and where is None:
-            raise ValueError(f"params are the values of a condition, and there is no where: {', '.join(params)}")
+            raise ValueError(f"params ({', '.join(params)}) need where, the condition that uses them")
         if isinstance(pks, (str, bytes)):
-            raise ValueError(f"pks is a list of primary keys: [{pks!r}]")
+            raise ValueError(f"pks must be a list of primary keys, such as [{pks!r}]")
         return cls(
             where=where,
             params={name: plain_value(value) for name, value in (params or {}).items()},
@@ -124,7 +124,7 @@ class IndexSettings:
 
     def __post_init__(self) -> None:
         if isinstance(self.columns, str):
-            raise ValueError(f"columns is a list of names: [{self.columns!r}]")
+            raise ValueError(f"columns must be a list of names, such as [{self.columns!r}]")
         object.__setattr__(self, "columns", tuple(self.columns))
         for name in ("nbits", "max_tokens", "pool_factor", "seed"):
             object.__setattr__(self, name, plain_value(getattr(self, name)))

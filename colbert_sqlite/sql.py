@@ -130,8 +130,8 @@ class _Functions:
             return _answer(self._pool_in_memory, name, request)
         if "main" not in self._files:
             raise IndexNotFound(
-                "this connection has a database in memory, to which searches have no way of their own: call "
-                "colbert_sqlite.register(conn) from Python"
+                "searches can't open the database in memory of this connection: call colbert_sqlite.register(conn) "
+                "from Python"
             )
         return _search_file(self._files["main"], name, request)
 
@@ -153,7 +153,7 @@ class _Functions:
             there = f"; it has {', '.join(sorted(names))}" if names else ""
             raise IndexNotFound(f"no index {name!r} in this database{there}")
         if max_k is not None and request.k > max_k:
-            raise ValueError(f"k may be {max_k} here at most, not {request.k}")
+            raise ValueError(f"k must be at most {max_k} here, not {request.k}")
 
     def score(self, query: Value, text: Value, model: Value = "", /) -> float | None:
         question, passage = _text_of(query, "query"), _text_of(text, "text")
@@ -369,7 +369,9 @@ def _key_value(value: object) -> object:
     if isinstance(value, tuple):
         return [_key_value(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"a row has the key {value}, for which JSON has no number: leave the row out, or mend its key")
+        raise ValueError(
+            f"a row has the key {value}, for which JSON has no number: leave the row out, or change its key"
+        )
     return {"hex": value.hex().upper()} if isinstance(value, bytes) else value
 
 

@@ -43,7 +43,7 @@ def _check_codec(store: Store, findings: Findings) -> StoredCodec | None:
     """Return the codec; None if it, or a table, is missing or damaged, so that nothing else can be judged."""
     if missing := store.missing_parts():
         findings.codec = missing != ["queue"]
-        way_out = "rebuild the index" if findings.codec else "sync makes it anew and compares every row"
+        way_out = "rebuild the index" if findings.codec else "sync puts it back and compares every row"
         findings.problems.append(f"tables are missing ({', '.join(missing)}): {way_out}")
         return None
     try:
@@ -64,7 +64,7 @@ def _check_source(store: Store, source: Source, findings: Findings) -> None:
         findings.problems.append(f"rows whose key is NULL, which can't be indexed: {n_null:,}")
     missing, vanished = store.passages.missing_keys(source), store.passages.vanished_keys(source)
     findings.add("rows not indexed", (key for key in missing if not is_queued(key)))
-    findings.add("indexed rows that are gone", (key for key in vanished if not is_queued(key)))
+    findings.add("indexed rows that the table lacks", (key for key in vanished if not is_queued(key)))
     findings.add(
         "rows that were changed after they were indexed",
         (
@@ -85,7 +85,7 @@ def repair(store: Store, findings: Findings) -> None:
     :raises IndexCorrupt: if the codec is lost: only a rebuild helps then
     """
     if findings.codec:
-        raise IndexCorrupt(f"{findings.problems[0]}; repair can't help")
+        raise IndexCorrupt(findings.problems[0])
     # What has lost its row may have been the last passage of the row before it, which then looks complete.
     orphans = {passage_id for passage_id in findings.orphans if type(passage_id) is int and passage_id > 0}
     lost = orphans | store.passages.strays(findings.rows)

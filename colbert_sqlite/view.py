@@ -106,7 +106,7 @@ class View:
         key, columns = plain_key(pk), self.store.entry.key_columns
         if len(key) != len(columns):
             table = self.store.entry.source_table
-            raise ValueError(f"a key of {table!r} has {len(columns)} values ({', '.join(columns)}): {pk!r}")
+            raise ValueError(f"a key of {table!r} has {len(columns)} values ({', '.join(columns)}), not {pk!r}")
         return key
 
     def passages_of(self, key: Key) -> NDArray[np.int64]:
@@ -117,8 +117,8 @@ class View:
         passage_ids = self.store.passages.ids_of([key])
         if not len(passage_ids) or self.source.key_now(self.conn, key) is None:
             raise SourceError(
-                f"index {self.store.entry.name!r} has no text of a row {pk_of(key)!r}: it is not there, not synced, or "
-                "empty"
+                f"index {self.store.entry.name!r} has no text of row {pk_of(key)!r}: the row is missing, not synced, "
+                "or empty"
             )
         return passage_ids
 
@@ -168,4 +168,4 @@ def inspect_source(store: Store, filter: Filter | None = None) -> Source:
         return Source.of_index(store.conn, settings)
     except SourceError as error:
         name = store.entry.name
-        raise SourceError(f"{error}: index {name!r} was made of that; drop it, or make it anew") from None
+        raise SourceError(f"index {name!r} can't read its table: {error}; drop or replace the index") from None

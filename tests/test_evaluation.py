@@ -258,7 +258,7 @@ def test_the_command_searches_the_rows_that_meet_a_condition(
         "1 relevant documents are not among the rows that meet --where, so no search can find them: 1"
     )
     unused = run(str(db_path), small_index.name, *files, "-p", "id", "1", exit_code=1)
-    assert unused.stderr == "Error: params are the values of a condition, and there is no where: id\n"
+    assert unused.stderr == "Error: params (id) need where, the condition that uses them\n"
 
 
 def test_hybrid_is_joined_as_asked(small_index: Index, db_path: Path, files: tuple[str, ...]) -> None:

@@ -126,11 +126,11 @@ def test_a_broken_condition_is_one_sentence(small_index: Index) -> None:
         ({"query": "x", "nprobe": True}, "nprobe must be a whole number from 1 to .*, not True"),
         ({"query": "x", "ndocs": 17.5}, "ndocs must be a whole number from 4 to .*, not 17.5"),
         ({"query": "x", "ndocs": 10**30}, "ndocs must be a whole number from 4 to .*"),
-        ({"query": "x", "pks": "12"}, r"pks is a list of primary keys: \['12'\]"),
+        ({"query": "x", "pks": "12"}, r"pks must be a list of primary keys, such as \['12'\]"),
         ({"query": "x", "pks": [2**70]}, r"\(1180591620717411303424,\) can't be a key"),
         ({"query": "x", "pks": [{}]}, r"\(\{\},\) can't be a key"),
-        ({"query": "x", "where": "id = :id", "params": [3]}, r"params maps names to values, and \[3\] does not"),
-        ({"query": "x", "pks": [(1, 2)]}, r"a key of 'posts' has 1 values \(id\): \(1, 2\)"),
+        ({"query": "x", "where": "id = :id", "params": [3]}, r"params must map names to values, not \[3\]"),
+        ({"query": "x", "pks": [(1, 2)]}, r"a key of 'posts' has 1 values \(id\), not \(1, 2\)"),
     ],
 )
 def test_wrong_arguments_are_value_errors(small_index: Index, arguments: dict[str, Any], message: str) -> None:
@@ -151,7 +151,7 @@ def test_rows_deleted_since_are_not_found_and_changed_ones_are_marked(small_inde
     conn.execute("DELETE FROM _colbert_posts_queue")
     conn.commit()
     assert small_index.verify() == [
-        "indexed rows that are gone: 1",
+        "indexed rows that the table lacks: 1",
         "rows that were changed after they were indexed: 2",
     ]
 
@@ -189,7 +189,7 @@ def test_two_searches_give_the_same_numbers(small_index: Index) -> None:
 
 
 def test_an_index_of_the_same_name_is_not_overwritten(db_path: Path, small_index: Index, encoder: Encoder) -> None:
-    with pytest.raises(IndexExists, match="there is an index 'POSTS' already"):
+    with pytest.raises(IndexExists, match="index 'POSTS' exists already"):
         Index.create(db_path, "posts", ["title"], name="POSTS", model=encoder)
     replaced = Index.create(db_path, "posts", ["title"], model=encoder, replace=True)
     assert replaced.search("comets", k=1)[0].passage.text == "Comets"
@@ -361,7 +361,7 @@ def test_an_index_of_another_version_can_be_listed_replaced_and_dropped(
     assert replaced.search("comet", k=1)[0].pk == 2
     conn.execute("UPDATE _colbert_indexes SET settings = '{' WHERE name = 'posts'")
     conn.commit()
-    with pytest.raises(IndexCorrupt, match="the registry entry of index 'posts' can't be read"):
+    with pytest.raises(IndexCorrupt, match="the registry entry of index 'posts' is damaged"):
         replaced.search("comet")
     drop(db_path, "posts")
     assert [i.name for i in list_indexes(db_path)] == ["titles"]
@@ -427,7 +427,7 @@ def test_a_uri_does_not_create_a_file_either(tmp_path: Path) -> None:
 def test_parameters_that_cannot_be_stored_are_refused_before_the_model_is_loaded(db_path: Path) -> None:
     with pytest.raises(ValueError, match="params must be text, numbers or NULL"):
         Index.create(db_path, "posts", ["body"], where="id = :b", params={"b": b"x"}, model="no such model")
-    with pytest.raises(ValueError, match=r"columns is a list of names: \['body'\]"):
+    with pytest.raises(ValueError, match=r"columns must be a list of names, such as \['body'\]"):
         Index.create(db_path, "posts", "body", model="no such model")
 
 

@@ -112,8 +112,8 @@ def test_characters_that_are_no_unicode_text_are_read_as_question_marks(encoder:
     ("arguments", "message"),
     [
         (("", ["a"]), "the query is empty"),
-        ((QUERY, "a text"), "texts is a list of texts"),
-        ((QUERY, ["a", None]), "text 1 is None"),
+        ((QUERY, "a text"), "texts must be a list of texts"),
+        ((QUERY, ["a", None]), "text 1 must be a str, not None"),
         ((QUERY, ["a"], 0), "k must be a whole number of at least 1"),
         ((QUERY, ["a"], True), "k must be a whole number of at least 1"),
     ],

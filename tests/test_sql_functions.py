@@ -257,7 +257,7 @@ def test_a_key_that_json_cannot_hold_is_told(tmp_path: Path, encoder: Encoder) -
     conn.commit()
     Index.create(conn, "docs", ["body"], model=encoder)
     register(conn, model=encoder)
-    wrong = "a row has the key inf, for which JSON has no number: leave the row out, or mend its key"
+    wrong = "a row has the key inf, for which JSON has no number: leave the row out, or change its key"
     assert refusal(conn, "select colbert_search('docs', 'comet')") == f"colbert_search: {wrong}"
     assert refusal(conn, "select colbert_rerank('comet', id, body) from docs") == f"colbert_rerank: {wrong}"
     some = "(select json_group_array(id) from docs where id < 9e999)"

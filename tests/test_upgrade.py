@@ -41,7 +41,7 @@ def old(db_path: Path) -> Path:
 
 def test_opening_names_the_command(old: Path) -> None:
     message = (
-        "index 'posts' has schema version 0, this release reads 1: build it anew with: "
+        "index 'posts' has schema version 0, this release reads 1: upgrade it with: "
         "sqlite-utils colbert upgrade DATABASE posts"
     )
     with pytest.raises(SchemaVersionError) as caught:
@@ -135,7 +135,7 @@ def test_an_upgrade_that_is_killed_leaves_the_index_as_it_was(
         with pytest.raises(Killed):
             upgrade(old, "posts")
     assert dump_of_index(old) == before
-    with pytest.raises(SchemaVersionError, match="build it anew with"):
+    with pytest.raises(SchemaVersionError, match="upgrade it with: sqlite-utils colbert upgrade"):
         Index.open(old, "posts")
     assert upgrade(old, "posts") == 0
     with Index.open(old, "posts") as index:
@@ -152,7 +152,9 @@ def test_a_registry_row_that_cannot_be_read_is_one_sentence_and_left_alone(old: 
     conn.execute(f"UPDATE _colbert_indexes SET {damage}")
     conn.commit()
     before = dump(old)
-    with pytest.raises(IndexCorrupt, match="^the registry entry of index 'posts' can't be read: .*; drop the index"):
+    with pytest.raises(
+        IndexCorrupt, match="^the registry entry of index 'posts' is damaged: .*; drop the index, then create it"
+    ):
         upgrade(old, "posts")
     assert dump(old) == before
     assert Index.create(conn, "posts", ["body"], model="hashing-32", replace=True).verify() == []

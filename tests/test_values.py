@@ -146,9 +146,9 @@ def test_json_values_are_nested() -> None:
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"params": {"n": 1}}, "params are the values of a condition, and there is no where: n"),
-        ({"where": "1", "params": [1]}, "params maps names to values, and"),
-        ({"pks": "17"}, "pks is a list of primary keys:"),
+        ({"params": {"n": 1}}, r"params \(n\) need where, the condition that uses them"),
+        ({"where": "1", "params": [1]}, "params must map names to values, not"),
+        ({"pks": "17"}, "pks must be a list of primary keys, such as"),
     ],
     ids=str,
 )
@@ -158,5 +158,5 @@ def test_a_wrong_filter_is_one_sentence(wrong: dict[str, Any], sentence: str) ->
 
 
 def test_columns_are_a_list() -> None:
-    with pytest.raises(ValueError, match=r"columns is a list of names: \['body'\]"):
+    with pytest.raises(ValueError, match=r"columns must be a list of names, such as \['body'\]"):
         IndexSettings(table="t", columns="body", model="")

@@ -142,12 +142,12 @@ DAMAGE: list[tuple[str, str, set[int] | str]] = [
     ("UPDATE {ivf} SET passage_ids = CAST(x'0100' || passage_ids AS BLOB)", "a checksum differs", set()),
     (
         "UPDATE {ivf} SET passage_ids = 'text'",
-        "inverted lists of index 'posts' are damaged: not all of them are BLOBs",
+        "inverted lists of index 'posts' are damaged: a value is not a BLOB",
         set(),
     ),
     (
         "INSERT INTO {ivf} VALUES (-5, x'', -2147483648)",
-        "inverted lists of index 'posts' are damaged: a segment is empty",
+        "inverted lists of index 'posts' are damaged: a segment has 0 bytes",
         set(),
     ),
     ("INSERT INTO {ivf} VALUES (-5, x'0000', -1042738433)", "inverted lists name passages they should not", set()),
@@ -182,7 +182,7 @@ DAMAGE: list[tuple[str, str, set[int] | str]] = [
         "differ in content hash: 8",
         {8},
     ),
-    ("UPDATE {passages} SET pk_id = 500 WHERE pk_id = 8", "indexed rows that are gone: 500", {8}),
+    ("UPDATE {passages} SET pk_id = 500 WHERE pk_id = 8", "indexed rows that the table lacks: 500", {8}),
     ("UPDATE {passages} SET pk_id = 'x' WHERE pk_id = 8 AND ordinal = 1", "passages are not numbered from 0", {8}),
     ("UPDATE {outliers} SET embedding = CAST(x'ff' || substr(embedding, 2) AS BLOB)", "damaged outliers", {7, 9}),
     ("UPDATE {outliers} SET position = 500 + position", "passages with damaged outliers", {7, 9}),
@@ -263,7 +263,7 @@ def test_a_damaged_codec_can_only_be_rebuilt(damaged: Damaged, damage: str) -> N
         with pytest.raises(IndexCorrupt) as caught:
             call()
         assert "\n" not in str(caught.value) and "posts" in str(caught.value)
-    with pytest.raises(IndexCorrupt, match="; repair can't help$"):
+    with pytest.raises(IndexCorrupt, match="; rebuild the index$"):
         damaged.index.repair()
     assert damaged.conn.execute("SELECT * FROM _colbert_indexes").fetchall() == before
     damaged.index.rebuild()
@@ -332,7 +332,7 @@ def test_a_registry_row_of_another_name_is_another_index(damaged: Damaged, encod
     damaged.conn.execute("UPDATE _colbert_indexes SET name = 'other'")
     with pytest.raises(IndexNotFound, match="no index 'posts' in this database; it has other"):
         damaged.index.search("word1")
-    with pytest.raises(IndexCorrupt, match="the registry entry of index 'other' can't be read"):
+    with pytest.raises(IndexCorrupt, match="the registry entry of index 'other' is damaged"):
         Index.open(damaged.conn, "other")
     again = Index.create(damaged.conn, "posts", ["body"], model=encoder)
     assert again.verify() == []
@@ -424,7 +424,9 @@ def test_offsets_of_passages_that_are_no_numbers_are_an_error(damaged: Damaged, 
 def test_settings_made_with_intent_are_one_sentence(damaged: Damaged, settings: str) -> None:
     damaged.conn.execute(f"UPDATE _colbert_indexes SET settings = {settings}")
     forge_checksums(damaged.conn, "posts")
-    with pytest.raises(IndexCorrupt, match="the registry entry of index 'posts' can't be read: .*; drop the index"):
+    with pytest.raises(
+        IndexCorrupt, match="the registry entry of index 'posts' is damaged: .*; drop the index, then create it"
+    ):
         damaged.index.search("word1")
 
 
@@ -447,7 +449,9 @@ def test_settings_made_with_intent_are_one_sentence(damaged: Damaged, settings: 
 def test_a_registry_row_made_with_intent_is_one_sentence(damaged: Damaged, damage: str) -> None:
     damaged.conn.execute(f"UPDATE _colbert_indexes SET {damage}")
     forge_checksums(damaged.conn, "posts")
-    with pytest.raises(IndexCorrupt, match="the registry entry of index 'posts' can't be read: .*; drop the index"):
+    with pytest.raises(
+        IndexCorrupt, match="the registry entry of index 'posts' is damaged: .*; drop the index, then create it"
+    ):
         damaged.index.search("word1")
 
 

@@ -21,7 +21,7 @@ def check_queries(queries: Sequence[str]) -> None:
     :raises ValueError: if one is not
     """
     if isinstance(queries, (str, bytes)):
-        raise ValueError(f"queries is a list of texts: [{queries!r}]")
+        raise ValueError(f"queries must be a list of texts, such as [{queries!r}]")
     for query in queries:
         _check_query(query)
 
@@ -42,7 +42,7 @@ def _check_query(query: object) -> None:
     if not isinstance(query, str):
         raise ValueError(f"a query is one text, not {query!r}")
     if len(query) > MAX_QUERY_CHARACTERS:
-        raise ValueError(f"the query has {len(query):,} characters: at most {MAX_QUERY_CHARACTERS:,} are taken")
+        raise ValueError(f"the query has {len(query):,} characters, more than {MAX_QUERY_CHARACTERS:,}: shorten it")
     if not query.strip():
         raise ValueError("the query is empty")
     try:

@@ -117,7 +117,7 @@ def _check_side(name: str, side: Side) -> None:
         and (side.marker is None or (type(side.marker) is int and side.marker in token))
     )
     if not sound:
-        raise ValueError(f"its {name} can't be read so: {side}")
+        raise ValueError(f"{name} is {side}")
 
 
 def check_export(folder: Path) -> Description:

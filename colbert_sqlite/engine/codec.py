@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from colbert_sqlite.engine import kernels, kmeans
 from colbert_sqlite.engine.products import inverse_norms, whole_numbers
-from colbert_sqlite.errors import IndexCorrupt, ShapeError
+from colbert_sqlite.errors import ShapeError, damaged
 from colbert_sqlite.settings import NBITS
 
 HELDOUT_SHARE = 20
@@ -282,12 +282,10 @@ class ResidualCodec:
         They are not normalized. Arguments and errors as in :meth:`decompress`.
         """
         if len(codes) and not 0 <= codes.min() <= codes.max() < self.n_centroids:
-            raise IndexCorrupt(f"a code names a centroid beyond the {self.n_centroids} of this codec")
+            raise damaged("codes", f"one is not a centroid of the {self.n_centroids} in the codec")
         if residuals.dtype != np.uint8 or residuals.shape != (len(codes), self.bytes_per_token):
-            raise IndexCorrupt(
-                f"residuals of {len(codes)} tokens must be uint8 {(len(codes), self.bytes_per_token)}, "
-                f"not {residuals.dtype} {residuals.shape}"
-            )
+            expected = f"uint8 {(len(codes), self.bytes_per_token)}"
+            raise damaged("residuals", f"they are {residuals.dtype} {residuals.shape}, not {expected}")
         embeddings = np.empty((len(codes), self.dim), np.float32)
         for first in range(0, len(codes), TOKENS_AT_ONCE):
             block = slice(first, first + TOKENS_AT_ONCE)

@@ -27,7 +27,7 @@ from colbert_sqlite.engine.codec import ResidualCodec
 from colbert_sqlite.engine.maxsim import maxsim_scores
 from colbert_sqlite.engine.postings import ArrayPostings, Codes, Postings
 from colbert_sqlite.engine.products import Products, whole_numbers
-from colbert_sqlite.errors import IndexCorrupt, ShapeError
+from colbert_sqlite.errors import ShapeError, damaged
 from colbert_sqlite.settings import SearchSettings
 
 # Passages whose residuals are in memory at once: about five megabytes. One search uses one thread: scoring these while
@@ -230,11 +230,10 @@ def rescore(
     _check_codes(codes, offsets, codec.n_centroids)
     lengths = np.diff(offsets)
     if residuals.dtype != np.uint8 or residuals.ndim != 2 or residuals.shape[1] != codec.bytes_per_token:
-        raise IndexCorrupt(
-            f"residuals are {residuals.dtype} {residuals.shape}, not {codec.bytes_per_token} bytes a token"
-        )
+        expected = f"uint8 (n, {codec.bytes_per_token})"
+        raise damaged("residuals", f"they are {residuals.dtype} {residuals.shape}, not {expected}")
     if len(starts) != len(lengths) or np.any(starts < 0) or np.any(starts > len(residuals) - lengths):
-        raise IndexCorrupt(f"a passage's residuals lie outside the {len(residuals)} rows that were read")
+        raise damaged("residuals", f"those of a passage lie outside the {len(residuals)} rows that were read")
     positions = np.arange(len(lengths)) if positions is None else positions
     starts, lengths, first_codes = starts[positions], lengths[positions], offsets[positions]
     if codec.scale_step is None:
@@ -300,7 +299,7 @@ def _candidates(
         or offsets[-1] != len(listed)
         or np.any(np.diff(offsets) < 0)
     ):
-        raise IndexCorrupt("the inverted lists that were read contradict each other")
+        raise damaged("inverted lists", f"their offsets do not rise from 0 to the {len(listed)} ids that were read")
     candidates = []
     for query, of_query in zip(queries, probed, strict=True):
         mine = np.searchsorted(centroids, np.unique(of_query))
@@ -389,6 +388,6 @@ def _highest(scores: NDArray[np.int64] | NDArray[np.float32], n: int) -> NDArray
 
 def _check_codes(codes: kernels.AnyArray, offsets: NDArray[np.int64], n_centroids: int) -> None:
     if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(codes) or np.any(offsets[1:] < offsets[:-1]):
-        raise IndexCorrupt(f"offsets do not rise from 0 to the {len(codes)} codes that were read")
+        raise damaged("codes", f"their offsets do not rise from 0 to the {len(codes)} codes that were read")
     if len(codes) and not 0 <= codes.min() <= codes.max() < n_centroids:
-        raise IndexCorrupt(f"a code names a centroid beyond the {n_centroids} of this index")
+        raise damaged("codes", f"one is not a centroid of the {n_centroids} in the codec")

@@ -45,7 +45,7 @@ class Part:
     index: str
 
     def damaged(self, detail: str) -> IndexCorrupt:
-        return damaged(self.name, self.index, detail)
+        return damaged(self.name, detail, index=self.index)
 
 
 def codes_dtype(n_centroids: int) -> str:
@@ -61,7 +61,7 @@ def from_blob(blob: object, dtype: np.dtype[Any], part: Part) -> AnyArray:
     if not isinstance(blob, bytes):
         raise part.damaged(f"{blob!r} is not a BLOB")
     if len(blob) % dtype.itemsize:
-        raise part.damaged(f"a BLOB of {len(blob)} bytes has no {dtype.itemsize}-byte items")
+        raise part.damaged(f"a BLOB has {len(blob)} bytes, which {dtype.itemsize} does not divide")
     return np.frombuffer(blob, dtype)
 
 
@@ -73,11 +73,12 @@ def from_blobs(blobs: Sequence[object], dtype: np.dtype[Any], part: Part) -> tup
     try:
         joined = b"".join(blobs)  # type: ignore[arg-type]
     except TypeError:
-        raise part.damaged("not all of them are BLOBs") from None
+        raise part.damaged("a value is not a BLOB") from None
     offsets = np.zeros(len(blobs) + 1, np.int64)
     sizes = np.fromiter(map(len, blobs), np.int64, len(blobs))  # type: ignore[arg-type]
     if np.any(sizes % dtype.itemsize):
-        raise part.damaged(f"not all of them are BLOBs of {dtype.itemsize}-byte items")
+        size = int(sizes[sizes % dtype.itemsize > 0][0])
+        raise part.damaged(f"a BLOB has {size} bytes, which {dtype.itemsize} does not divide")
     np.cumsum(sizes // dtype.itemsize, out=offsets[1:])
     return np.frombuffer(joined, dtype), offsets
 
@@ -106,7 +107,7 @@ def verified(rows: Sequence[tuple[Any, ...]], part: Part) -> list[Any]:
         # A search checks thousands: no loop in Python.
         sound = list(map(zlib.crc32, blobs)) == list(map(_HALF.__add__, checks))
     except TypeError:
-        raise part.damaged("not all of them are BLOBs with a checksum") from None
+        raise part.damaged("a value is not a BLOB, or its checksum not a number") from None
     if not sound:
         raise part.damaged("a checksum differs")
     return list(blobs)
@@ -146,7 +147,7 @@ def unpack_ids(
     gaps, offsets = from_blobs(blobs, GAPS, part)
     lengths = np.diff(offsets)
     if not lengths.all():
-        raise part.damaged("a segment is empty")
+        raise part.damaged("a segment has 0 bytes")
     starts = offsets[:-1]
     sums = np.cumsum(gaps, dtype=np.int64)
     ids = sums + np.repeat(firsts - sums[starts], lengths)

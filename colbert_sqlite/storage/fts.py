@@ -130,7 +130,7 @@ class FullText:
             if "locked" in str(error) or "interrupted" in str(error):
                 raise
             raise SourceError(
-                f"the FTS5 table {self.table!r} can't be searched: {error}; search with mode colbert, or make it anew"
+                f"the FTS5 table {self.table!r} can't be searched: {error}; use mode colbert, or create it again"
             ) from None
 
 

@@ -48,7 +48,7 @@ class Checked:
         :raises IndexCorrupt: if a checksum is not that of its BLOB
         """
         if ids.min(initial=0) < 0:
-            raise part.damaged(f"there is an id {ids.min()}")
+            raise part.damaged(f"an id is {ids.min()}")
         sound = self._sound.get(part.name, np.empty(0, bool))
         new = ids >= len(sound)
         new[~new] = ~sound[ids[~new]]
@@ -155,5 +155,5 @@ class StoredPostings:
             sound = False
         end = self._codec.stream_tokens
         if not sound or np.any(stored_doclens != doclens) or np.any(first < 0) or np.any(first > end - doclens):
-            raise part.damaged("residual_start or doclen of a passage is impossible")
+            raise part.damaged("residual_start or doclen of a passage is out of range")
         return first

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-from colbert_sqlite.errors import IndexCorrupt, IndexExists, SchemaVersionError
+from colbert_sqlite.errors import IndexCorrupt, IndexExists, SchemaVersionError, damaged
 from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage import triggers
 from colbert_sqlite.storage.blobs import row_checksum
@@ -137,9 +137,9 @@ def read_entries(conn: sqlite3.Connection, name: str, state: str | None = None) 
         version = row["schema_version"]
         if version != SCHEMA_VERSION:
             way_out = (
-                f"build it anew with: sqlite-utils colbert upgrade DATABASE {shlex.quote(row['name'])}"
+                f"upgrade it with: sqlite-utils colbert upgrade DATABASE {shlex.quote(row['name'])}"
                 if is_older(version)
-                else "install a newer one, or drop the index and build it again"
+                else "install a newer release, or drop the index, then create it"
             )
             raise SchemaVersionError(
                 f"index {row['name']!r} has schema version {version}, this release reads {SCHEMA_VERSION}: {way_out}"
@@ -172,9 +172,7 @@ def _entry(row: dict[str, Any], *, checked: bool) -> Entry:
             raise ValueError("its checksum differs")
         return entry_of(row)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise IndexCorrupt(
-            f"the registry entry of index {name!r} can't be read: {error}; drop the index and build it again"
-        ) from None
+        raise damaged("registry entry", str(error), index=name) from None
 
 
 def is_older(version: object) -> bool:
@@ -196,10 +194,10 @@ def entry_of(row: dict[str, Any]) -> Entry:
     names, types = zip(*json.loads(row["key_columns"]), strict=True)
     settings = IndexSettings.from_json(row["settings"])
     if settings.max_tokens is None:
-        raise ValueError("it does not say how long passages are")
+        raise ValueError("max_tokens is null")
     names_fit = all(isinstance(name, str) and "\0" not in name for name in names)
     if not names_fit or not all(map(_KEY_TYPE.fullmatch, types)):
-        raise ValueError(f"{row['key_columns']} are no keys")
+        raise ValueError(f"key_columns is {row['key_columns']}")
     # What JSON may escape and SQL can't take: surrogates.
     "".join((*names, *types, settings.to_json())).encode()
     row |= {"key_columns": names, "key_types": types, "settings": settings}
@@ -231,12 +229,11 @@ def read_if_possible(conn: sqlite3.Connection, name: str, state: str) -> Entry |
 def refuse_to_replace(conn: sqlite3.Connection, name: str, replace: bool) -> None:
     """Make sure that an index in use is replaced only if *replace* is set.
 
-    :raises IndexExists: if there is one of that name and *replace* is not set
+    :raises IndexExists: if an index of that name exists and *replace* is not set
     """
     if not replace and any(e.name.lower() == name.lower() and e.state == "ready" for e in registered(conn)):
         raise IndexExists(
-            f"there is an index {name!r} already: rebuild it, replace it by one of other settings with replace=True "
-            "(--replace), or give this one another name"
+            f"index {name!r} exists already: rebuild it, replace it with replace=True (--replace), or use another name"
         )
 
 

@@ -76,8 +76,8 @@ def _prepare(conn: sqlite3.Connection, source: Source, into: str) -> list[str]:
             conn.execute(_create(source, into, own, others, linked=False))
     elif [name.lower() for name in there] != [name.lower() for name in names] or _is_view(conn, into):
         raise SourceError(
-            f"{into!r} is there already and has other columns than {', '.join(names)}: choose another name for the "
-            "table of similar rows"
+            f"{into!r} exists already, with other columns than {', '.join(names)}: choose another name for the table "
+            "of similar rows"
         )
     return names
 

@@ -86,7 +86,7 @@ class Source:
         :raises SourceError: if the table cannot be indexed: missing, no table, no primary key, no such column
         """
         if params is not None and not isinstance(params, Mapping):
-            raise ValueError(f"params maps names to values, and {params!r} does not")
+            raise ValueError(f"params must map names to values, not {params!r}")
         table, strict = _ordinary_table(conn, table)
         declared = conn.execute(
             "SELECT name, type, pk FROM pragma_table_xinfo(?, 'main') WHERE hidden != 1", (table,)

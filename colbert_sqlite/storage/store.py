@@ -58,8 +58,8 @@ class Store:
         names = sorted({registration.name for registration in registered(conn)})
         if name.lower() in map(str.lower, names):
             raise IndexNotFound(
-                f"index {name!r} is not complete: its first build is running, or was interrupted and goes on when the "
-                "command that began it is run again"
+                f"index {name!r} is not complete: its first build is running, or was interrupted; to finish it, "
+                "repeat the command that started it"
             )
         has = f"it has {', '.join(names)}" if names else "it has none: make one with sqlite-utils colbert index"
         raise IndexNotFound(f"no index {name!r} in this database; {has}")
@@ -74,11 +74,11 @@ class Store:
         """Return the index as it is now, inside a write transaction; it must still be the one that was opened.
 
         :raises IndexNotFound: if it was dropped
-        :raises BuildInterrupted: if it was built anew
+        :raises BuildInterrupted: if it was rebuilt
         """
         store = Store.open(self.conn, self.entry.name)
         if store.entry.build_id != self.entry.build_id:
-            raise BuildInterrupted(f"index {self.entry.name!r} was built anew meanwhile; this command stops")
+            raise BuildInterrupted(f"index {self.entry.name!r} was rebuilt meanwhile: run this command again")
         return store
 
     def is_being_built(self) -> bool:
@@ -112,7 +112,7 @@ class Store:
         pairs: list[Pairs] = []
         for row in rows:
             if passage_id + max(1, len(row.passages)) > MAX_PASSAGE_ID + 1:
-                raise IndexCorrupt(f"index {self.entry.name!r} has run out of passage ids: drop it, then build it")
+                raise IndexCorrupt(f"index {self.entry.name!r} has no passage ids left: drop the index, then create it")
             if not row.passages:
                 self.passages.add(passage_id, PassageRow(row.key, 0, 0, 0, row.content_hash), 0, position)
                 passage_id += 1

@@ -142,7 +142,7 @@ def check_build(store: Store) -> None:
     sql = f"SELECT build_id FROM {qualified(REGISTRY)} WHERE name = ? AND state = 'building'"
     row = store.conn.execute(sql, (name,)).fetchone() if has_registry(store.conn) else None
     if row is None or row[0] != store.entry.build_id:
-        raise BuildInterrupted(f"another process took over the build of index {name!r}, or dropped it; this one stops")
+        raise BuildInterrupted(f"another process took over the build of index {name!r}, or dropped it: this one stops")
 
 
 def publish(store: Store, source: Source) -> Store:

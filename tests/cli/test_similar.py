@@ -29,7 +29,7 @@ def test_similar_rows_of_all_rows(path: str) -> None:
     printed = json.loads(invoke("similar", path, "posts", "--all", "-k", "2", "--silent").stdout)
     assert [{name: row[name] for name in ("pk", "rank", "related_pk")} for row in printed] == written
     assert invoke("similar", path, "posts", "--all", "--into", "posts").stderr == (
-        "Error: 'posts' is there already and has other columns than id, rank, related_id, score: choose another name "
+        "Error: 'posts' exists already, with other columns than id, rank, related_id, score: choose another name "
         "for the table of similar rows\n"
     )
 
@@ -45,7 +45,7 @@ def test_similar_wants_a_row_or_all(path: str, words: list[str]) -> None:
 def test_a_row_that_is_not_there(path: str) -> None:
     result = invoke("similar", path, "posts", "99")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "Error: index 'posts' has no text of a row '99': it is not there, not synced, or empty\n"
+    assert result.stderr == "Error: index 'posts' has no text of row '99': the row is missing, not synced, or empty\n"
 
 
 def test_our_own_tables_are_no_place_for_similar_rows(path: str) -> None:

@@ -194,7 +194,7 @@ async def test_sql_finds_no_more_rows_at_a_time_than_configured(path: Path, capl
     datasette = serving(path, plugin={"max_k": 20})
     assert await rows(datasette, "blog", "select json_array_length(colbert_search('posts', 'a', 20))") == [[4]]
     assert await rows(datasette, "blog", "select colbert_search('posts', 'a', 21)") == REFUSED
-    assert caplog.messages[-1] == "colbert_search: k may be 20 here at most, not 21"
+    assert caplog.messages[-1] == "colbert_search: k must be at most 20 here, not 21"
 
 
 @pytest.mark.asyncio

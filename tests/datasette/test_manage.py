@@ -451,7 +451,7 @@ async def test_a_job_that_fails_says_why(datasette: Datasette, path: Path) -> No
     [
         ({"column": []}, "name at least one column to index"),
         ({"column": "bodi"}, "no column 'bodi' in table 'posts'; it has id, title, body"),
-        ({"name": ""}, "there is an index called 'posts'"),
+        ({"name": ""}, "index 'posts' exists already"),
         ({"model": "/etc"}, "choose one of the models: "),
         ({"model": "colbert-ir/colbertv2.0"}, "choose one of the models: "),
         ({"heading": "nothing"}, "no column 'nothing' in table 'posts'"),

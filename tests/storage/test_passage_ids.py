@@ -90,7 +90,7 @@ def test_an_index_that_has_run_out_of_ids_says_so(conn: sqlite3.Connection, inde
     conn.execute("UPDATE _colbert_posts_codec SET next_passage_id = ?", (MAX_PASSAGE_ID + 1,))
     forge_checksums(conn, "posts")
     conn.execute("INSERT INTO posts VALUES (9, 'Yeast', 'Feed the starter.')")
-    with pytest.raises(IndexCorrupt, match="index 'posts' has run out of passage ids: drop it, then build it"):
+    with pytest.raises(IndexCorrupt, match="index 'posts' has no passage ids left: drop the index, then create it"):
         index.sync()
     assert ids(conn) == [1, 2, 3, 4, 5]
 

@@ -243,10 +243,10 @@ DAMAGE = [
     ("UPDATE {passages} SET start = 'x'", *2 * ["impossible ids, offsets, lengths or hashes: 1, 2"]),
     ("DELETE FROM {ivf}", *2 * ["passages missing from inverted lists: 1, 2"]),
     ("UPDATE {ivf} SET passage_ids = x'00000900'", "lists name passages they should not: 10", OTHER_LISTS),
-    ("UPDATE {ivf} SET passage_ids = x'09'", f"{LISTS}: not all of them are BLOBs of 2-byte items", OTHER_LISTS),
+    ("UPDATE {ivf} SET passage_ids = x'09'", f"{LISTS}: a BLOB has 1 bytes, which 2 does not divide", OTHER_LISTS),
     (
         "UPDATE {ivf} SET passage_ids = 'ab'",
-        *2 * [f"{LISTS}: not all of them are BLOBs with a checksum; run verify, then repair"],
+        *2 * [f"{LISTS}: a value is not a BLOB, or its checksum not a number; run verify, then repair"],
     ),
     ("INSERT INTO {outliers} VALUES (99, 0, zeroblob(24), 0)", *2 * ["passages with damaged outliers: 99"]),
     ("INSERT INTO {outliers} VALUES (1, 1300, zeroblob(24), 0)", *2 * ["passages with damaged outliers: 1"]),
@@ -258,7 +258,7 @@ DAMAGE = [
     ("UPDATE {centroids} SET centroids = x'00'", f"{CENTROIDS}: 0.0833333 of them and 40 cells, not 40", OTHER_BLOCK),
     ("UPDATE {centroids} SET cells = x'0000'", f"{CENTROIDS}: 40 of them and 1 cells, not 40", OTHER_BLOCK),
     ("UPDATE {centroids} SET centroids = zeroblob(480)", ANY_BYTES, OTHER_BLOCK),
-    ("UPDATE {centroids} SET centroids = 'text'", *2 * [f"{CENTROIDS}: not all of them are BLOBs; rebuild the index"]),
+    ("UPDATE {centroids} SET centroids = 'text'", *2 * [f"{CENTROIDS}: a value is not a BLOB; rebuild the index"]),
     *(
         (
             f"UPDATE {{codec}} SET {change}",

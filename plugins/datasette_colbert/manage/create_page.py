@@ -121,7 +121,7 @@ def _work(request: ManageRequest, conn: sqlite3.Connection, table: str, form: Fo
     serving.check_source(conn, table, settings.columns, heading=settings.heading)
     states = [index.state for index in serving.registered_indexes(conn) if index.name.lower() == name.lower()]
     if "ready" in states:
-        raise IndexExists(f"there is an index called {name!r}: give this one another name, or rebuild that one")
+        raise IndexExists(f"index {name!r} exists already: rebuild it, or use another name")
     if states:
         raise IndexExists(
             f"a build of an index called {name!r} is not finished: continue or drop it, or choose another name"
