@@ -111,7 +111,7 @@ def test_html_is_that_of_the_library(blog: str) -> None:
 def test_a_key_of_several_columns_is_a_json_array(releases: str) -> None:
     assert "**date**" in run(releases, "releases", '["datasette", 7]', "date").stdout
     assert error(releases, "releases", "datasette", "date") == (
-        "Error: a key of 'releases' has 2 values (repo, number): 'datasette'"
+        "Error: a key of 'releases' has 2 values (repo, number), not 'datasette'"
     )
     assert error(releases, "releases", '["datasette", [7]]', "date", exit_code=2) == (
         "Error: Invalid value for 'PK': a key is text or a number, or a JSON array of these, not [\"datasette\", [7]]"
@@ -141,13 +141,13 @@ def test_what_a_row_holds_does_not_steer_the_terminal(db_path: Path) -> None:
 
 def test_a_passage_by_its_number(blog: str) -> None:
     assert run(blog, "posts", "3", "restore", "--ordinal", "0").stdout == run(blog, "posts", "3", "restore").stdout
-    assert error(blog, "posts", "3", "restore", "--ordinal", "5").startswith("Error: the row has 1 passage")
+    assert error(blog, "posts", "3", "restore", "--ordinal", "5").startswith("Error: ordinal must be a whole number from 0 to 0")
 
 
 @pytest.mark.parametrize("pk", ["5000", "99", "three"])
 def test_a_row_that_is_not_there_or_has_no_text(blog: str, pk: str) -> None:
     assert error(blog, "posts", pk, "bread") == (
-        f"Error: index 'posts' has no text of a row '{pk}': it is not there, not synced, or empty"
+        f"Error: index 'posts' has no text of row '{pk}': the row is missing, not synced, or empty"
     )
 
 
