@@ -92,14 +92,8 @@ def beside(path: Path) -> list[str]:
     return sorted(file.name for file in path.parent.iterdir() if file != path)
 
 
-@pytest.mark.parametrize(
-    ("journal", "threads"),
-    [
-        ("delete", False),
-        pytest.param("wal", False, marks=pytest.mark.slow),
-        pytest.param("wal", True, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("journal", "threads"), [("wal", False), ("delete", False), ("wal", True)])
 def test_every_hit_is_right_beside_a_writer(tmp_path: Path, journal: str, threads: bool) -> None:
     measured = measure(tmp_path / "t.db", journal, n_rows=150, seconds=3, readers=3, threads=threads, rebuild_every=1)
     assert measured.wrong == []

@@ -156,7 +156,7 @@ def test_a_connection_that_may_not_write_any_more_has_written_nothing_by_half(
         run_again_and_judge(path, operation)
 
 
-@pytest.mark.parametrize("journal", JOURNALS)
+@pytest.mark.parametrize("journal", [JOURNALS[0], *slow(*JOURNALS[1:])])
 def test_a_locked_database_costs_nothing_but_the_run(
     tmp_path: Path, states: Callable[[str, str], Path], journal: str
 ) -> None:

@@ -409,16 +409,8 @@ def connection_of_its_own_kind(path: Path, kind: str) -> sqlite3.Connection:
     return conn
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "factories",
-        pytest.param(
-            "autocommit off",
-            marks=pytest.mark.skipif(sys.version_info < (3, 12), reason="connections have no autocommit before 3.12"),
-        ),
-    ],
-)
+# Connections have autocommit since Python 3.12.
+@pytest.mark.parametrize("kind", ["factories", "autocommit off"][: 2 if sys.version_info >= (3, 12) else 1])
 @pytest.mark.parametrize("method", ["sync", "repair", "optimize", "rebuild"])
 @pytest.mark.parametrize("triggers", [True, False])
 def test_a_connection_of_the_callers_own_kind_is_left_as_it_was(
