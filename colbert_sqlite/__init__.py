@@ -1,6 +1,7 @@
 """ColBERT late-interaction search inside a SQLite database.
 
-In: nothing. Out: the public names, each loaded when it is first used, so that importing this package costs nothing.
+In: nothing. Out: the public names, each imported on first use. Leaves to others: everything else; importing this
+package stays cheap.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The codec of an index: what is stored of it, and what compresses and scores with it.
+"""The codec of an index, its centroids read once for all threads.
 
-In: the tables of one index. Out: a :class:`Codec`, whose centroids are read once for all threads. Leaves to others:
-training it, its bytes (``storage/codec.py``), its mathematics (``engine/codec.py``).
+In: the tables of one index. Out: a :class:`Codec`. Leaves to others: training it, its bytes (``storage/codec.py``), its
+mathematics (``engine/codec.py``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from colbert_sqlite.storage.store import Store
 
 
 class Codec(NamedTuple):
-    """A codec as it is stored, and the same ready for use."""
+    """A codec: its stored row, and its arrays ready to compress and score."""
 
     stored: StoredCodec
     residual: ResidualCodec
@@ -30,19 +30,19 @@ def load_codec(store: Store) -> Codec:
 
 
 class CodecCache:
-    """The codec that was used last. Threads may share it, each with a connection of its own."""
+    """Keeps the codec used last. Threads share it, each with a connection of its own."""
 
     def __init__(self) -> None:
         # One value, so that no thread sees half of it. No lock: a forked process would inherit it locked.
         self._last: tuple[object, ResidualCodec] | None = None
 
     def load(self, store: Store) -> Codec:
-        """Return the codec as it is now. Its centroids are read only if they have changed.
+        """Return the codec as it is now; its centroids are read only after they changed.
 
         :raises IndexCorrupt: if it is damaged
         """
         stored = store.codec.load()
-        # A growth that was rolled back may be followed by one of as many centroids.
+        # After a rollback, another growth may reach the same number of centroids: the checksum differs then.
         version = store.entry.build_id, stored.n_centroids, store.codec.last_checksum()
         last = self._last
         if last is None or last[0] != version:

@@ -1,6 +1,7 @@
-"""Makes an index of a table: checks the settings, loads the model, builds, and catches up with what changed meanwhile.
+"""Create an index of a table: check the settings, load the model, build, sync.
 
-In: a database, settings, a model. Out: what an :class:`Index` is made of. Leaves to others: the build (``build.py``).
+In: a database, settings, a model. Out: the parts of an :class:`Index`. Leaves to others: the build (``build.py``), the
+sync (``sync.py``).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from colbert_sqlite.sync import sync
 
 
 class Created(NamedTuple):
-    """A new index: where it is, its registry entry, its model, and what the build cost."""
+    """A new index: its connections, its registry entry, its model, and the report of its build."""
 
     connections: Connections
     entry: Entry
@@ -35,7 +36,7 @@ class Created(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What is built. The settings lack only what the model decides."""
+    """An index to build. Only the model fills in the last settings: its name and the passage size."""
 
     name: str
     source: Source
@@ -52,14 +53,14 @@ def create_index(
     progress: ProgressCallback | None,
     replace: bool,
 ) -> Created:
-    """Build an index with these settings, or finish a build of the same settings that was interrupted.
+    """Build an index with these settings, or finish an interrupted build of the same settings.
 
     Arguments and errors as in :meth:`Index.create`.
     """
     report = BuildReport()
     connections = connections_to(db, name or settings.table)
     with connections.use() as session:
-        # Before the model: a wrong argument should not cost the seconds of loading it.
+        # Before the model: a wrong argument must not cost the seconds of loading it.
         name, source, settings = _plan(session.conn, name, settings, replace=replace)
         encoder, settings = _load_encoder(settings, model, options, report)
         with writing(session.conn, name, progress):
@@ -80,7 +81,7 @@ def build_in_step(
     *,
     replace: bool,
 ) -> Store:
-    """Build an index, put it in use, and encode the rows that changed meanwhile, if triggers noted them.
+    """Build an index, put it in use, and sync the rows that triggers queued meanwhile.
 
     Arguments and errors as in :func:`build`.
     """
@@ -91,12 +92,12 @@ def build_in_step(
 
 
 def _plan(conn: sqlite3.Connection, name: str | None, settings: IndexSettings, *, replace: bool) -> _Plan:
-    """Return what is built, with the names that the schema has.
+    """Return the index to build, with the names that the schema has.
 
     :param name: of the index; None: that of the table
-    :raises ValueError: if *name* can't be one
+    :raises ValueError: if *name* is empty or has a NUL
     :raises SourceError: if the table can't be indexed
-    :raises IndexExists: if there is an index of that name and *replace* is not set
+    :raises IndexExists: if an index of that name exists and *replace* is not set
     """
     with plain_rows(conn):
         source = Source.of_index(conn, settings)
@@ -111,9 +112,9 @@ def _plan(conn: sqlite3.Connection, name: str | None, settings: IndexSettings, *
 def _load_encoder(
     settings: IndexSettings, model: str | Encoder | None, options: ModelOptions, report: BuildReport
 ) -> tuple[Encoder, IndexSettings]:
-    """Return the encoder, and the settings with what it decides.
+    """Return the encoder, and the settings with its name and passage size.
 
-    :raises ValueError: if passages would be longer than the model reads. Other errors as in :func:`load_encoder`
+    :raises ValueError: if *max_tokens* is more than the model reads. Other errors as in :func:`load_encoder`
     """
     if model is None or isinstance(model, str):
         with report.step("load"):
@@ -125,6 +126,6 @@ def _load_encoder(
         max_tokens = min(DEFAULT_MAX_TOKENS, encoder.document_length)
     elif max_tokens > encoder.document_length:
         raise ValueError(
-            f"max_tokens is {max_tokens}, but model {encoder.name!r} takes passages of {encoder.document_length} tokens"
+            f"max_tokens must be at most {encoder.document_length} with model {encoder.name!r}, not {max_tokens}"
         )
     return encoder, dataclasses.replace(settings, model=encoder.name, encoder=own_class(encoder), max_tokens=max_tokens)

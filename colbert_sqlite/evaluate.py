@@ -1,7 +1,7 @@
-"""How good the hits of an index are, by the measures of ir_measures.
+"""Evaluate the hits of an index by the measures of ir_measures.
 
-In: an index, queries, and which rows are right for them. Out: measures, of all queries together and of each. Leaves to
-others: searching (``index.py``), the measures themselves (ir_measures, extra ``eval``).
+In: an index, queries, judgments. Out: measures of each query, and their means. Leaves to others: searching
+(``index.py``), the measures themselves (ir_measures, extra ``eval``).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HEADERS = {(qid, text) for qid in ID_HEADERS for text in ("text", "query")}
 
 @dataclass(frozen=True, slots=True)
 class Evaluation(Result):
-    """Measures of one way to search. ``mean`` is over the queries, ``per_query`` has those of each, by its id."""
+    """Values of measures. ``mean`` is over the queries; ``per_query`` has the values of each, by query id."""
 
     mean: dict[str, float]
     per_query: dict[str, dict[str, float]]
@@ -60,27 +60,27 @@ def evaluate(
     ndocs: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Evaluation:
-    """Search *index* for every judged query and return how good the hits are.
+    """Search *index* for every judged query and return the measures of the hits.
 
-    Hits are judged in the order that they have; of several with the same id the first counts.
+    Hits count in their order; of several hits with one document id the first counts.
 
-    :param queries: texts by query id; those that *qrels* does not judge are passed over
-    :param qrels: grades of documents, by document id, by query id; documents that it does not name have grade 0
-    :param measures: names as ir_measures has them, such as ``nDCG@10``, ``RR@10``, ``R@100``, ``P@5``, ``AP``
+    :param queries: texts by query id; queries that *qrels* does not judge are skipped
+    :param qrels: grades by document id, by query id; other documents have grade 0
+    :param measures: names of ir_measures, such as ``nDCG@10``, ``RR@10``, ``R@100``, ``P@5``, ``AP``
     :param k: hits of each query; a measure with a greater cut-off sees no more
     :param id_column: column of the table that holds the document ids; default: its primary key, as text
     :param where: search only the rows that meet this condition, an SQL expression, as in :meth:`Index.search`
     :param progress: called with a :class:`Progress` of stage "search", counted in queries
-    :raises ValueError: if there is nothing to measure, a measure is unknown, or the key has several columns
+    :raises ValueError: if no query is judged, a measure is missing or unknown, or the key has several columns
     :raises MissingDependency: if ir_measures is not installed
     """
     settings = SearchSettings.for_k(k, mode=mode, fusion=fusion, weight=weight, nprobe=nprobe, ndocs=ndocs)
-    filter, tell = Filter.of(where, params), progress or no_progress
+    filter, callback = Filter.of(where, params), progress or no_progress
     library = _ir_measures()
     parsed = [_measure(name) for name in measures]
     ids = [qid for qid in queries if qid in qrels]
     if not parsed:
-        raise ValueError("name a measure")
+        raise ValueError("measures must name at least one measure")
     if not ids:
         raise ValueError("no query has judgments: the ids in the two files differ")
     run: dict[str, dict[str, float]] = {}
@@ -89,7 +89,7 @@ def evaluate(
         encoded = encode_queries(index.load_encoder(), [queries[qid] for qid in batch])
         for qid, hits in zip(batch, index.search_encoded(encoded, settings, filter), strict=True):
             run[qid] = _ranks(hits, id_column)
-        tell(Progress("search", len(run), len(ids)))
+        callback(Progress("search", len(run), len(ids)))
     means, values = library.calc(parsed, {qid: dict(qrels[qid]) for qid in ids}, run)
     per_query: dict[str, dict[str, float]] = {qid: {} for qid in ids}
     for value in values:
@@ -98,7 +98,7 @@ def evaluate(
 
 
 def _ranks(hits: Sequence[Hit], id_column: str | None) -> dict[str, float]:
-    """The rank of each document, negative: measures sort by score, and equal scores by id."""
+    """Return the negative rank of each document: measures sort by score, and equal scores by id."""
     ranks: dict[str, float] = {}
     for hit in hits:
         ranks.setdefault(_document_id(hit, id_column), -hit.rank)
@@ -121,15 +121,16 @@ def _only(key: object) -> str:
 
 
 def relevant_documents(qrels: Qrels) -> set[str]:
-    """The ids of all documents that are right for some query."""
+    """Return the ids of all documents that are relevant to a query."""
     return {doc for grades in qrels.values() for doc, grade in grades.items() if grade > 0}
 
 
 def missing_documents(
     index: Index, qrels: Qrels, id_column: str | None = None, filter: Filter | None = None
 ) -> set[str]:
-    """The ids of relevant documents that are not in the table of *index*: no search can find them.
+    """Return the ids of relevant documents that the table of *index* lacks: no search can find them.
 
+    :param id_column: column of the table that holds the document ids; default: its primary key
     :param filter: its condition narrows the table
     :raises ValueError: if the key has several columns and *id_column* is None
     """
@@ -148,14 +149,14 @@ def _measure(name: str) -> Measure:
         measure = _ir_measures().parse_measure(name)
     except (NameError, ValueError, TypeError, AssertionError):
         measure = None
-    if measure is not None and _is_known(measure):
+    if measure is not None and _is_supported(measure):
         return measure
-    if measure is not None and "cutoff" not in measure.params and _is_known(measure @ 10):
-        raise ValueError(f"measure {name!r} needs a number of hits to look at, such as {name}@10")
+    if measure is not None and "cutoff" not in measure.params and _is_supported(measure @ 10):
+        raise ValueError(f"measure {name!r} needs a cut-off, such as {name}@10")
     raise ValueError(f"no measure {name!r}; ir_measures has nDCG@10, RR@10, R@100, P@5, AP and others")
 
 
-def _is_known(measure: Measure) -> bool:
+def _is_supported(measure: Measure) -> bool:
     # trec_eval ends the process at a cut-off of 0.
     cutoff = measure.params.get("cutoff", 1)
     try:
@@ -173,18 +174,19 @@ def _ir_measures() -> ModuleType:
 
 
 def read_queries(path: str | Path) -> dict[str, str]:
-    """The queries of a file, text by id: JSON lines with ``_id`` or ``id`` and ``text``, or lines of id, tab, text.
+    """Read the queries of a file, text by id.
 
-    It may be gzipped.
+    Its lines are JSON with ``_id`` or ``id`` and ``text``, or id, tab, text. It may be gzipped.
 
-    :raises ValueError: if a line is neither, or an id comes twice
+    :raises ValueError: if a line is neither, or two lines have one id
+    :raises SourceError: if the file is not text
     """
     queries: dict[str, str] = {}
     for number, line in _lines(path):
         try:
             if line.startswith("{"):
-                found = json.loads(line)
-                qid, text = str(found["_id"] if "_id" in found else found["id"]), found["text"]
+                record = json.loads(line)
+                qid, text = str(record["_id"] if "_id" in record else record["id"]), record["text"]
             else:
                 qid, text = line.split("\t", 1)
         except (ValueError, KeyError):
@@ -199,13 +201,14 @@ def read_queries(path: str | Path) -> dict[str, str]:
 
 
 def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
-    """The judgments of a file, grade by document id by query id.
+    """Read the judgments of a file, grade by document id by query id.
 
-    Lines are query id, document id and grade, split by tabs, with or without a header, as BEIR has them; or query id,
-    anything, document id and grade, split by white space, as TREC has them. A header begins with ``query-id``,
-    ``query_id``, ``qid``, ``id`` or ``_id``. It may be gzipped.
+    BEIR's lines are query id, document id and grade, split by tabs, with or without a header. TREC's are query id,
+    anything, document id and grade, split by white space. A header begins with ``query-id``, ``query_id``, ``qid``,
+    ``id`` or ``_id``. The file may be gzipped.
 
     :raises ValueError: if a line is neither
+    :raises SourceError: if the file is not text
     """
     qrels: dict[str, dict[str, int]] = {}
     for number, line in _lines(path):
@@ -225,7 +228,7 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
 
 
 def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line that is not empty.
+    """Yield number and text of each line that is not empty.
 
     :raises SourceError: if the file is neither text nor gzipped text
     """

@@ -1,7 +1,7 @@
-"""Why a passage has the score it has: which word of the query met which word of the passage.
+"""Why a passage has its score: which query word met which passage word.
 
-In: a query, a passage, the embeddings that are stored of it. Out: an :class:`Explanation`: numbers, characters, HTML.
-Leaves to others: finding passages, reading what is stored, how words answer words (``words.py``).
+In: a query, a passage, its stored embeddings. Out: an :class:`Explanation`: numbers, characters, HTML. Leaves to
+others: finding and reading passages (``search.py``, ``view.py``), how words answer words (``words.py``).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from colbert_sqlite.values import json_value
 from colbert_sqlite.view import EncodedPassage
 from colbert_sqlite.words import Likeness, Span, Words, likeness_of, words_of, words_of_query
 
-HOTTEST = 4
+MAX_HEAT = 4
 
-# Mixed with whatever colors the page has, so that text stays as legible as it was; the two hottest are underlined too.
+# Marks mix with the colors of the page, so that text stays legible. The two hottest are underlined too.
 STYLE = """<style>
 .colbert-explanation mark { color: inherit; border-radius: 0.15em; padding: 0 0.1em; }
 .colbert-explanation .colbert-heat-1 { background: color-mix(in srgb, var(--colbert-mark, #f0a000) 15%, transparent); }
@@ -64,13 +64,13 @@ class PassageWord:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A word of the query, or a special token, and what it met in the passage.
+    """A word of the query, or a special token, and the word of the passage that it met.
 
     ``start`` and ``end`` are characters of the query, 0 and 0 for a special token, whose ``text`` is its name.
-    ``contribution`` is its part of the score: the similarities of its tokens, summed; ``similarity`` is their mean.
-    ``met`` is the word of the passage that most of that comes from, None where that is a special token; ``met_text`` is
-    the word, or the name of the token. ``marked`` are the positions, in :attr:`Explanation.words`, of all words that
-    answer it clearly.
+    ``contribution`` is its part of the score: the sum of the similarities of its tokens; ``similarity`` is their mean.
+    ``met`` is the passage word with the largest share of the contribution, None if that is a special token;
+    ``met_text`` is the word, or the name of the token. ``marked`` are the positions, in :attr:`Explanation.words`, of
+    all words that answer it clearly.
     """
 
     text: str
@@ -85,12 +85,12 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What the score of one passage for one query is made of.
+    """The parts of one passage's score for one query.
 
-    ``score`` is the sum of the contributions of ``matches``, one for each word of the query, and ``special``, one for
-    each special token: markers, mask tokens, the model's own prompt. ``words`` are those of the heading and the
-    passage that have an embedding, which punctuation has in few models. ``similarities`` and ``prominence`` are float32
-    [n_matches, n_words]: the cosines, and how clearly a word answers another, 0 where it is not marked.
+    ``score`` is the sum of the contributions of ``matches``, one for each query word, and ``special``, one for each
+    special token: markers, mask tokens, the model's own prompt. ``words`` are the words of heading and passage that
+    have an embedding; in most models punctuation has none. ``similarities`` and ``prominence`` are float32 [n_matches,
+    n_words]: the cosines, and how clearly a word answers a query word, 0 where it is not marked.
     """
 
     query: str
@@ -106,7 +106,7 @@ class Explanation:
 
     @property
     def special_score(self) -> float:
-        """The part of the score that special tokens have."""
+        """Share of the special tokens in the score."""
         return math.fsum(match.contribution for match in self.special)
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,18 +139,18 @@ class Explanation:
         return cut_and_mark(self.passage.text, spans, likeness, before, after, ellipsis, n_words)
 
     def _of_text(self) -> tuple[list[Span], Likeness]:
-        """The words of the passage's text, without those of the heading."""
+        """Return the words of the passage's text, without those of the heading."""
         n_heading = sum(word.in_heading for word in self.words)
         spans = [(word.start, word.end) for word in self.words[n_heading:]]
         return spans, Likeness(self.similarities[:, n_heading:], self.prominence[:, n_heading:])
 
     def to_html(self, *, style: bool = True, table: bool = True) -> str:
-        """Return heading and passage as HTML, the words that answer the query in ``<mark>``, and a table of matches.
+        """Return heading and passage as HTML, words that answer the query in ``<mark>``.
 
-        Everything is escaped. A mark has the class ``colbert-heat-1`` to ``-4`` and says in its title which query word
-        it answers, whose position is in ``data-query-word``.
+        Everything is escaped. A mark has the class ``colbert-heat-1`` to ``-4``. Its title names the query word that it
+        answers; ``data-query-word`` is the position of that word.
 
-        :param style: begin with a ``<style>``, which takes its color from ``--colbert-mark`` if the page sets that
+        :param style: begin with a ``<style>``, which takes its color from ``--colbert-mark`` if the page sets it
         :param table: end with a table of the query's words
         """
         parts = [STYLE] if style else []
@@ -163,7 +163,7 @@ class Explanation:
         return "".join([*parts, "</div>\n"])
 
     def pieces(self, *, in_heading: bool = False) -> Iterator[tuple[str, PassageWord | None]]:
-        """Yield the passage's text, or the heading, piece by piece: each word that has heat, and what is between."""
+        """Yield the text of passage or heading in pieces: words that have heat, and the text between them."""
         text = self.heading if in_heading else self.passage.text
         last = 0
         for word in self.words:
@@ -199,7 +199,7 @@ class Explanation:
 
 
 class Explainer:
-    """Explains passages to one query, whose words are looked at once."""
+    """Explains passages for one query, whose words are split once."""
 
     def __init__(self, encoder: Encoder, query: Query) -> None:
         self._encoder = encoder
@@ -251,13 +251,13 @@ def _passage_words(text: str, n_heading: int, document: Words, likeness: Likenes
     similarities, heats = [0.0] * n_words, [0] * n_words
     if n_query_words:
         is_marked = likeness.prominence.any(axis=0)
-        chosen = np.where(is_marked, likeness.prominence.argmax(axis=0), likeness.similarities.argmax(axis=0))
-        best, of_word = chosen.tolist(), (chosen, np.arange(n_words))
-        similarities = likeness.similarities[of_word].tolist()
-        heats = [_heat(one) for one in likeness.prominence[of_word].tolist()]
+        rows = np.where(is_marked, likeness.prominence.argmax(axis=0), likeness.similarities.argmax(axis=0))
+        best, cells = rows.tolist(), (rows, np.arange(n_words))
+        similarities = likeness.similarities[cells].tolist()
+        heats = [_heat(prominence) for prominence in likeness.prominence[cells].tolist()]
     for at, (start, end) in enumerate(document.spans):
         in_heading = start < n_heading
-        # A line break is between the heading and the passage.
+        # A line break separates heading and passage.
         shift = 0 if in_heading or not n_heading else n_heading + 1
         words.append(
             PassageWord(
@@ -274,9 +274,9 @@ def _passage_words(text: str, n_heading: int, document: Words, likeness: Likenes
 
 
 def _heat(prominent: float) -> int:
-    """Prominence in steps from 1 to 4, of which the two upper ones are nearly the same word; 0 stays 0."""
+    """Return prominence in steps from 1 to 4; from 3 on words are nearly the same; 0 stays 0."""
     steps = (1 + NEARLY_THE_SAME) / 2, NEARLY_THE_SAME, (MIN_OUTLIER + NEARLY_THE_SAME) / 2
-    return next((HOTTEST - i for i, least in enumerate(steps) if prominent >= least), int(prominent > 0))
+    return next((MAX_HEAT - i for i, step in enumerate(steps) if prominent >= step), int(prominent > 0))
 
 
 def _matches(
@@ -286,9 +286,9 @@ def _matches(
     words: Sequence[PassageWord],
     likeness: Likeness,
 ) -> tuple[list[Match], list[Match]]:
-    """What each word of the query met, and what each special token met.
+    """Return the matches of the query words, and those of the special tokens.
 
-    :param met: for each token of the query the position of a word, or the name of a special token, and the similarity
+    :param met: for each query token the position of a word, or the name of a special token, and the similarity
     """
     of_words: dict[int, list[int]] = {}
     special: list[Match] = []
@@ -308,7 +308,7 @@ def _matches(
 def _match(
     text: str, span: Span, met: Sequence[tuple[int | str, float]], words: Sequence[PassageWord], marked: tuple[int, ...]
 ) -> Match:
-    # Where the pieces of a word met several words, the one that most of their similarity is from.
+    # The pieces of one word may meet several words: take the word with the largest sum of similarities.
     shares: dict[int | str, float] = {}
     for target, similarity in met:
         shares[target] = shares.get(target, 0.0) + similarity

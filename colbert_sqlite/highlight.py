@@ -1,7 +1,7 @@
-"""The words of a text that answer a query, marked in the text, and the part of it where most of them are.
+"""Mark the words of a text that answer a query, or cut out the part that answers best.
 
-In: a query, any text, a model. Out: the text, or a part of it, with marks around words. Leaves to others: which words
-answer (``words.py``), cutting long texts (``passages.py``).
+In: a query, any text, a model. Out: the text, or a part of it, with marks around words. Leaves to others: finding the
+words that answer (``words.py``), cutting long texts (``passages.py``).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from colbert_sqlite.query import encode_query
 from colbert_sqlite.values import whole_number
 from colbert_sqlite.words import Likeness, Span, Words, likeness_of, words_of_query, words_of_text
 
-# Of the score of the best window.
+# Windows within this share of the best score count as equal.
 ABOUT_EQUAL = 0.05
 
 _SENTENCE_END = re.compile(r"[.!?…]\W*\s|\n|[。！？]")
-# What stands right before and right after a word, such as a bracket and a full stop.
+# Characters right before and right after a word, such as a bracket and a full stop.
 _OPENING = re.compile(r"(?:(?<=\s)\S+)?\Z")
 _CLOSING = re.compile(r"\A(?:\S+(?=\s))?")
 
@@ -32,8 +32,8 @@ def highlight(
 ) -> str:
     """Return *text* with the words that answer *query* between *before* and *after*, like FTS5's ``highlight()``.
 
-    Nothing is escaped: for a page, take marks that stand nowhere in the text, escape what comes back, and replace them.
-    Nothing is stripped either; marks may end up inside the tags of HTML.
+    Nothing is escaped. For a page, use marks that the text does not contain, escape the result, then replace the marks.
+    Nothing is stripped: marks may fall inside the tags of HTML.
 
     :param model: alias, folder or hub id of a ColBERT model, or an encoder; default: ``minilm``
     :raises ValueError: if the query is empty
@@ -55,8 +55,10 @@ def snippet(
 ) -> str:
     """Return the *n_words* words of *text* that answer *query* best, marked, like FTS5's ``snippet()``.
 
-    :param ellipsis: stands for what is cut off at either end
-    :param model: as for :func:`highlight`, which also says what is not escaped
+    Like :func:`highlight`, it escapes nothing.
+
+    :param ellipsis: replaces the text cut off at either end
+    :param model: as for :func:`highlight`
     :raises ValueError: if the query is empty, or *n_words* is not at least 1
     :raises ModelNotFound: if the model is not on this machine and can't be fetched
     """
@@ -73,7 +75,7 @@ def _compare(query: str, text: str, model: str | Encoder | None) -> tuple[Words,
 
 
 def marked_spans(spans: Sequence[Span], prominent: NDArray[np.float32]) -> list[Span]:
-    """Return the characters of the words that answer any word of the query; words that touch are one."""
+    """Return the spans of the words that answer any query word; words that touch are one span."""
     marked: list[Span] = []
     for at in np.flatnonzero(prominent.any(axis=0)).tolist():
         start, end = spans[at]
@@ -97,7 +99,7 @@ def mark(text: str, spans: Sequence[Span], before: str, after: str) -> str:
 def cut_and_mark(
     text: str, spans: Sequence[Span], likeness: Likeness, before: str, after: str, ellipsis: str, n_words: int
 ) -> str:
-    """Return the best *n_words* words of *text*, marked, with *ellipsis* for what is left out."""
+    """Return the best *n_words* words of *text*, marked, with *ellipsis* at each cut."""
     countable = [at for at, (start, end) in enumerate(spans) if not is_punctuation(text[start:end])]
     if len(countable) <= n_words:
         return mark(text, marked_spans(spans, likeness.prominence), before, after)
@@ -112,22 +114,23 @@ def cut_and_mark(
         end = counted[last][1] + len(_CLOSING.findall(text[counted[last][1] : counted[last + 1][0]])[0])
     inside = slice(first, last + 1)
     marked = [(left - start, right - start) for left, right in marked_spans(counted[inside], prominent[:, inside])]
-    shown = mark(text[start:end], marked, before, after)
-    return (ellipsis if first else "") + shown + (ellipsis if last + 1 < len(counted) else "")
+    window = mark(text[start:end], marked, before, after)
+    return (ellipsis if first else "") + window + (ellipsis if last + 1 < len(counted) else "")
 
 
 def check_n_words(n_words: int) -> None:
     """Make sure that a snippet has words.
 
-    :raises ValueError: if it has none
+    :raises ValueError: if *n_words* is not a whole number of at least 1
     """
     whole_number("n_words", n_words, 1)
 
 
 def _best_window(text: str, spans: Sequence[Span], likeness: Likeness, n_words: int) -> int:
-    """Return the first word of the window that answers most words of the query, each as well as it can.
+    """Return the first word of the window that answers the query best.
 
-    Of several that do so about equally well, the one that begins with a sentence or has what it shows in its middle.
+    The score of a window is the sum of its best answer to each query word. Of about equal neighbors, one that begins a
+    sentence wins, else the one in their middle.
     """
     windows = np.lib.stride_tricks.sliding_window_view
     matrix = likeness.prominence if likeness.prominence.any() else likeness.similarities

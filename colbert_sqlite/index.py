@@ -1,6 +1,6 @@
-"""The noun users hold: one index in one database.
+"""The class that users hold: one index in one database.
 
-In: a database, the name of a table, queries. Out: hits and facts. Leaves to others: every algorithm, every statement.
+In: a database, the name of a table, queries. Out: hits and reports. Leaves to others: every algorithm, every statement.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from colbert_sqlite.view import View, inspect_source
 class Index:
     """A ColBERT index of one table, inside the database of that table.
 
-    Made by :meth:`create` or :meth:`open`. Opened from a path, any number of threads may use it at once: each has a
-    connection of its own, which :meth:`close` closes. Opened on a connection, it belongs to the thread that did so.
+    Get one from :meth:`create` or :meth:`open`. Opened by path, any number of threads may use it at once: each has a
+    connection of its own, which :meth:`close` closes. Opened on a connection, it belongs to the thread of that.
     """
 
     def __init__(self, connections: Connections, entry: Entry, model: Model) -> None:
@@ -53,7 +53,7 @@ class Index:
             self.database = file_of(session.conn)
             """Path of the file that the index is in; empty for a database in memory."""
         self.build_report: BuildReport | None = None
-        """Time and memory of each stage of the build that made this object, or of its last write; None after open."""
+        """Time and memory of each stage of the last build or write through this object; None before any."""
 
     @classmethod
     def create(
@@ -82,18 +82,18 @@ class Index:
     ) -> Index:
         """Build an index of *columns* of *table* and return it.
 
-        The build commits as it goes: interrupt it, run it again with the same arguments, and it goes on. An index
-        that is replaced stays in use until the new one is complete.
+        The build commits as it goes: after an interruption, the same call finishes it. A replaced index stays in use
+        until the new one is complete.
 
         :param db: a path, a ``sqlite3.Connection`` or a ``sqlite_utils.Database``
-        :param name: default: that of the table
+        :param name: of the index; default: the name of the table
         :param model: alias, folder or hub id of a ColBERT model, or an encoder; default: ``minilm``
         :param nbits: this and the arguments up to *pool_factor*, and *triggers*, are fields of :class:`IndexSettings`
         :param device: this and the arguments up to *backend* are fields of :class:`ModelOptions`
         :param progress: called with a :class:`Progress` after every chunk of rows
         :param replace: replace an index of that name
         :raises ValueError: if an argument is out of range
-        :raises IndexExists: if there is an index of that name and *replace* is not set
+        :raises IndexExists: if an index of that name exists and *replace* is not set
         :raises SourceError: if the table or a column is missing, or the table has no primary key
         :raises BuildInterrupted: if another process takes over the build
         :raises ColbertError: as :func:`load_encoder`
@@ -134,8 +134,8 @@ class Index:
     ) -> Index:
         """Return the index called *name*. The model is loaded when the first query needs it.
 
-        :param model: where the model is now, if not under the name the index was built with
-        :raises IndexNotFound: if there is no such index
+        :param model: an encoder, or the name of the model now; default: the name that the index was built with
+        :raises IndexNotFound: if no index has that name
         :raises WrongThread: if *db* is a connection that belongs to another thread
         """
         options = ModelOptions(
@@ -184,7 +184,7 @@ class Index:
 
     @contextmanager
     def read(self) -> Iterator[View]:
-        """One generation of the index, for several reads, whatever others commit meanwhile.
+        """Yield a view of one generation of the index, for several reads, whatever others commit meanwhile.
 
         :raises IndexNotFound: if the index was dropped meanwhile
         :raises ModelMismatch: if it was replaced by one of another model
@@ -198,7 +198,7 @@ class Index:
 
     @contextmanager
     def _write(self, progress: ProgressCallback | None) -> Iterator[BuildReport]:
-        """Nobody else writes the index meanwhile."""
+        """Yield a new report, and let no one else write the index meanwhile."""
         with self._connections.use() as session, writing(session.conn, self.name, progress):
             self.build_report = BuildReport()
             yield self.build_report
@@ -221,7 +221,7 @@ class Index:
         """Return the *k* rows that answer *query* best, or as many as match, best first.
 
         :param where: SQL condition on the source table; *params* are its named parameters
-        :param pks: score exactly these rows; keys that are not indexed are passed over
+        :param pks: score exactly these rows; keys that are not indexed are skipped
         :param mode: this and what follows are fields of :class:`SearchSettings`; default: ``SearchSettings.for_k(k)``
         :raises ValueError: if the query is empty, or *k*, a key or a setting is out of range
         :raises SourceError: if *where* can't be used, the table has no FTS5 index, or its key was changed
@@ -250,7 +250,7 @@ class Index:
     ) -> list[list[Hit]]:
         """Return for each query what :meth:`search` returns, all from one generation of the index.
 
-        They are encoded in one batch, and what several of them need is read once. Arguments and errors as there.
+        The queries are encoded in one batch and share their reads. Arguments and errors as there.
         """
         settings = SearchSettings.for_k(
             k, mode=mode, fusion=fusion, weight=weight, threshold=threshold, nprobe=nprobe, ndocs=ndocs
@@ -264,7 +264,7 @@ class Index:
     def search_encoded(
         self, queries: Sequence[Query], settings: SearchSettings | None = None, filter: Filter | None = None
     ) -> list[list[Hit]]:
-        """Return what :meth:`search_many` returns, of encoded queries: no model is loaded.
+        """Return what :meth:`search_many` returns, for encoded queries. No model is loaded.
 
         :raises ShapeError: if a query has no tokens, or another ``dim`` than the index
         """
@@ -286,11 +286,11 @@ class Index:
         nprobe: int | None = None,
         ndocs: int | None = None,
     ) -> list[Hit]:
-        """Return the *k* rows most like the row *pk*, never itself, from what is stored: no model is loaded.
+        """Return the *k* rows most like the row *pk*, never itself. No model is loaded.
 
-        The row's most telling tokens, 64 at most, are sought in the other rows; ``score`` is the mean of their best
-        similarities. A row that changed after it was indexed is compared by its earlier text. Filters and settings as
-        in :meth:`search`, with narrower defaults: nprobe 8, and ndocs 512 or 64 times k.
+        The most salient tokens of the row, at most 64, are the query; ``score`` is the mean of their best similarities.
+        A row that changed after it was indexed is compared by its earlier text. Filters and settings as in
+        :meth:`search`, with narrower defaults: nprobe 8, and ndocs 512 or 64 times k.
 
         :raises SourceError: if the row is not in the index or has no text
         """
@@ -311,12 +311,12 @@ class Index:
         ndocs: int | None = None,
         progress: ProgressCallback | None = None,
     ) -> list[Similar]:
-        """Return the *k* rows most like each row, from one state of the index. Otherwise as :meth:`similar`.
+        """Return the *k* rows most like each row, from one generation of the index. Otherwise as :meth:`similar`.
 
-        :param into: table to write them to: the row's key, ``rank``, the similar row's key, ``score``. What an earlier
-            call wrote is replaced
-        :param where: only rows that meet it have similar ones, and are similar to others
-        :raises SourceError: if *into* is a table that something else made
+        :param into: table to write them to: the row's key, ``rank``, the similar row's key, ``score``. It replaces the
+            rows of an earlier call
+        :param where: only rows that meet this condition are compared
+        :raises SourceError: if *into* is a table with other columns
         """
         settings, filter = similar_settings(k, nprobe=nprobe, ndocs=ndocs), Filter.of(where, params)
         with self._connections.use() as session, plain_rows(session.conn):
@@ -333,8 +333,8 @@ class Index:
     def explain(self, query: str, pk: object, *, ordinal: int | None = None) -> Explanation:
         """Return which query token met which token of a row's passage, as a search scores them.
 
-        :param ordinal: which passage of the row; default: the best one
-        :raises ValueError: if the query is empty, or the row has no passage of that number
+        :param ordinal: number of the passage in the row, from 0; default: the best passage
+        :raises ValueError: if the query is empty, or the row has no passage with this *ordinal*
         :raises SourceError: if the row is not in the index, has no text, or changed after it was indexed
         """
         check_queries([query])
@@ -350,17 +350,17 @@ class Index:
             return index_info(view, self._model)
 
     def counts(self) -> IndexCounts:
-        """Return how much is indexed: rows, rows without text, passages and tokens."""
+        """Return the numbers of indexed rows, rows without text, passages and tokens."""
         with self.read() as view:
             return view.store.passages.counts()
 
     def verify(self) -> list[str]:
-        """Return a sentence per problem found; none when the index is sound and in step with its table.
+        """Return one sentence for each problem; an empty list if the index is sound and in step with its table.
 
-        What is stored is compared with its checksums and with the table, and the model with its fingerprint. Rows that
-        the next :meth:`sync` will encode are no problem.
+        Compares stored data with its checksums and with the table, and the model with its fingerprint. Rows that the
+        next :meth:`sync` encodes are not a problem.
 
-        :raises SourceError: if the table is gone or its key was changed
+        :raises SourceError: if the table is missing, or its key was changed
         """
         with self.read() as view:
             problems = verify(view.store, view.source).problems
@@ -369,15 +369,15 @@ class Index:
     def sync(self, *, full: bool = False, progress: ProgressCallback | None = None) -> SyncResult:
         """Bring the index in step with its table; return how many rows were added, updated, deleted and compared.
 
-        Where triggers note what changes, only that is looked at. All rows are compared, by their content hashes, where
-        there are no triggers, where they were lost (they are put back), and with *full*. Where more rows are new than
-        indexed, or a small index has doubled, all rows are encoded again, as by :meth:`rebuild`.
+        With triggers, only the rows that they queued are read. All rows are compared, by their content hashes, with
+        *full*, without triggers, and after triggers were lost; those are put back. If more rows are new than indexed,
+        or a small index has doubled, all rows are encoded again, as by :meth:`rebuild`.
 
-        Waits for another process that writes the same index. The model is loaded if there is a row to encode.
+        Waits for another process that writes the same index. Loads the model only if a row needs encoding.
 
-        :raises IndexBusy: if another process writes the index and this connection is in a transaction
-        :raises IndexCorrupt: if what has to change is damaged
-        :raises SourceError: if the table is gone or its key was changed
+        :raises IndexBusy: if another process writes the index, and this connection is in a transaction
+        :raises IndexCorrupt: if a part that must change is damaged
+        :raises SourceError: if the table is missing, or its key was changed
         """
         with self._write(progress):
             with self.read() as view:
@@ -389,15 +389,15 @@ class Index:
         return sync(store, source, self._model, self._codecs, progress or no_progress, report, full=full)
 
     def repair(self, *, progress: ProgressCallback | None = None) -> SyncResult:
-        """Remove what :meth:`verify` finds damaged and encode the rows it belonged to again; then :meth:`sync` fully.
+        """Remove damaged data and encode its rows again, then :meth:`sync` fully.
 
-        :raises IndexCorrupt: if codec or registry entry are damaged: only building it again helps then
+        :raises IndexCorrupt: if the codec or the registry entry is damaged: no row can restore those
         """
         with self._write(progress):
             with self.read() as view:
                 source, findings = view.source, verify(view.store, view.source)
             if findings.needs_model:
-                # What is removed could not be encoded again without it.
+                # Before the removal: without a model, nothing could encode those rows again.
                 self.load_encoder()
             if findings.damaged:
                 with atomic(view.conn):
@@ -405,7 +405,7 @@ class Index:
             return self._sync(view.store, source, progress, full=True)
 
     def optimize(self, *, progress: ProgressCallback | None = None) -> int:
-        """Close the gaps that deleted rows left, without encoding anything; return the bytes made free.
+        """Close the gaps that deleted rows left, without encoding; return the bytes freed.
 
         The file keeps them for reuse until it is vacuumed.
         """
@@ -421,20 +421,20 @@ class Index:
 
         Readers keep the old index until the new one is complete. The primary key of the table may have changed.
 
-        :raises SourceError: if the table is gone or can no longer be indexed
+        :raises SourceError: if the table is missing or can no longer be indexed
         :raises BuildInterrupted: if another process takes over the build
         """
-        tell = progress or no_progress
+        callback = progress or no_progress
         with self._write(progress) as report:
             with report.step("load"):
                 encoder = self._model.load(many=True)
             with self.read() as view:
                 entry, source = view.store.entry, inspect_source(view.store)
-            build_in_step(view.conn, entry.name, source, entry.settings, encoder, tell, report, replace=True)
+            build_in_step(view.conn, entry.name, source, entry.settings, encoder, callback, report, replace=True)
             return self.counts()
 
     def drop(self) -> None:
-        """Remove the index, and what an interrupted rebuild left. The source table stays as it is."""
+        """Remove the index and any interrupted rebuild. The source table stays as it is."""
         with self._connections.use() as session:
             indexes.drop(session.conn, self.name)
 

@@ -1,6 +1,6 @@
-"""The indexes of a database: which there are, what they are made of, and how one goes.
+"""The indexes of a database: list them, name their tables, drop one.
 
-In: a database. Out: names, counts, tables. Leaves to others: what is in an index (``index.py``).
+In: a database. Out: names, counts, tables. Leaves to others: the content of an index (``index.py``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from colbert_sqlite.storage.store import Store
 
 
 class RegisteredIndex(NamedTuple):
-    """What the registry says of an index, or of a build, whatever its format: "ready" or "building", of which table."""
+    """An index or an unfinished build as the registry names it, whatever its format.
+
+    ``state`` is "ready" or "building", ``table`` the name of the source table.
+    """
 
     name: str
     state: str
@@ -31,7 +34,7 @@ class RegisteredIndex(NamedTuple):
 
 
 def list_indexes(db: Database) -> list[IndexSummary]:
-    """Return a summary of every index, and of every build that is not finished."""
+    """Return a summary of every index and every unfinished build."""
     with connected(db) as conn, reading(conn):
         summaries = []
         for registered_index in registered(conn):
@@ -45,7 +48,7 @@ def list_indexes(db: Database) -> list[IndexSummary]:
 
 
 def summarize(store: Store) -> IndexSummary:
-    """Return what is said of an index in a list of them."""
+    """Return the summary of one index."""
     entry, counts = store.entry, store.passages.counts()
     return IndexSummary(
         name=entry.name,
@@ -65,23 +68,23 @@ def summarize(store: Store) -> IndexSummary:
 
 
 def registered_indexes(db: Database) -> tuple[RegisteredIndex, ...]:
-    """Return every index and every build that is not finished, of whatever format."""
+    """Return every index and every unfinished build, whatever its format."""
     with connected(db) as conn:
-        return tuple(RegisteredIndex(one.name, one.state, one.source_table) for one in registered(conn))
+        return tuple(RegisteredIndex(entry.name, entry.state, entry.source_table) for entry in registered(conn))
 
 
 def names_in_use(db: Database) -> tuple[str, ...]:
-    """Return the names of all indexes in use, also of those that this release can't read."""
-    return tuple(one.name for one in registered_indexes(db) if one.state == "ready")
+    """Return the names of all indexes in use, whatever their format."""
+    return tuple(index.name for index in registered_indexes(db) if index.state == "ready")
 
 
 def is_index_table(table: str) -> bool:
-    """Return whether a table's name is one of those that indexes take for their tables."""
+    """Return whether a name is reserved for the tables of indexes."""
     return table.lower().startswith(TABLE_PREFIX)
 
 
 def tables_of_indexes(names: Iterable[str]) -> list[str]:
-    """Return the registry, and all tables that indexes of these names have, or have while they are built."""
+    """Return the names of the registry and of all tables of these indexes, those of a build included."""
     states = (False, True)
     return [REGISTRY, *(table_name(name, part, building=state) for name in names for part in PARTS for state in states)]
 
@@ -89,9 +92,9 @@ def tables_of_indexes(names: Iterable[str]) -> list[str]:
 def check_source(
     conn: sqlite3.Connection, table: str, columns: Sequence[str] = (), *, heading: str | None = None
 ) -> str:
-    """Return a table's name as the schema has it, if the table and its columns can be indexed.
+    """Return the name that the schema has for a table to index.
 
-    :raises SourceError: if not
+    :raises SourceError: if the table or one of its columns can't be indexed
     """
     with plain_rows(conn):
         return Source.inspect(conn, table, columns, heading=heading).table
@@ -99,7 +102,7 @@ def check_source(
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedBuild:
-    """A build that was interrupted. ``replace``: an index of that name is in use meanwhile."""
+    """An interrupted build. ``replace`` is true if an index of that name is in use."""
 
     index: str
     table: str
@@ -108,23 +111,23 @@ class UnfinishedBuild:
 
 
 def unfinished_build(conn: sqlite3.Connection, index: str) -> UnfinishedBuild:
-    """Return the build of an index that was interrupted.
+    """Return the interrupted build of an index.
 
-    :raises IndexNotFound: if there is no such build
+    :raises IndexNotFound: if the index has no unfinished build
     :raises IndexCorrupt: if its settings can't be read
     """
     with plain_rows(conn):
         entry = read_entry(conn, index, "building")
         in_use = {name.lower() for name in names_in_use(conn)}
     if entry is None:
-        raise IndexNotFound(f"no build of index {index!r} is unfinished")
+        raise IndexNotFound(f"index {index!r} has no unfinished build")
     return UnfinishedBuild(entry.name, entry.source_table, entry.settings, entry.name.lower() in in_use)
 
 
 def drop(db: Database, name: str) -> None:
-    """Remove an index, finished or not, of whatever format.
+    """Remove an index, finished or not, whatever its format.
 
-    :raises IndexNotFound: if there is none of that name
+    :raises IndexNotFound: if no index has that name
     """
     with connected(db) as conn:
         states = [entry for entry in registered(conn) if entry.name.lower() == name.lower()]
@@ -139,9 +142,9 @@ def drop(db: Database, name: str) -> None:
 
 
 def attached_file(conn: sqlite3.Connection, schema: str) -> str:
-    """Return the path of the database file attached to *conn* as *schema*: open an index in it by that path.
+    """Return the path of the database file attached as *schema*. An index in it is opened by that path.
 
-    :raises SourceError: if nothing is attached under that name, or what is attached is in memory
+    :raises SourceError: if no database has that name, or it is in memory
     """
     path = file_of(conn, schema)
     if not path:

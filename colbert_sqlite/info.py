@@ -1,6 +1,7 @@
-"""What there is to say of one index: settings, counts, sizes, and what is to be done about it.
+"""Settings, counts and sizes of one index, and whether a rebuild pays.
 
-In: a view of the index, its model. Out: facts. Leaves to others: lists of indexes (``indexes.py``).
+In: a view of the index, its model. Out: an :class:`IndexInfo`, or one fact of it. Leaves to others: lists of indexes
+(``indexes.py``).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def index_info(view: View, model: Model) -> IndexInfo:
 
 
 def pending_changes(view: View) -> int | None:
-    """Return how many rows the queue names; None where the next sync has to compare them all."""
+    """Return the number of queued rows; None if the next sync must compare all rows."""
     store = view.store
     watched = store.entry.queue_complete and store.queue.exists()
     if watched and triggers.installed(store.conn, store.entry.name) == store.expected_triggers(view.source):
@@ -63,17 +64,17 @@ def pending_changes(view: View) -> int | None:
 
 
 def bytes_reclaimable(view: View) -> int:
-    """Return the bytes of residuals of passages that are gone."""
+    """Return the bytes of residuals of deleted passages."""
     return view.store.residuals.reclaimable_bytes(view.codec.stored)
 
 
 def why_rebuild(view: View) -> str | None:
-    """Return why a rebuild would pay; None if it would not."""
+    """Return why a rebuild pays; None if it does not."""
     return growth.why_rebuild(view.codec.stored, view.store.passages.counts().tokens)
 
 
 def has_fts(view: View) -> bool:
-    """Return whether the table has an FTS5 index of its own, which the modes fts and hybrid need."""
+    """Return whether the table has an FTS5 index, which the modes fts and hybrid need."""
     try:
         FullText.of(view.conn, view.source)
     except SourceError:
@@ -82,13 +83,13 @@ def has_fts(view: View) -> bool:
 
 
 def has_blob_keys(view: View) -> bool:
-    """Return whether rows have BLOBs in their primary keys, which JSON can't hold."""
+    """Return whether the primary key of a row has a BLOB, which JSON can't hold."""
     return view.source.has_blob_keys(view.conn)
 
 
 def column_names(view: View, columns: Sequence[str]) -> list[str]:
-    """Return columns of the source table by the names that its schema has for them.
+    """Return the names that the schema has for columns of the source table.
 
-    :raises SourceError: if there is no such column
+    :raises SourceError: if the table lacks one
     """
     return list(Source.inspect(view.conn, view.source.table, columns).columns)

@@ -1,7 +1,7 @@
-"""The model of one index: loaded once, for all threads, and checked against the index.
+"""The model of one index, loaded once for all threads and checked against the index.
 
-In: what the registry says of the model, what the caller says of it. Out: an encoder. Leaves to others: finding and
-running models (encoders/).
+In: the registry entry of the index, the caller's options. Out: an encoder. Leaves to others: finding and running models
+(``encoders/``).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from colbert_sqlite.storage.registry import Entry
 class Model:
     """The model of an index.
 
-    :param entry: the index; only a model with its fingerprint is taken
-    :param chosen: an encoder, or where the model is now, if not under the name the index was built with
+    :param entry: the index; only a model with its fingerprint fits
+    :param override: an encoder, or the model's name now; None: the name that the index was built with
     """
 
-    def __init__(self, entry: Entry, chosen: str | Encoder | None, options: ModelOptions) -> None:
+    def __init__(self, entry: Entry, override: str | Encoder | None, options: ModelOptions) -> None:
         self._entry = entry
-        self._chosen = chosen
+        self._override = override
         self._options = options
         self._encoder: Encoder | None = None
         self._lock = RLock()
@@ -36,9 +36,10 @@ class Model:
     def load(self, *, many: bool = False) -> Encoder:
         """Return the encoder, loaded on first use.
 
-        :param many: many passages are to be encoded: load what encodes fastest rather than what starts fastest
-        :raises ModelMismatch: if it is not the model the index was built with
-        :raises ModelNotFound: if it is not on this machine and can't be fetched, or a caller has to pass it
+        :param many: whether many passages follow: then load the backend that encodes fastest, not the one that starts
+            fastest
+        :raises ModelMismatch: if it is not the model that the index was built with
+        :raises ModelNotFound: if it is not on this machine and can't be fetched, or the caller must pass it
         """
         with self._lock:
             if self._encoder is None:
@@ -54,7 +55,7 @@ class Model:
             return self._encoder
 
     def problems(self) -> list[str]:
-        """Return why the model can't be used, in one sentence; nothing if it can."""
+        """Return the one sentence that says why the model can't be used; an empty list if it can."""
         try:
             self.load()
         except (ModelNotFound, ModelMismatch, ModelError, MissingDependency) as error:
@@ -62,28 +63,28 @@ class Model:
         return []
 
     def describe(self) -> str:
-        """Return what runs the model, or would: ``onnxruntime 1.31.1 float32 (cpu)``. Nothing is loaded."""
-        if self._chosen is not None and not isinstance(self._chosen, str):
-            return self._chosen.backend
+        """Return the backend of the model, such as ``onnxruntime 1.31.1 float32 (cpu)``, without loading it."""
+        if self._override is not None and not isinstance(self._override, str):
+            return self._override.backend
         if self._is_own and not is_at_hand(self._entry.model):
             return f"{self._entry.settings.encoder}, passed by the caller"
-        name = self._chosen or self._entry.model
+        name = self._override or self._entry.model
         return backend_for(name, self._options, fingerprint=self._entry.model_fingerprint)
 
     @property
     def _is_own(self) -> bool:
-        """Whether an encoder of the caller's own made the index, and the caller named no model."""
-        return bool(self._entry.settings.encoder) and self._chosen is None
+        """Whether a caller's own encoder built the index, and no override replaces it."""
+        return bool(self._entry.settings.encoder) and self._override is None
 
     def _find(self, many: bool) -> Encoder:
-        if self._chosen is not None and not isinstance(self._chosen, str):
-            return self._chosen
+        if self._override is not None and not isinstance(self._override, str):
+            return self._override
         # An own encoder may wrap a model that is on this machine, or be a plug-in by now.
         if self._is_own and not is_at_hand(self._entry.model):
             raise self._must_be_passed()
-        # Where the caller names a model, that model is looked at.
-        fingerprint = None if self._chosen else self._entry.model_fingerprint
-        return load(self._chosen or self._entry.model, self._options, fingerprint=fingerprint, many=many)
+        # A model that the caller names may have any fingerprint: _check compares it.
+        fingerprint = None if self._override else self._entry.model_fingerprint
+        return load(self._override or self._entry.model, self._options, fingerprint=fingerprint, many=many)
 
     def _check(self, encoder: Encoder) -> None:
         entry = self._entry
@@ -101,7 +102,7 @@ class Model:
     def _must_be_passed(self) -> ModelNotFound:
         name, settings = self._entry.name, self._entry.settings
         return ModelNotFound(
-            f"index {name!r} was built with the encoder {settings.encoder}, which has to be passed: "
+            f"index {name!r} was built with the encoder {settings.encoder}, which you must pass: "
             f"Index.open(db, {name!r}, model=encoder); or offer it under the name {settings.model!r} as an entry "
             "point of the group colbert_sqlite.encoders"
         )

@@ -1,4 +1,4 @@
-"""Several indexes searched as one: of one database or of several, of one model or of several.
+"""Search several indexes as one, of any databases and models.
 
 In: open indexes, a query. Out: one ranking of their hits. Leaves to others: the search of each (``index.py``).
 """
@@ -20,7 +20,7 @@ from colbert_sqlite.settings import Filter, Fusion, Mode, SearchSettings
 from colbert_sqlite.storage.source import Key
 
 RowOfIndex = tuple[int, Key]
-"""Position of an index among those searched, and a key in it."""
+"""Position of an index among the searched ones, and a key in it."""
 
 
 def search_all(
@@ -39,16 +39,14 @@ def search_all(
 ) -> list[Hit]:
     """Return the *k* rows of all *indexes* that answer *query* best, or as many as match, best first.
 
-    A hit says which ``index`` of which ``database`` it is from. Indexes of equal models are ranked together by score,
-    and share one encoder, as the parts of one collection do; in mode hybrid both of the rankings that are joined are of
-    all of them. Scores of different models can't be compared: there the best of each model come first, then the second
-    best, and so on (reciprocal rank fusion).
+    A hit names its ``index`` and ``database``. Indexes with one model share one encoder, and are ranked together by
+    score as the parts of one collection; mode hybrid joins two rankings of all their rows. Scores of different models
+    can't be compared: the best hit of each model comes first, then the second best, and so on (reciprocal rank fusion).
 
     :param where: SQL condition on the source table of every index; *params* are its named parameters
-
-    Other arguments, and errors, as in :meth:`Index.search`.
-
     :raises ValueError: if an index appears twice
+
+    Other arguments and errors as in :meth:`Index.search`.
     """
     settings = SearchSettings.for_k(
         k, mode=mode, fusion=fusion, weight=weight, threshold=threshold, nprobe=nprobe, ndocs=ndocs
@@ -62,7 +60,7 @@ def search_all(
             rankings.append(_search_hybrid(group, encoded, settings, filter))
             continue
         of_group = [hit for index in group for hit in index.search_encoded([encoded], settings, filter)[0]]
-        # Sorting keeps the order of indexes, and of each one's hits, among equals.
+        # The sort is stable: ties keep the order of the indexes and of their hits.
         rankings.append(sorted(of_group, key=lambda hit: -hit.score))
     # No row is in two of these rankings, so reciprocal rank fusion is taking turns.
     turns = (hit for turn in zip_longest(*rankings) for hit in turn if hit is not None)
@@ -70,9 +68,9 @@ def search_all(
 
 
 def _search_hybrid(group: Sequence[Index], query: Query, settings: SearchSettings, filter: Filter) -> list[Hit]:
-    """The hits of indexes of one model, as one index of all their rows would find them.
+    """Return the hits of indexes of one model, ranked as if one index had all their rows.
 
-    A rank in one of them says little: the best row of an index where nothing fits would be as good as any.
+    Ranks within each index would not do: the best row of an index without any match would be as good as any.
     """
     by_colbert: dict[RowOfIndex, RankedRow] = {}
     by_fts: dict[RowOfIndex, RankedRow] = {}
@@ -92,7 +90,7 @@ def _best(rows: dict[RowOfIndex, RankedRow], n: int) -> dict[RowOfIndex, RankedR
 
 
 def _by_model(indexes: Sequence[Index]) -> list[list[Index]]:
-    """The indexes of each model together, in the order in which they came.
+    """Return the indexes of each model together, in their order.
 
     :raises ValueError: if an index appears twice
     """

@@ -1,7 +1,7 @@
-"""Texts put in order by a query, without an index: those that a full-text search found, or another embedding.
+"""Rank any texts by a query, without an index.
 
-In: a query and texts. Out: the same texts, best first, with their scores. Leaves to others: models (``encoders/``),
-MaxSim (``engine/maxsim.py``), where the texts come from.
+In: a query and texts, such as the hits of a full-text search. Out: the same texts, best first, with their scores.
+Leaves to others: models (``encoders/``), MaxSim (``engine/maxsim.py``), the search for the texts.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from colbert_sqlite.values import whole_number
 
 # Encoded together: enough to fill batches of equal length, and at most 130 MB of embeddings.
 PASSAGES_AT_ONCE = 1024
-# torch loads seconds longer than onnxruntime and encodes faster: from about so much text on it pays.
+# torch takes seconds longer to load than onnxruntime, and encodes faster: it pays from about this size on.
 MIN_BYTES_FOR_TORCH = 150_000
 
 
 @dataclass(frozen=True, slots=True)
 class Reranked:
-    """One of the texts that were reranked.
+    """One reranked text.
 
-    ``position`` is where it stood before, from 0. ``score`` is the MaxSim of its best passage, higher is better, and
-    ``-inf`` for a text without words. ``normalized_score`` is that divided by the number of query tokens, from 0 to 1,
-    for thresholds.
+    ``position`` is its position in the input, from 0. ``score`` is the MaxSim of its best passage, higher is better,
+    and ``-inf`` for a text without words. ``normalized_score`` is the score divided by the number of query tokens, from
+    0 to 1, for thresholds.
     """
 
     position: int
@@ -55,13 +55,14 @@ def rerank(
     trust_remote_code: bool = False,
     backend: Backend = "auto",
 ) -> list[Reranked]:
-    """Return the *k* texts that answer *query* best, or all of them, best first; of equals the earlier one.
+    """Return the *k* texts that answer *query* best, or all, best first; ties keep their order.
 
     A text longer than the model reads is cut into passages, as in an index, and its best passage counts. HTML is
-    stripped. The model is loaded by the first call and kept: the next ones are faster.
+    stripped. The first call loads the model and keeps it; later calls are faster.
 
     :param model: alias, folder or hub id of a ColBERT model, or an encoder; default: ``minilm``
-    :param backend: ``torch``, ``onnx``, which loads faster, or ``auto``: what is loaded, else what encodes faster
+    :param backend: ``torch``; ``onnx``, which loads faster; ``auto``: the one already loaded, else the one that encodes
+        faster. This and the arguments from *device* on are fields of :class:`ModelOptions`
     :raises ValueError: if the query is empty, *k* is not at least 1, or a text is not a str
     :raises ModelNotFound: if the model is not on this machine and can't be fetched
     :raises ModelError: if its files are damaged, unsafe or not a ColBERT model
@@ -88,16 +89,17 @@ def rerank(
 
 
 def raw_value(value: str | bytes | None) -> RawValue:
-    """Return *value* as SQLite would hold it."""
+    """Return *value* as SQLite stores it."""
     if isinstance(value, str):
         return RawValue("text", value.encode(errors="replace"))
     return RawValue("null" if value is None else "blob", value)
 
 
 def score_documents(encoder: Encoder, query: Query, documents: Sequence[Sequence[RawValue]]) -> list[float]:
-    """Return the MaxSim of each document, which is one or more values, like columns of a row.
+    """Return the MaxSim of each document; ``-inf`` for one without text.
 
-    A document without text has the score ``-inf``. Errors as in :func:`rerank`.
+    :param documents: one or more values each, like the columns of a row
+    :raises ModelError: if the model returns embeddings that are not numbers
     """
     scores = [-math.inf] * len(documents)
     passages = _passages(encoder, documents)
@@ -114,7 +116,7 @@ def score_documents(encoder: Encoder, query: Query, documents: Sequence[Sequence
 def rerank_rows(
     query: str, documents: Sequence[Sequence[str | bytes | None]], model: str | None, options: ModelOptions
 ) -> tuple[list[float], Encoder]:
-    """Return the score of each document, ``-inf`` for one without text, and the encoder behind the scores.
+    """Return the score of each document, ``-inf`` for one without text, and the encoder.
 
     :param documents: the values of each row
     :raises ValueError: if the query is empty. Other errors as in :func:`load_encoder`

@@ -1,7 +1,7 @@
-"""What the methods of an index, and the functions beside it, give back.
+"""Results: the frozen objects that the methods of an index return.
 
-In: numbers, keys, texts. Out: frozen objects, each with ``to_dict()`` that ``json.dumps`` takes. Leaves to others:
-finding what is in them.
+In: numbers, keys, texts. Out: objects with ``to_dict()``, whose value ``json.dumps`` takes. Leaves to others: computing
+their values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from colbert_sqlite.values import json_value
 
 
 class Result:
-    """A frozen dataclass that can be printed as JSON."""
+    """A frozen dataclass that prints as JSON."""
 
     __slots__ = ()
 
@@ -38,14 +38,14 @@ class Passage(Result):
 
 @dataclass(frozen=True, slots=True)
 class Hit(Result):
-    """One row that a search found.
+    """One row of the answer to a query.
 
-    ``rank`` counts from 1. ``score`` is what the hits are ranked by, higher is better: the MaxSim of the row's best
-    passage, or in mode hybrid what both rankings together give the row. ``normalized_score`` is that MaxSim divided by
-    the number of query tokens, from 0 to 1, for thresholds. ``pk`` is the value of a single-column primary key, or the
-    tuple of a compound one. ``row`` has every column of the source row as it is now. ``index`` is the name of the
-    index, ``database`` the path of its file, empty for one in memory. ``stale`` says that the row was changed after it
-    was indexed: its score is that of its earlier text.
+    ``rank`` counts from 1. Hits are ranked by ``score``, higher is better: the MaxSim of the row's best passage, in
+    mode hybrid the fused score of both rankings. ``normalized_score`` is that MaxSim divided by the number of query
+    tokens, from 0 to 1, for thresholds. ``pk`` is the value of a single-column primary key, or the tuple of a compound
+    one. ``row`` has every column of the source row as it is now. ``index`` is the name of the index, ``database`` the
+    path of its file, empty for one in memory. ``stale`` is true if the row changed after it was indexed: its score is
+    that of its earlier text.
     """
 
     rank: int
@@ -61,10 +61,10 @@ class Hit(Result):
 
 @dataclass(frozen=True, slots=True)
 class Similar(Result):
-    """A row like another, as ``similar_all`` finds them for every row.
+    """One row that ``similar_all`` ranks as like another.
 
-    ``rank`` counts from 1 for each ``pk``. ``score`` is the mean of the similarities that the most telling tokens of
-    ``pk`` have in ``related_pk``.
+    ``rank`` counts from 1 for each ``pk``. ``score`` is the mean similarity of the most salient tokens of ``pk`` in
+    ``related_pk``.
     """
 
     pk: Any
@@ -75,10 +75,10 @@ class Similar(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexSummary(Result):
-    """One index of a database, or one build that is not finished.
+    """One index of a database, or one unfinished build.
 
-    ``problem`` says why an index whose state is "unreadable" can't be read; of such a one only the name is known.
-    ``bytes`` counts all pages of its tables.
+    ``problem`` says why an index in state "unreadable" can't be read; only its name is set beside. ``bytes`` counts all
+    pages of its tables.
     """
 
     name: str
@@ -101,13 +101,13 @@ class IndexSummary(Result):
 class IndexInfo(IndexSummary):
     """Settings, counts and sizes of one index.
 
-    :param backend: what runs the model
-    :param pending_changes: how many changed rows the next sync looks at; None where it has to compare all rows
-    :param drift: how much farther from their centroids the tokens of rows synced lately are than the first ones were
-    :param why_rebuild: why a rebuild would pay; None if it would not
+    :param backend: library, number type and device that run the model
+    :param pending_changes: number of rows that the next sync looks at; None if it must compare all rows
+    :param drift: mean residual of recent tokens divided by that of the first ones, less 1; None without recent tokens
+    :param why_rebuild: why a rebuild pays; None if it does not
     :param generation: grows with each change of the index
     :param bytes_by_part: bytes of the pages of each table
-    :param bytes_reclaimable: bytes of residuals of passages that are gone, which ``optimize`` frees
+    :param bytes_reclaimable: bytes of residuals of deleted passages, which ``optimize`` frees
     :param bytes_per_token: bytes of all tables for each token; None in an index without tokens
     """
 

@@ -1,7 +1,7 @@
-"""Search: from encoded queries to ranked rows, by ColBERT, by the table's own full-text index, or by both.
+"""Search: from encoded queries to ranked rows, by ColBERT, by FTS5, or by both.
 
-In: queries, a view of one index, the passages that a filter lets through. Out: ranked rows, and hits made of them.
-Leaves to others: encoding, the stages of a search (``engine/plaid.py``), rows like a row (``similar.py``).
+In: queries, a view of one index, the passages that a filter allows. Out: ranked rows, and their hits. Leaves to others:
+encoding (``query.py``), the stages of a search (``engine/plaid.py``), rows like a row (``similar.py``).
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from colbert_sqlite.view import CurrentRow, EncodedPassage, View
 
 Id = TypeVar("Id", bound=Hashable)
 Allowed = NDArray[np.int64] | None
-"""Ids of the passages that may be found, rising; None for all."""
+"""Ids of the passages to search: int64, rising; None for all."""
 
-# How much wider the second attempt looks when the first found too few rows; the third scores everything.
+# The second attempt looks this much wider if the first returns too few rows; the third scores everything.
 _WIDER = 4
-# Queries of one batch that share what they read, and what they may hold of centroid scores: 64 MB.
+# Queries of one batch share their reads, and hold at most this many centroid scores: 64 MB.
 QUERIES_AT_ONCE = 16
 _SCORES_IN_MEMORY = 1 << 25
-# Rows of each ranking that hybrid joins, if k is not more.
+# Rows of each ranking that hybrid joins, or k if that is more.
 FUSED_ROWS = 100
 
 
 class RankedRow(NamedTuple):
-    """A row by its best passage. ``maxsim`` is that of the passage, ``score`` what the row is ranked by."""
+    """A row and its best passage. ``maxsim`` is that of the passage; rows are ranked by ``score``."""
 
     passage_id: int
     passage: PassageRow
@@ -54,7 +54,7 @@ class RankedRow(NamedTuple):
 def search(view: View, queries: Sequence[Query], settings: SearchSettings, allowed: Allowed) -> list[list[RankedRow]]:
     """Return at most ``settings.k`` rows for each query, best first: as many as match.
 
-    :raises SourceError: if the mode needs an FTS5 table and there is none
+    :raises SourceError: if the mode needs an FTS5 table, and the source has none
     :raises ShapeError: if a query has another ``dim`` than the index, or no tokens
     :raises IndexCorrupt: if stored data contradicts itself
     """
@@ -84,7 +84,7 @@ def rank(view: View, queries: Sequence[Query], settings: SearchSettings, allowed
         scored = plaid.search_many(batch, codec, postings, settings, allowed)
         for embeddings, (passage_ids, scores) in zip(batch, scored, strict=True):
             rows = _rows(view, passage_ids, scores, settings.k)
-            # Candidates may share rows, or rows may be gone: look wider before returning fewer than there are.
+            # Candidates may share rows, or belong to deleted rows: look wider before returning too few.
             for exhaustive in (False, True):
                 if len(rows) == settings.k:
                     break
@@ -99,7 +99,7 @@ def rank(view: View, queries: Sequence[Query], settings: SearchSettings, allowed
 
 
 def _rank_full_text(view: View, query: Query, settings: SearchSettings, allowed: Allowed) -> list[RankedRow]:
-    """The rows that FTS5 finds, by MaxSim."""
+    """Return the best matches of FTS5, ranked by MaxSim."""
     full_text, n = FullText.of(view.conn, view.source), max(settings.k, settings.ndocs // 4)
     passage_ids, _ = full_text.search(view.store, view.source, query.text, n, allowed)
     return _rank_passages(view, query, passage_ids, settings)
@@ -108,7 +108,7 @@ def _rank_full_text(view: View, query: Query, settings: SearchSettings, allowed:
 def _rank_passages(
     view: View, query: Query, passage_ids: NDArray[np.int64], settings: SearchSettings
 ) -> list[RankedRow]:
-    """The rows of these passages with the highest MaxSim, all of the passages scored."""
+    """Return the rows of these passages, ranked by MaxSim. Every passage is scored."""
     scored = plaid.search(
         query.embeddings, view.codec.residual, view.postings, settings, np.unique(passage_ids), exhaustive=True
     )
@@ -118,9 +118,10 @@ def _rank_passages(
 def rankings_of_both(
     view: View, queries: Sequence[Query], settings: SearchSettings, allowed: Allowed
 ) -> Iterator[tuple[dict[Key, RankedRow], dict[Key, RankedRow]]]:
-    """Yield for each query what mode hybrid joins: rows as ColBERT ranks them, and as FTS5 does, by its ``score``.
+    """Yield for each query the two rankings that mode hybrid joins: ColBERT's, and that of FTS5.
 
-    Every row of both has been scored by ColBERT. Arguments and errors as in :func:`search`.
+    Every row of both has its ``maxsim``. In the second, ``score`` is that of FTS5. Arguments and errors as in
+    :func:`search`.
     """
     full_text = FullText.of(view.conn, view.source)
     deep = replace(settings, k=max(settings.k, FUSED_ROWS))
@@ -136,29 +137,32 @@ def rankings_of_both(
 def fuse(
     by_colbert: Mapping[Id, RankedRow], by_fts: Mapping[Id, RankedRow], query: Query, settings: SearchSettings
 ) -> list[tuple[Id, RankedRow]]:
-    """Return the first rows of two rankings joined, best first, without those below the threshold.
+    """Return the best rows of two joined rankings, without those below the threshold.
 
-    :param by_colbert: best first; ``maxsim`` is what it is ranked by
-    :param by_fts: best first; ``score`` is what it is ranked by
+    :param by_colbert: ranked by ``maxsim``, best first
+    :param by_fts: ranked by ``score``, best first
     """
     rows = {**by_fts, **by_colbert}
     weights = (settings.weight, 1 - settings.weight)
     if settings.fusion == "rrf":
         scores = reciprocal_rank_fusion([list(by_colbert), list(by_fts)], weights)
     else:
-        by_scores = {one: row.maxsim for one, row in rows.items()}, {one: row.score for one, row in by_fts.items()}
-        scores = weighted_sum(by_scores, weights)
-    ranked = ((one, row._replace(score=scores[one])) for one, row in rows.items() if passes(row, query, settings))
+        maxsims = {row_id: row.maxsim for row_id, row in rows.items()}
+        fts_scores = {row_id: row.score for row_id, row in by_fts.items()}
+        scores = weighted_sum((maxsims, fts_scores), weights)
+    ranked = (
+        (row_id, row._replace(score=scores[row_id])) for row_id, row in rows.items() if passes(row, query, settings)
+    )
     return sorted(ranked, key=lambda pair: (-pair[1].score, -pair[1].maxsim, pair[1].passage_id))[: settings.k]
 
 
 def passes(row: RankedRow, query: Query, settings: SearchSettings) -> bool:
-    """Return whether a row reaches the threshold, if there is one."""
+    """Return whether a row reaches the threshold of the settings."""
     return settings.threshold is None or query.normalized(row.maxsim) >= settings.threshold
 
 
 def _rows(view: View, passage_ids: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> list[RankedRow]:
-    """The first *k* rows of ranked passages, without those that are gone from the table."""
+    """Return the first *k* rows of ranked passages, without those that the table lacks."""
     return [*islice(_each_row(view, passage_ids, scores, batch=4 * k), k)]
 
 
@@ -181,16 +185,16 @@ def _each_row(
 
 
 def hits(view: View, ranked: Sequence[RankedRow], query: Query) -> list[Hit]:
-    """Return the rows as they are now, with the passages that were found."""
+    """Return ranked rows as hits: the rows as they are now, with their best passages."""
     return [hit for hit, _, _ in _hits(view, ranked, query, first_rank=1)]
 
 
 def hits_with_passages(
     view: View, ranked: Sequence[RankedRow], query: Query, *, first_rank: int
 ) -> Iterator[tuple[Hit, EncodedPassage | None]]:
-    """Yield the rows as :func:`hits` returns them, each with its passage; None where the row changed since.
+    """Yield the hits of :func:`hits`, each with its passage; None if the row changed after it was indexed.
 
-    Each row is read and its text extracted once.
+    Each row is read once, and its text extracted once.
     """
     for hit, passage_id, row in _hits(view, ranked, query, first_rank=first_rank):
         yield hit, None if row.stale else view.encoded_passage(passage_id, row)
@@ -200,17 +204,17 @@ def _hits(
     view: View, ranked: Sequence[RankedRow], query: Query, *, first_rank: int
 ) -> Iterator[tuple[Hit, int, CurrentRow]]:
     rank = first_rank
-    for found in ranked:
-        row = view.current_row(found.passage)
+    for ranked_row in ranked:
+        row = view.current_row(ranked_row.passage)
         if row is None:
-            # A condition of the index may answer otherwise each time, as one with random() does.
+            # The condition of an index may answer differently each time, such as one with random().
             continue
-        # As it is spelled now: an equal key may replace another, 1.0 for 1, or "a" for "A".
+        # The key of the row now: an equal key may have replaced it, 1.0 for 1, or "a" for "A".
         key = tuple(row.values[column] for column in view.source.keys)
         hit = Hit(
             rank=rank,
-            score=found.score,
-            normalized_score=query.normalized(found.maxsim),
+            score=ranked_row.score,
+            normalized_score=query.normalized(ranked_row.maxsim),
             pk=pk_of(key),
             row=row.values,
             passage=row.passage,
@@ -218,14 +222,14 @@ def _hits(
             database=view.database,
             stale=row.stale,
         )
-        yield hit, found.passage_id, row
+        yield hit, ranked_row.passage_id, row
         rank += 1
 
 
 def passage_to_explain(view: View, key: Key, query: Query, ordinal: int | None) -> EncodedPassage:
-    """Return a passage of a row: the one of that number, or the one of the highest MaxSim.
+    """Return one passage of a row: the one with this *ordinal*, or the one with the highest MaxSim.
 
-    :raises ValueError: if the row has no passage of that number
+    :raises ValueError: if the row has no passage with this *ordinal*
     :raises SourceError: if the row is not in the index, has no text, or changed after it was indexed
     """
     passage_ids = view.passages_of(key)
@@ -233,13 +237,13 @@ def passage_to_explain(view: View, key: Key, query: Query, ordinal: int | None) 
     if ordinal is None:
         settings = SearchSettings.for_k(1)
         best, _ = plaid.search(query.embeddings, view.codec.residual, view.postings, settings, passage_ids, True)
-        chosen = int(best[0])
+        passage_id = int(best[0])
     else:
-        numbered = {passage.ordinal: passage_id for passage_id, passage in passages.items()}
-        if ordinal not in numbered:
-            raise ValueError(f"ordinal must be a whole number from 0 to {len(numbered) - 1}, not {ordinal!r}")
-        chosen = numbered[ordinal]
-    row = view.current_row(passages[chosen])
+        by_ordinal = {row.ordinal: id_ for id_, row in passages.items()}
+        if ordinal not in by_ordinal:
+            raise ValueError(f"ordinal must be a whole number from 0 to {len(by_ordinal) - 1}, not {ordinal!r}")
+        passage_id = by_ordinal[ordinal]
+    row = view.current_row(passages[passage_id])
     if row is None or row.stale:
         raise SourceError(f"the row changed after it was indexed: sync index {view.store.entry.name!r} first")
-    return view.encoded_passage(chosen, row)
+    return view.encoded_passage(passage_id, row)

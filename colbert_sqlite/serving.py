@@ -1,10 +1,9 @@
-"""What hosts stand on: SQL functions and plugins. They import the public names, and this.
+"""What hosts stand on: SQL functions, plugins and integrations import the public names, and this.
 
 In: databases, names of indexes, connections that others own. Out: open indexes, shared encoders, and the parts of a
-search that a page needs one by one. Leaves to others: who may see what, pages, formats.
+search that a page needs one by one. Leaves to others: permissions, pages, formats.
 
-Plugins are imported by every command of their host. Whatever costs time to import is imported by the first call that
-needs it.
+Every command of a host imports its plugins. So slow modules are imported by the first call that needs them.
 """
 
 from __future__ import annotations
@@ -158,7 +157,7 @@ Result = TypeVar("Result")
 
 # Database files kept open, with the centroids of their indexes.
 MAX_FILES = 8
-# Not longer: what holds the lock may be the very statement that waits for us.
+# Not longer: the statement that waits for this search may itself hold the lock.
 BUSY_SECONDS = 5
 
 _GUARDED = "_colbert_guarded"
@@ -173,31 +172,31 @@ def __getattr__(name: str) -> Any:
 
 
 class Guard(Protocol):
-    """Who may do what with the SQL functions of a connection. Every call asks anew."""
+    """Decides who may call the SQL functions of a connection. Every call asks it."""
 
     def check(self) -> None:
-        """Make sure that whoever runs this statement may call the functions.
+        """Make sure that the actor of this statement may call the functions.
 
         :raises ColbertError: if not
         """
 
     def searchable(self, schema: str) -> Collection[str] | None:
-        """The names of the indexes of a database that may be searched, in lower case; None for all."""
+        """Return the lower-case names of the indexes of a database to search; None for all."""
 
     def max_k(self, schema: str) -> int | None:
-        """The most rows that a search of that database may find; None for any number."""
+        """Return the highest *k* for a search of that database; None for no limit."""
 
     def record_error(self, sentence: str) -> None:
-        """Keep what was wrong with a call, for whoever ran the statement."""
+        """Keep the error of a call for the actor of this statement."""
 
     def last_error(self) -> str | None:
-        """What was wrong with the last call that failed of whoever runs this statement."""
+        """Return the last error of the actor of this statement."""
 
 
 def guard_connection(conn: sqlite3.Connection) -> None:
-    """Let nobody without a guard give this connection the SQL functions from now on.
+    """From now on, register the SQL functions on this connection only with a guard.
 
-    ``sqlite_utils.Database(conn)``, which any plugin of Datasette may call, has them put on every connection.
+    ``sqlite_utils.Database(conn)`` registers them without one, and any plugin of Datasette may call it.
     """
     conn.create_function(_GUARDED, 0, lambda: 1)
 
@@ -220,7 +219,7 @@ class Pool:
 
     @classmethod
     def connecting(cls, connect: Callable[[], sqlite3.Connection]) -> Pool:
-        """Return the indexes of a database that *connect* opens, once for each thread.
+        """Return a pool for a database that *connect* opens, once for each thread.
 
         :param connect: opens a connection that any thread may close
         """
@@ -230,23 +229,23 @@ class Pool:
 
     @classmethod
     def on(cls, conn: sqlite3.Connection) -> Pool:
-        """Return the indexes of a connection, which one thread at a time uses."""
+        """Return a pool for a connection, which one thread at a time uses."""
         from colbert_sqlite.storage.threads import CallersConnection
 
         return cls(CallersConnection(conn, "of the connection", any_thread=True))
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """The connection of this thread. Errors as in ``Index.open``."""
+        """Yield the connection of this thread. Errors as in ``Index.open``."""
         with self._connections.use() as session:
             yield session
 
     def use(self, name: str, function: Callable[[Index], Result]) -> Result:
-        """Return what *function* makes of an index.
+        """Call *function* with an index, and return its result.
 
-        An index that was dropped, or built anew with another model, after it was opened here, is opened again.
+        If the index was dropped, or replaced by one of another model, it is opened again.
 
-        :raises IndexNotFound: if there is none of that name
+        :raises IndexNotFound: if no index has that name
         """
         from colbert_sqlite.index import open_index
 
@@ -261,12 +260,12 @@ class Pool:
         return result
 
     def close(self) -> None:
-        """Close the connections that were opened here, as soon as no thread uses them."""
+        """Close the connections of this pool, each as soon as no thread uses it."""
         self._connections.close()
 
 
 class _FileIdentity(NamedTuple):
-    """A file as a process knows it: another one may have the same path later."""
+    """Identity of a file in a process: another file may have the same path later."""
 
     pid: int
     address: str
@@ -279,10 +278,10 @@ _pools: dict[_FileIdentity, Pool] = {}
 
 
 def pool_of(address: str) -> Pool:
-    """Return the open indexes of a database file, for reading: of the file that is there now, if it was replaced.
+    """Return the pool of a database file, for reading. A replaced file gets a new pool.
 
     :param address: path or URI
-    :raises SourceError: if there is no such file
+    :raises SourceError: if the file is missing
     """
     path = path_of(address)
     try:
@@ -319,9 +318,9 @@ def _connect_to_read(address: str) -> sqlite3.Connection:
 
 @contextmanager
 def lock_errors(address: str) -> Iterator[None]:
-    """Say in one sentence that another connection held a lock on the file.
+    """Raise one sentence if another connection locks the file.
 
-    :raises SourceError: if it did
+    :raises SourceError: if it does
     """
     try:
         yield
@@ -333,16 +332,16 @@ def lock_errors(address: str) -> Iterator[None]:
 
 @contextmanager
 def one_state(conn: sqlite3.Connection) -> Iterator[None]:
-    """Several reads of one state of a database, whatever others commit meanwhile."""
+    """Keep one state of a database for several reads, whatever others commit meanwhile."""
     with plain_rows(conn), reading(conn):
         yield
 
 
 @contextmanager
 def open_connection(path: str) -> Iterator[sqlite3.Connection]:
-    """A connection to a file; closed at the end.
+    """Open a connection to a file, and close it at the end.
 
-    :raises SourceError: if there is no such file, or it is not a database
+    :raises SourceError: if the file is missing, or is not a database
     """
     conn, _ = connect(path)
     with closing(conn):
@@ -355,10 +354,10 @@ def open_read_only(
     attached: Sequence[tuple[str, str]] = (),
     prepare: Callable[[sqlite3.Connection], object] | None = None,
 ) -> Iterator[sqlite3.Connection]:
-    """A connection to a file for SQL that may not write, and that may meet text of any encoding; closed at the end.
+    """Open a connection for SQL that must not write, and close it at the end. Text may have any encoding.
 
     :param attached: schemas and paths of other files that the SQL reads
-    :param prepare: puts functions on the connection
+    :param prepare: registers functions on the connection
     :raises SourceError: if a file is missing, or is not a database
     """
     with open_connection(path) as conn:
@@ -382,9 +381,9 @@ def path_of(address: str) -> str:
 
 
 def encoder_of(index: Index, configured: str | None = None) -> Encoder:
-    """Return the encoder of an index, shared by the process, which remembers the embeddings of its last queries.
+    """Return the encoder of an index, shared by the process. It caches the embeddings of its last queries.
 
-    :param configured: a model to take it from, if that is the model the index was built with
+    :param configured: a model to use if it has the fingerprint that the index was built with
     """
     from colbert_sqlite.encoders.cache import shared_encoder, with_query_cache
 
@@ -392,7 +391,7 @@ def encoder_of(index: Index, configured: str | None = None) -> Encoder:
 
 
 def encoder_named(model: str | Encoder | None) -> Encoder:
-    """Return an encoder by its name, shared by the process, which remembers the embeddings of its last queries.
+    """Return an encoder by its name, shared by the process. It caches the embeddings of its last queries.
 
     Errors as in :func:`load_encoder`.
     """

@@ -21,23 +21,23 @@ Fusion = Literal["rrf", "weighted"]
 Backend = Literal["auto", "torch", "onnx"]
 
 NBITS = (1, 2, 4, 8)
-# Beyond any index, and far from what overflows.
+# No index has so many. Numbers of this size do not overflow.
 MAX_NPROBE = 1 << 20
 MAX_NDOCS = 1 << 31
 MAX_K = 1 << 20
-# Far more than any model reads of a query.
+# No model reads so many of a query.
 MAX_QUERY_CHARACTERS = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
-    """How a model is loaded and run.
+    """Options that load and run a model.
 
-    :param device: as torch calls it: ``cpu``, ``cuda:1``, ``mps``; default: the fastest there is
-    :param dtype: what the model computes in: ``auto``, ``float32``, ``bfloat16`` or ``float16``
-    :param batch_size: texts in one batch; default: as many as fit
+    :param device: torch's name of a device: ``cpu``, ``cuda:1``, ``mps``; default: the fastest
+    :param dtype: number type of the model: ``auto``, ``float32``, ``bfloat16`` or ``float16``
+    :param batch_size: texts in one batch; default: as many as fit in memory
     :param trust_remote_code: whether the model may run Python code of its own
-    :param backend: ``torch``, ``onnx``, or ``auto``, the faster one
+    :param backend: ``torch``, ``onnx``, or ``auto`` for the faster one
     :raises ValueError: if a value is out of range
     """
 
@@ -57,19 +57,18 @@ class ModelOptions:
 
     @property
     def needs_torch(self) -> bool:
-        """Whether only torch can do what is asked for."""
+        """Whether only torch can run the model with these options."""
         elsewhere = self.device not in (None, "cpu") or self.dtype != "auto"
         return self.backend == "torch" or (self.backend == "auto" and elsewhere)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which rows a search may find: by default all.
+    """The rows that a search may find: by default all.
 
     :param where: SQL condition on the source table
     :param params: its named parameters
     :param pks: primary keys; only these rows are scored
-    :raises ValueError: if there are params without a condition, or *pks* is one text
     """
 
     where: str | None = None
@@ -80,7 +79,10 @@ class Filter:
     def of(
         cls, where: str | None = None, params: Mapping[str, object] | None = None, pks: Iterable[object] | None = None
     ) -> Filter:
-        """Return the filter that a caller describes; numpy values stand for what they mean."""
+        """Return a filter with numpy's values turned into Python's own.
+
+        :raises ValueError: if *params* come without *where*, or *pks* is one text
+        """
         if params is not None and not isinstance(params, Mapping):
             raise ValueError(f"params must map names to values, not {params!r}")
         if params and where is None:
@@ -96,7 +98,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexSettings:
-    """What an index is made of. Stored with the index; a rebuild uses the same settings.
+    """The settings of an index, stored with it. A rebuild uses the same settings.
 
     :raises ValueError: if a value is out of range
     """
@@ -120,7 +122,7 @@ class IndexSettings:
     triggers: bool = field(default=True, metadata={"help": "let triggers on the table note which rows change"})
     seed: int = 42
     encoder: str = ""
-    """Class of an encoder that the caller brought along; empty for a model that :func:`load_encoder` finds by name."""
+    """Class of the caller's own encoder; empty for a model that :func:`load_encoder` loads by its name."""
 
     def __post_init__(self) -> None:
         if isinstance(self.columns, str):
@@ -132,7 +134,7 @@ class IndexSettings:
             object.__setattr__(self, "params", {name: plain_value(value) for name, value in self.params.items()})
         if not self.columns:
             raise ValueError("name at least one column to index")
-        # Whatever the annotations say: they come from a file too.
+        # Settings may come from a file, where annotations hold nothing.
         texts: list[object] = [self.table, self.model, self.encoder, *self.columns]
         texts += [text for text in (self.where, self.heading) if text is not None]
         if not all(isinstance(text, str) and "\0" not in text for text in texts):
@@ -158,10 +160,15 @@ class IndexSettings:
             raise ValueError(f"pool_factor must be a whole number of at least 1, not {self.pool_factor}")
 
     def to_json(self) -> str:
+        """Return the settings as JSON text."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> IndexSettings:
+        """Return settings from JSON text.
+
+        :raises ValueError: or KeyError or TypeError, if the text does not hold settings
+        """
         values = json.loads(text)
         if not isinstance(values["columns"], list):
             raise ValueError(f"columns must be a list, not {values['columns']!r}")
@@ -170,7 +177,7 @@ class IndexSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSettings:
-    """How many rows one search finds, and how wide it looks. The defaults of :meth:`for_k` were measured.
+    """How many rows a search returns, and how wide it looks. :meth:`for_k` has the defaults.
 
     :raises ValueError: if a value is out of range
     """
@@ -195,9 +202,9 @@ class SearchSettings:
     )
 
     def __post_init__(self) -> None:
-        for name, known in (("mode", Mode), ("fusion", Fusion)):
-            if getattr(self, name) not in get_args(known):
-                raise ValueError(f"{name} must be {_one_of(get_args(known))}, not {getattr(self, name)!r}")
+        for name, type_ in (("mode", Mode), ("fusion", Fusion)):
+            if getattr(self, name) not in get_args(type_):
+                raise ValueError(f"{name} must be {_one_of(get_args(type_))}, not {getattr(self, name)!r}")
         for name in ("weight", "threshold"):
             value = plain_value(getattr(self, name))
             object.__setattr__(self, name, value)
@@ -205,23 +212,23 @@ class SearchSettings:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
-        for name, least, most in (("k", 1, MAX_K), ("nprobe", 1, MAX_NPROBE), ("ndocs", 4, MAX_NDOCS)):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), least, most))
+        for name, minimum, maximum in (("k", 1, MAX_K), ("nprobe", 1, MAX_NPROBE), ("ndocs", 4, MAX_NDOCS)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), minimum, maximum))
 
     @classmethod
     def for_k(cls, k: int, **changes: Any) -> SearchSettings:
         """Return the defaults for the *k* best hits, with those *changes* that are not None.
 
-        Wider than PLAID's Table 2 (1 and 256 for k = 10). Measured on 14,000 passages and 200 queries of 32 tokens,
-        nbits 4, recall@10: 16 and 1024 0.78, 32 and 2048 0.87, 32 and 4096 0.90, 32 and 8192 0.92, 64 and 16384 0.93,
-        which is all that 4 bits keep; recall@100 of the last two 0.94 and 0.95. Time goes with ndocs; more probes cost
-        little.
+        They are wider than in PLAID's Table 2 (nprobe 1 and ndocs 256 for k = 10). Recall@10 was measured with 14,000
+        passages, 200 queries of 32 tokens, and nbits 4: 0.78 with nprobe 16 and ndocs 1024; 0.87 with 32 and 2048; 0.90
+        with 32 and 4096; 0.92 with 32 and 8192; 0.93 with 64 and 16384, which is all that 4 bits keep. Recall@100 of
+        the last two is 0.94 and 0.95. Time grows with ndocs; more probes cost little.
 
         :raises ValueError: if *k* or a value is out of range
         """
         k = whole_number("k", k, 1, MAX_K)
-        chosen = {name: value for name, value in changes.items() if value is not None}
-        return cls(**{"k": k, "nprobe": 32, "ndocs": 2048 if k <= 10 else max(16 * k, 8192), **chosen})
+        overrides = {name: value for name, value in changes.items() if value is not None}
+        return cls(**{"k": k, "nprobe": 32, "ndocs": 2048 if k <= 10 else max(16 * k, 8192), **overrides})
 
 
 def _one_of(words: Sequence[str]) -> str:

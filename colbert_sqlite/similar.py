@@ -1,7 +1,7 @@
-"""Rows like a row, from what is stored of both: no model is loaded.
+"""Rows like a row, by their stored embeddings: no model is loaded.
 
-In: keys of rows, a view of one index. Out: for each row, others ranked by how alike they are. Leaves to others: finding
-the rows that have given tokens (``search.py``).
+In: keys of rows, a view of one index. Out: for each row, the rows most like it, ranked. Leaves to others: ranking rows
+by embeddings (``search.py``).
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from colbert_sqlite.storage.similar_table import SimilarKeys
 from colbert_sqlite.storage.source import Key
 from colbert_sqlite.view import View
 
-# Centroids of a row that stand for it. More found no more rows of the same page: of the five rows nearest to each
-# section of three manuals 0.52 were of its page (0.45 by mean vectors).
+# Tokens that stand for a row, one of each salient centroid. 64 are enough: of the five rows nearest to each section of
+# three manuals, 0.52 were from its page, and more tokens found no more. Mean vectors found 0.45.
 MAX_TOKENS = 64
 
 
 def similar_settings(
     k: int, *, nprobe: int | None = None, ndocs: int | None = None, threshold: float | None = None
 ) -> SearchSettings:
-    """Return the defaults for the *k* most similar rows: narrower than those of a search, which has fewer tokens.
+    """Return the settings for the *k* most similar rows.
+
+    Their defaults are narrower than those of a search, whose queries have fewer tokens.
 
     :raises ValueError: if a value is out of range
     """
@@ -44,13 +46,13 @@ def similar_settings(
 def similar(
     view: View, keys: Sequence[Key], settings: SearchSettings, allowed: Allowed
 ) -> Iterator[tuple[Query, list[RankedRow]]]:
-    """Yield for each of these rows the tokens that stand for it, and at most ``settings.k`` others like it, best first.
+    """Yield for each row the tokens that stand for it, and at most ``settings.k`` rows like it, best first.
 
-    ``score`` is the mean of the similarities that those tokens have in the other row.
+    ``score`` is the mean similarity of those tokens in the other row.
 
     :raises SourceError: if a row is not in the index, or has no text in it
     """
-    # The row itself is the first of those like it.
+    # The row itself ranks first.
     one_more = replace(settings, k=min(settings.k + 1, MAX_K))
     n_passages = view.postings.count()
     for first in range(0, len(keys), QUERIES_AT_ONCE):
@@ -66,7 +68,7 @@ def similar(
 def similar_to_each(
     view: View, settings: SearchSettings, filter: Filter, progress: ProgressCallback
 ) -> list[SimilarKeys]:
-    """Return the rows most like each row that a filter lets through, by the keys that they have now."""
+    """Return the rows most like each row that a filter allows, by their keys of now."""
     allowed = view.passage_ids(filter)
     current = ((key, view.source.key_now(view.conn, key)) for key in view.store.passages.keys(allowed))
     key_now = {key: now for key, now in current if now is not None}
@@ -82,17 +84,17 @@ def similar_to_each(
 
 
 def _salient_tokens(view: View, passage_ids: NDArray[np.int64], n_passages: int) -> NDArray[np.float32]:
-    """Embeddings float32 [n, dim] that stand for a row when others like it are sought.
+    """Return the embeddings that stand for a row: float32 [n, dim].
 
-    Weights by how much each tells were no better: 0.50 instead of 0.52 of the nearest rows were of the same page.
+    Weights by salience were no better: 0.50 of the nearest rows were from the same page, not 0.52.
     """
     codes, embeddings = view.embeddings(passage_ids)
     distinct, groups = np.unique(codes, return_inverse=True)
     lengths = view.postings.list_lengths(distinct)
-    chosen = salient_centroids(np.bincount(groups), lengths, n_passages, MAX_TOKENS)
-    # The tokens of one centroid in this row are one: what they have in common.
+    salient = salient_centroids(np.bincount(groups), lengths, n_passages, MAX_TOKENS)
+    # The tokens of one centroid in this row become one token: their normalized sum.
     sums = np.zeros((len(distinct), view.codec.residual.dim), np.float32)
     np.add.at(sums, groups, embeddings)
-    norms = np.linalg.norm(sums[chosen], axis=1, keepdims=True)
-    unit: NDArray[np.float32] = sums[chosen] / np.maximum(norms, np.float32(1e-12))
+    norms = np.linalg.norm(sums[salient], axis=1, keepdims=True)
+    unit: NDArray[np.float32] = sums[salient] / np.maximum(norms, np.float32(1e-12))
     return unit

@@ -1,10 +1,9 @@
 """``colbert_search(…)`` and the other SQL functions, for any connection.
 
-In: a connection, and what SQL hands to the functions. Out: JSON, numbers and texts for SQL. Leaves to others: open
-indexes and encoders (``serving.py``), searching, scoring, marking.
+In: a connection, and the arguments of SQL calls. Out: JSON, numbers and texts for SQL. Leaves to others: open indexes
+and encoders (``serving.py``), searching, scoring, marking.
 
-Plugins import this for every connection of a process, so that whatever costs time to import is imported by the first
-call that needs it.
+Plugins import this for every connection of a process. So slow modules are imported by the first call that needs them.
 """
 
 from __future__ import annotations
@@ -44,21 +43,21 @@ def register(
     hold: bool = True,
     guard: Guard | None = None,
 ) -> None:
-    """Give a connection the functions ``colbert_search``, ``colbert_score``, ``colbert_rerank``, ``colbert_highlight``,
-    ``colbert_snippet`` and ``colbert_error``.
+    """Register the SQL functions of this package on a connection.
 
-    Searches read the database through connections of their own, which see what is committed. A database in memory
-    is read through *conn* itself, which then stays open until somebody closes it.
+    They are ``colbert_search``, ``colbert_score``, ``colbert_rerank``, ``colbert_highlight``, ``colbert_snippet`` and
+    ``colbert_error``. Searches read the database through connections of their own, which see committed data. A database
+    in memory is read through *conn* itself, which then stays open until somebody closes it.
 
-    :param database: how to open the file, if not by its path alone, such as ``file:/data/blog.db?immutable=1``
-    :param attached: paths or URIs of databases that will be attached, by their schemas
-    :param model: what ``colbert_score``, ``colbert_rerank``, ``colbert_highlight`` and ``colbert_snippet`` encode with
-        when SQL names no model; default: ``minilm``
+    :param database: path or URI of the file, such as ``file:/data/blog.db?immutable=1``; default: the path of *conn*
+    :param attached: paths or URIs of databases that are attached later, by their schemas
+    :param model: encodes for ``colbert_score``, ``colbert_rerank``, ``colbert_highlight`` and ``colbert_snippet`` when
+        SQL names no model; default: ``minilm``
     :param any_model: whether SQL may name another model than *model*
-    :param hold: keep a reference to *conn* if its database is in memory. A connection can be referred to neither
-        weakly nor through the garbage collector, so without an explicit close it would stay open for ever
-    :param guard: for hosts with users: decides who may do what. Default: everybody everything, but where
-        :func:`colbert_sqlite.serving.guard_connection` was called, nothing
+    :param hold: keep a reference to *conn* if its database is in memory. Python can't refer to a connection weakly, so
+        it stays open until it is closed explicitly
+    :param guard: decides who may call what, for hosts with users. Default: everybody may call everything. Without a
+        guard, nothing is registered after :func:`colbert_sqlite.serving.guard_connection`
     """
     connection = conn if isinstance(conn, sqlite3.Connection) else conn.conn
     if guard is None and serving.is_guarded(connection):
@@ -90,7 +89,7 @@ def register(
 
 
 class _Functions:
-    """The functions of one connection, to which they do not refer unless they hold it."""
+    """The functions of one connection. They refer to it only if they hold it."""
 
     def __init__(
         self,
@@ -116,13 +115,13 @@ class _Functions:
         if not text.strip():
             return "[]"
         try:
-            self._refuse("main", name, request)
+            self._check_request("main", name, request)
             return self._search_main(name, request)
         except IndexNotFound:
             schema, address, name = self._in_schema(name)
             if address is None:
                 raise
-            self._refuse(schema, name, request)
+            self._check_request(schema, name, request)
             return _search_file(address, name, request)
 
     def _search_main(self, name: str, request: _Request) -> str:
@@ -140,18 +139,18 @@ class _Functions:
         assert self._held is not None
         return serving.Pool.on(self._held)
 
-    def _refuse(self, schema: str, name: str, request: _Request) -> None:
-        """Make sure that the guard lets this be searched.
+    def _check_request(self, schema: str, name: str, request: _Request) -> None:
+        """Make sure that the guard allows this search.
 
-        :raises IndexNotFound: if not, as if there were none
+        :raises IndexNotFound: if not, in the words of a missing index
         :raises ValueError: if *k* is too high
         """
         if self._guard is None:
             return
         names, max_k = self._guard.searchable(schema), self._guard.max_k(schema)
         if names is not None and name.lower() not in names:
-            there = f"; it has {', '.join(sorted(names))}" if names else ""
-            raise IndexNotFound(f"no index {name!r} in this database{there}")
+            has = f"; it has {', '.join(sorted(names))}" if names else ""
+            raise IndexNotFound(f"no index {name!r} in this database{has}")
         if max_k is not None and request.k > max_k:
             raise ValueError(f"k must be at most {max_k} here, not {request.k}")
 
@@ -161,8 +160,8 @@ class _Functions:
             return None
         from colbert_sqlite import rerank
 
-        [only] = rerank(question, [passage], model=self.encoder(_text_of(model, "model")))
-        return _finite(only.score)
+        [reranked] = rerank(question, [passage], model=self.encoder(_text_of(model, "model")))
+        return _finite(reranked.score)
 
     def highlight(self, query: Value, text: Value, before: Value = "<b>", after: Value = "</b>", /) -> str:
         question, whole = _text_of(query, "query"), _text_of(text, "text")
@@ -188,9 +187,9 @@ class _Functions:
         return snippet(question, whole, before=marks[0], after=marks[1], n_words=n, model=self.encoder())
 
     def encoder(self, model: str = "") -> Encoder:
-        """The encoder of that name, or the one of this connection.
+        """Return the encoder of that name, or that of this connection.
 
-        :raises ValueError: if the connection allows one model, and this is another
+        :raises ValueError: if the connection allows only another model
         """
         default = self._model or serving.DEFAULT_MODEL
         if model and not self._any_model and model != (default if isinstance(default, str) else default.name):
@@ -198,7 +197,7 @@ class _Functions:
         return serving.encoder_named(model or default)
 
     def reported(self, name: str, function: Callable[..., Result]) -> Callable[..., Result | None]:
-        """That function with NULL for NULL, and with its errors reported."""
+        """Return *function*, extended: NULL arguments give NULL, and errors are reported."""
 
         def call(*values: Value) -> Result | None:
             try:
@@ -211,14 +210,14 @@ class _Functions:
         return call
 
     def report(self, name: str, error: Exception) -> None:
-        """Log an error and keep it for ``colbert_error()``: SQLite gets no word of it from Python."""
-        ours = isinstance(error, (ColbertError, ValueError, sqlite3.Error))
-        sentence = f"{name}: {error}" if ours else f"{name}: {type(error).__name__}: {error}"
+        """Log an error and keep it for ``colbert_error()``: Python does not pass its text to SQLite."""
+        is_expected = isinstance(error, (ColbertError, ValueError, sqlite3.Error))
+        sentence = f"{name}: {error}" if is_expected else f"{name}: {type(error).__name__}: {error}"
         if self._guard is None:
             self._error = sentence
         else:
             self._guard.record_error(sentence)
-        logger.error("%s", sentence, exc_info=None if ours else error)
+        logger.error("%s", sentence, exc_info=None if is_expected else error)
 
     def last_error(self) -> str | None:
         return self._error if self._guard is None else self._guard.last_error()
@@ -229,7 +228,7 @@ class _Functions:
             self._guard.check()
 
     def _in_schema(self, name: str) -> tuple[str, str | None, str]:
-        """The schema, its file, and the index that *name*, as schema.index, means; no file if it means none."""
+        """Return schema, file and index of *name*, read as schema.index; None for the file if no schema matches."""
         files = self._files if self._held is None else {**self._files, **_files_of(self._held)}
         for i, character in enumerate(name):
             if character == "." and (address := files.get(name[:i].lower())):
@@ -238,7 +237,7 @@ class _Functions:
 
 
 class _Rerank:
-    """The aggregate ``colbert_rerank``: all texts of a group are encoded together, at its end."""
+    """The aggregate ``colbert_rerank``, which encodes all texts of a group at once, at its end."""
 
     def __init__(self, functions: _Functions) -> None:
         self._functions = functions
@@ -275,7 +274,7 @@ class _Rerank:
         from colbert_sqlite import rerank
 
         ranked = rerank(query, self._texts, k, model=self._functions.encoder())
-        return _json([_reranked_row(rank, self._pks[one.position], one) for rank, one in enumerate(ranked, start=1)])
+        return _json([_reranked_row(rank, self._pks[row.position], row) for rank, row in enumerate(ranked, start=1)])
 
 
 class _Request(NamedTuple):
@@ -293,13 +292,13 @@ def _search_file(address: str, name: str, request: _Request) -> str:
 
 
 def _answer(pool: Pool, name: str, request: _Request) -> str:
-    """The hits as JSON. SQLite may call a function again for every row of a join: the last answers are kept.
+    """Return the hits as JSON. SQLite may call a function for every row of a join: the last answers are cached.
 
     Errors as in ``Index.search``.
     """
     with pool.session() as session:
         conn, answers = session.conn, session.answers
-        # Not what is seen inside a transaction, which may be rolled back.
+        # An answer inside a transaction is not cached: the transaction may be rolled back.
         version = None if conn.in_transaction else serving.data_version(conn)
         stored_version, answer = answers.get((name, request), (None, ""))
         if version is None or stored_version != version:
@@ -320,7 +319,7 @@ def _hits(index: Index, request: _Request) -> list[Hit]:
 
 
 def _files_of(conn: sqlite3.Connection) -> dict[str, str]:
-    """The files of a connection by schema; none for what is in memory."""
+    """Return the files of a connection by schema, without databases in memory."""
     return {schema: path for schema, path in serving.files_of(conn).items() if path}
 
 
@@ -331,7 +330,7 @@ def _text_of(value: Value, name: str) -> str:
 
 
 def _whole_number(value: Value, name: str) -> int:
-    """A whole number, which a web form hands over as text."""
+    """Return a whole number, which a web form passes as text."""
     try:
         number = int(value) if isinstance(value, str) else value
     except ValueError:
@@ -344,7 +343,7 @@ def _whole_number(value: Value, name: str) -> int:
 
 
 def _keys(pks: str) -> list[object]:
-    """The keys in a JSON array: a value each, an array of a compound key, or ``{"hex": "…"}`` for a BLOB."""
+    """Return the keys in a JSON array: a value each, an array of a compound key, or ``{"hex": "…"}`` for a BLOB."""
     try:
         keys = json.loads(pks)
     except (ValueError, RecursionError):
@@ -361,7 +360,7 @@ def _key(value: object) -> object:
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"pks has {json.dumps(value)}, which can't be a key") from None
     if isinstance(value, list):
-        raise ValueError("pks has an array in an array in an array")
+        raise ValueError("pks nests arrays too deeply: a compound key is one array of values")
     return value
 
 
@@ -386,11 +385,11 @@ def _hit_row(hit: Hit) -> JsonRow:
     }
 
 
-def _reranked_row(rank: int, pk: Value, one: Reranked) -> JsonRow:
+def _reranked_row(rank: int, pk: Value, reranked: Reranked) -> JsonRow:
     return {
         "rank": rank,
-        "score": _finite(one.score),
-        "normalized_score": one.normalized_score,
+        "score": _finite(reranked.score),
+        "normalized_score": reranked.normalized_score,
         "pk": _key_value(pk),
     }
 

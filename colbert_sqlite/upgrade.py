@@ -1,7 +1,7 @@
-"""Indexes of another format.
+"""Upgrade an index of an older format to the format of this release.
 
-In: a database and the name of an index in it. Out: the same index, in the format of this release. Leaves to others:
-building (``build.py``).
+In: a database and the name of an index in it. Out: the same index in the new format. Leaves to others: building
+(``build.py``).
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ def upgrade(
     backend: Backend = "auto",
     progress: ProgressCallback | None = None,
 ) -> int | None:
-    """Build an index of an older format anew, with its settings; return the format it had.
+    """Rebuild an index of an older format with its settings; return the number of that format.
 
-    Return None if the index has the format of this release: nothing is done then. The old index is replaced in the
-    last transaction of the build. An interrupted upgrade goes on when it is run again.
+    Returns None, and changes nothing, if the index has the format of this release. The last transaction of the build
+    replaces the old index. After an interruption, the same call finishes the upgrade.
 
-    :param model: where the model is now, if not under the name the index was built with
-    :raises IndexNotFound: if there is no such index
-    :raises IndexCorrupt: if its registry entry can't be read
+    :param model: an encoder, or the name of the model now; default: the name that the index was built with
+    :raises IndexNotFound: if no index has that name
+    :raises IndexCorrupt: if its registry entry is damaged
     :raises ModelMismatch: if *model* is not the one that the index was built with
     :raises ModelNotFound: if the model is not on this machine
-    :raises SchemaVersionError: if a newer release wrote it
-    :raises SourceError: if its table is gone or can no longer be indexed
+    :raises SchemaVersionError: if a newer release wrote the index
+    :raises SourceError: if its table is missing or can no longer be indexed
     """
     options = ModelOptions(
         device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code, backend=backend
@@ -53,6 +53,6 @@ def upgrade(
             return None
         source = Source.of_index(conn, old.settings)
         encoder = Model(old, model, options).load(many=True)
-        tell = progress or no_progress
-        build_in_step(conn, old.name, source, old.settings, encoder, tell, BuildReport(), replace=True)
+        callback = progress or no_progress
+        build_in_step(conn, old.name, source, old.settings, encoder, callback, BuildReport(), replace=True)
         return old.schema_version

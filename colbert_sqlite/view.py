@@ -71,11 +71,12 @@ class View:
     def source(self) -> Source:
         """The source table, with the condition of the index.
 
-        :raises SourceError: if the table is gone, or its key was changed
+        :raises SourceError: if the table is missing, or its key was changed
         """
-        return self._source(inspect_source(self.store))
+        return self._with_same_key(inspect_source(self.store))
 
-    def _source(self, source: Source) -> Source:
+    def _with_same_key(self, source: Source) -> Source:
+        """Return *source*. Errors as in :attr:`source`."""
         entry = self.store.entry
         if (source.keys, source.key_types) != (entry.key_columns, entry.key_types):
             raise SourceError(
@@ -85,14 +86,14 @@ class View:
         return source
 
     def passage_ids(self, filter: Filter) -> NDArray[np.int64] | None:
-        """Return the ids of the passages that a filter lets through, int64, rising; None for all.
+        """Return the passage ids that a filter allows: int64, rising; None for all.
 
         :raises SourceError: if the condition can't be used
-        :raises ValueError: if a key can't be one
+        :raises ValueError: if a key has another number of columns
         """
         allowed = None
         if filter.where is not None:
-            allowed = self.store.passages.ids_where(self._source(inspect_source(self.store, filter)))
+            allowed = self.store.passages.ids_where(self._with_same_key(inspect_source(self.store, filter)))
         if filter.pks is not None:
             of_keys = self.store.passages.ids_of(map(self.key, filter.pks))
             allowed = of_keys if allowed is None else np.intersect1d(allowed, of_keys, assume_unique=True)
@@ -110,7 +111,7 @@ class View:
         return key
 
     def passages_of(self, key: Key) -> NDArray[np.int64]:
-        """Return the ids of the passages of a row.
+        """Return the ids of a row's passages: int64 [n].
 
         :raises SourceError: if the row is not in the index, or has no text
         """
@@ -123,7 +124,7 @@ class View:
         return passage_ids
 
     def embeddings(self, passage_ids: NDArray[np.int64]) -> tuple[NDArray[np.integer], NDArray[np.float32]]:
-        """Return the codes of these passages, and what is stored of their embeddings: float32 [n_tokens, dim].
+        """Return codes [n_tokens] and stored embeddings float32 [n_tokens, dim] of passages.
 
         :raises IndexCorrupt: if they are damaged
         """
@@ -134,7 +135,7 @@ class View:
         return codes, self.codec.residual.reconstruct(codes, residuals[rows])
 
     def current_row(self, passage: PassageRow) -> CurrentRow | None:
-        """Return the row of a passage as it is now; None if it is gone."""
+        """Return the row of a passage as it is now; None if the table lacks it."""
         settings = self.store.entry.settings
         row = self.source.read_whole_row(self.conn, passage.key)
         if row is None:
@@ -144,20 +145,20 @@ class View:
         extracted = extract(raw.values, raw.heading, html=settings.html, max_tokens=settings.max_tokens)
         start, end = passage.start, passage.end
         if not extracted.text[start:end].strip():
-            # The row has another text now, which is too short for where its passage was.
+            # The row has another text now, too short for the span of its passage.
             start, end = 0, min(end - start, len(extracted.text))
         text = Passage(extracted.text[start:end], start, end, passage.ordinal)
         return CurrentRow(values, raw.content_hash != passage.content_hash, extracted.heading, text)
 
     def encoded_passage(self, passage_id: int, row: CurrentRow) -> EncodedPassage:
-        """Return a passage of a row that has not changed, as it was encoded."""
+        """Return a passage of an unchanged row as it was encoded."""
         pooled = self.store.entry.settings.pool_factor > 1
         stored = None if pooled else self.embeddings(np.array([passage_id]))[1]
         return EncodedPassage(row.heading, row.passage, stored)
 
 
 def inspect_source(store: Store, filter: Filter | None = None) -> Source:
-    """Return the source table, narrowed by a filter's condition in place of the index's own.
+    """Return the source table, narrowed by the condition of a filter, else by that of the index.
 
     :raises SourceError: if the table can't be indexed, or the condition can't be used
     """

@@ -1,7 +1,7 @@
 """The words of a text with their embeddings, and how they answer the words of a query.
 
-In: texts, tokens, embeddings. Out: words, and matrices over pairs of words. Leaves to others: what a word is
-(``encoders/``), which ones stand out (``engine/prominence.py``), marking them (``highlight.py``, ``explain.py``).
+In: texts, tokens, embeddings. Out: words, and matrices over pairs of words. Leaves to others: splitting text into words
+(``encoders/``), measuring prominence (``engine/prominence.py``), marking words (``highlight.py``, ``explain.py``).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ Span = tuple[int, int]
 
 
 class Words(NamedTuple):
-    """The words of a text: their characters, their forms (None for punctuation), and the embeddings of their tokens.
+    """The words of a text.
 
-    ``embeddings`` is float32 [n_tokens, dim]; word i owns ``embeddings[starts[i]:starts[i + 1]]``.
+    ``spans`` are their characters, ``forms`` their casefolded texts, None for punctuation. ``embeddings`` is float32
+    [n_tokens, dim]; word i owns ``embeddings[starts[i]:starts[i + 1]]``.
     """
 
     spans: list[Span]
@@ -35,7 +36,10 @@ class Words(NamedTuple):
 
 
 class Likeness(NamedTuple):
-    """float32 [n_query_words, n_words] each: similarities, and how clearly a word answers, 0 where it does not."""
+    """How words answer query words: float32 [n_query_words, n_words] each.
+
+    ``similarities`` are cosines. ``prominence`` says how clearly a word answers, 0 where it does not.
+    """
 
     similarities: NDArray[np.float32]
     prominence: NDArray[np.float32]
@@ -47,7 +51,7 @@ def words_of_query(encoder: Encoder, query: Query) -> Words:
 
 
 def words_of_text(encoder: Encoder, text: str) -> Words:
-    """Return the words of a text of any length, cut into passages as an index cuts it."""
+    """Return the words of a text of any length, encoded passage by passage as in an index."""
     # Neither moves a character: tokenizers drop NUL, and refuse halves of surrogate pairs.
     clean = text.replace("\0", " ").encode(errors="replace").decode()
     passages = cached_splitter(encoder).split(Extracted("", clean))
@@ -65,7 +69,7 @@ def words_of_text(encoder: Encoder, text: str) -> Words:
 def words_of(text: str, parts: Iterable[tuple[int, Sequence[Token], NDArray[np.float32]]], dim: int) -> Words:
     """Return the words of a text.
 
-    :param parts: where each passage of it starts, its tokens and their embeddings, one after another
+    :param parts: start, tokens and embeddings of each passage, in the order of the text
     """
     spans: list[Span] = []
     starts: list[int] = []

@@ -54,7 +54,7 @@ class OwnEncoder(HashingEncoder):
 
 OWN = f"{__name__}.OwnEncoder"
 SENTENCE = (
-    f"index 'posts' was built with the encoder {OWN}, which has to be passed: Index.open(db, 'posts', model=encoder); "
+    f"index 'posts' was built with the encoder {OWN}, which you must pass: Index.open(db, 'posts', model=encoder); "
     "or offer it under the name 'minilmm' as an entry point of the group colbert_sqlite.encoders"
 )
 
@@ -239,4 +239,4 @@ def test_another_encoder_under_a_name_of_this_package_is_no_model_of_it(db_path:
     Index.create(db_path, "posts", ["body"], model=Impostor()).close()
     with Index.open(db_path, "posts") as index, pytest.raises(errors.ModelNotFound) as caught:
         index.search("comet")
-    assert "Impostor, which has to be passed: Index.open(db, 'posts', model=encoder)" in str(caught.value)
+    assert "Impostor, which you must pass: Index.open(db, 'posts', model=encoder)" in str(caught.value)

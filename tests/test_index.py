@@ -395,7 +395,7 @@ class StopWords(HashingEncoder):
 def test_a_query_that_the_model_leaves_nothing_of(small_index: Index) -> None:
     with (
         Index.open(connection_of(small_index), "posts", model=StopWords(128)) as index,
-        pytest.raises(ValueError, match="leaves nothing of the query 'the': use other words"),
+        pytest.raises(ValueError, match="has no tokens for the query 'the': use other words"),
     ):
         index.search("the")
 

@@ -141,7 +141,9 @@ def test_what_a_row_holds_does_not_steer_the_terminal(db_path: Path) -> None:
 
 def test_a_passage_by_its_number(blog: str) -> None:
     assert run(blog, "posts", "3", "restore", "--ordinal", "0").stdout == run(blog, "posts", "3", "restore").stdout
-    assert error(blog, "posts", "3", "restore", "--ordinal", "5").startswith("Error: ordinal must be a whole number from 0 to 0")
+    assert error(blog, "posts", "3", "restore", "--ordinal", "5").startswith(
+        "Error: ordinal must be a whole number from 0 to 0"
+    )
 
 
 @pytest.mark.parametrize("pk", ["5000", "99", "three"])

@@ -215,7 +215,7 @@ def test_a_cancelled_build_goes_on_where_it_stopped(long_table: Path, jobs: Jobs
     assert ended(jobs, again).result["rows"] == N_ROWS
     with Index.open(long_table, "posts") as index:
         assert index.verify() == []
-    with pytest.raises(IndexNotFound, match="no build of index 'posts' is unfinished"):
+    with pytest.raises(IndexNotFound, match="index 'posts' has no unfinished build"):
         unfinished_build(long_table)
 
 

@@ -399,7 +399,7 @@ async def test_a_job_is_followed_cancelled_and_goes_on(datasette: Datasette, pat
     assert [job.state for job in await over(datasette)] == ["done", "cancelled"]
     assert names(path) == ["held", "posts", "secrets"]
     answer = await post(datasette, f"{MANAGE}.json", MANAGER, action="continue", index="held")
-    assert (answer.status_code, answer.json()["error"]) == (400, "no build of index 'held' is unfinished")
+    assert (answer.status_code, answer.json()["error"]) == (400, "index 'held' has no unfinished build")
     assert "Cancelled" in text(await get(datasette, url, MANAGER))
 
 
