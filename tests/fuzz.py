@@ -176,7 +176,7 @@ def _at_least_0(n: object) -> bool:
 
 def _without(facts: Any, *names: str) -> dict[str, Any]:
     """Facts but for those that repairing, or the time, may change."""
-    return {name: value for name, value in facts.items() if not name.startswith(names)}
+    return {name: value for name, value in facts.to_dict().items() if not name.startswith(names)}
 
 
 def expected(path: Path, folder: Path, encoder: Encoder) -> dict[str, object]:
