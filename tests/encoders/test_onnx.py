@@ -28,7 +28,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 pytest.importorskip("sentence_transformers")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["the quick brown fox", "", "late interaction, every query token. " * 40]
 FILES = ["colbert_sqlite.json", "model.onnx", "model.onnx.data", "tokenizer.json"]
 

@@ -20,7 +20,7 @@ from colbert_sqlite.settings import SearchSettings
 from tests import reference
 from tests.reference import Array
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 WIDE = SearchSettings(nprobe=1000, ndocs=4000)
 NARROW = SearchSettings(nprobe=2, ndocs=40)
