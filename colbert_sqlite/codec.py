@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from colbert_sqlite.engine.codec import ResidualCodec
+from colbert_sqlite.locks import ThreadLock
 from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.store import Store
 
@@ -33,7 +34,7 @@ class CodecCache:
     """Keeps the codec used last. Threads share it, each with a connection of its own."""
 
     def __init__(self) -> None:
-        # One value, so that no thread sees half of it. No lock: a forked process would inherit it locked.
+        self._lock = ThreadLock()
         self._last: tuple[object, ResidualCodec] | None = None
 
     def load(self, store: Store) -> Codec:
@@ -44,9 +45,10 @@ class CodecCache:
         stored = store.codec.load()
         # After a rollback, another growth may reach the same number of centroids: the checksum differs then.
         version = store.entry.build_id, stored.n_centroids, store.codec.last_checksum()
-        last = self._last
-        if last is None or last[0] != version:
-            last = self._last = version, _residual_codec(store, stored)
+        with self._lock:
+            last = self._last
+            if last is None or last[0] != version:
+                last = self._last = version, _residual_codec(store, stored)
         return Codec(stored, last[1])
 
 

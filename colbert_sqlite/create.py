@@ -22,7 +22,7 @@ from colbert_sqlite.storage.lock import writing
 from colbert_sqlite.storage.registry import Entry, refuse_to_replace
 from colbert_sqlite.storage.source import Source
 from colbert_sqlite.storage.store import Store
-from colbert_sqlite.storage.threads import Connections, connections_to
+from colbert_sqlite.storage.threads import Connections, closed_on_error, connections_to
 from colbert_sqlite.sync import sync
 
 
@@ -59,7 +59,7 @@ def create_index(
     """
     report = BuildReport()
     connections = connections_to(db, name or settings.table)
-    with connections.use() as session:
+    with closed_on_error(connections), connections.use() as session:
         # Before the model: a wrong argument must not cost the seconds of loading it.
         name, source, settings = _plan(session.conn, name, settings, replace=replace)
         encoder, settings = _load_encoder(settings, model, options, report)

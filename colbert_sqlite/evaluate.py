@@ -75,7 +75,7 @@ def evaluate(
     :raises MissingDependency: if ir_measures is not installed
     """
     settings = SearchSettings.for_k(k, mode=mode, fusion=fusion, weight=weight, nprobe=nprobe, ndocs=ndocs)
-    filter, callback = Filter.of(where, params), progress or no_progress
+    filter, callback = Filter(where, params), progress or no_progress
     library = _ir_measures()
     parsed = [_measure(name) for name in measures]
     ids = [qid for qid in queries if qid in qrels]

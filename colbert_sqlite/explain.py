@@ -23,7 +23,7 @@ from colbert_sqlite.highlight import check_n_words, cut_and_mark, mark, marked_s
 from colbert_sqlite.query import Query
 from colbert_sqlite.results import Passage
 from colbert_sqlite.values import json_value
-from colbert_sqlite.view import EncodedPassage
+from colbert_sqlite.view import PassageToExplain
 from colbert_sqlite.words import Likeness, Span, Words, likeness_of, words_of, words_of_query
 
 MAX_HEAT = 4
@@ -207,7 +207,7 @@ class Explainer:
         self._tokens = encoder.query_tokens(query.text)
         self._words = words_of_query(encoder, query)
 
-    def explain(self, encoded: EncodedPassage) -> Explanation:
+    def explain(self, encoded: PassageToExplain) -> Explanation:
         """Return which word of the query met which word of a passage.
 
         A passage without stored embeddings is encoded again, uncompressed.

@@ -28,9 +28,9 @@ from colbert_sqlite.storage.connection import Database, atomic, file_of, plain_r
 from colbert_sqlite.storage.lock import writing
 from colbert_sqlite.storage.registry import Entry
 from colbert_sqlite.storage.similar_table import try_similar, write_similar
-from colbert_sqlite.storage.source import Source, pk_of
+from colbert_sqlite.storage.source import pk_of
 from colbert_sqlite.storage.store import Store
-from colbert_sqlite.storage.threads import Connections, connections_to
+from colbert_sqlite.storage.threads import Connections, closed_on_error, connections_to
 from colbert_sqlite.sync import sync
 from colbert_sqlite.values import plain_value
 from colbert_sqlite.verify import repair, verify
@@ -141,7 +141,8 @@ class Index:
         options = ModelOptions(
             device=device, dtype=dtype, batch_size=batch_size, trust_remote_code=trust_remote_code, backend=backend
         )
-        return open_index(connections_to(db, name), name, model, options)
+        with closed_on_error(connections_to(db, name)) as connections:
+            return open_index(connections, name, model, options)
 
     def __enter__(self) -> Index:
         return self
@@ -194,14 +195,15 @@ class Index:
             if store.entry.model_fingerprint != self.model_fingerprint:
                 raise ModelMismatch(f"index {self.name!r} was replaced by one of another model: open it again")
             self._entry = store.entry
-            yield View(store, self._codecs, session.checked, self.database)
+            yield View(store, self._codecs, session.checked[store.entry.name], self.database)
 
     @contextmanager
     def _write(self, progress: ProgressCallback | None) -> Iterator[BuildReport]:
-        """Yield a new report, and let no one else write the index meanwhile."""
+        """Yield a report, kept if nothing fails, and let no one else write the index meanwhile."""
         with self._connections.use() as session, writing(session.conn, self.name, progress):
-            self.build_report = BuildReport()
-            yield self.build_report
+            report = BuildReport()
+            yield report
+            self.build_report = report
 
     def search(
         self,
@@ -231,11 +233,11 @@ class Index:
         settings = SearchSettings.for_k(
             k, mode=mode, fusion=fusion, weight=weight, threshold=threshold, nprobe=nprobe, ndocs=ndocs
         )
-        return self._search([query], settings, Filter.of(where, params, pks))[0]
+        return self._search([query], settings, Filter(where, params, pks))[0]
 
     def search_many(
         self,
-        queries: Sequence[str],
+        queries: Iterable[str],
         k: int = 10,
         *,
         where: str | None = None,
@@ -255,10 +257,10 @@ class Index:
         settings = SearchSettings.for_k(
             k, mode=mode, fusion=fusion, weight=weight, threshold=threshold, nprobe=nprobe, ndocs=ndocs
         )
-        return self._search(queries, settings, Filter.of(where, params, pks))
+        return self._search(queries, settings, Filter(where, params, pks))
 
-    def _search(self, texts: Sequence[str], settings: SearchSettings, filter: Filter) -> list[list[Hit]]:
-        check_queries(texts)
+    def _search(self, texts: Iterable[str], settings: SearchSettings, filter: Filter) -> list[list[Hit]]:
+        texts = check_queries(texts)
         return self.search_encoded(encode_queries(self.load_encoder(), texts), settings, filter) if texts else []
 
     def search_encoded(
@@ -295,7 +297,7 @@ class Index:
         :raises SourceError: if the row is not in the index or has no text
         """
         settings = similar_settings(k, nprobe=nprobe, ndocs=ndocs, threshold=threshold)
-        filter = Filter.of(where, params, pks)
+        filter = Filter(where, params, pks)
         with self.read() as view:
             [(query, rows)] = similar(view, [view.key(pk)], settings, view.passage_ids(filter))
             return hits(view, rows, query)
@@ -318,7 +320,7 @@ class Index:
         :param where: only rows that meet this condition are compared
         :raises SourceError: if *into* is a table with other columns
         """
-        settings, filter = similar_settings(k, nprobe=nprobe, ndocs=ndocs), Filter.of(where, params)
+        settings, filter = similar_settings(k, nprobe=nprobe, ndocs=ndocs), Filter(where, params)
         with self._connections.use() as session, plain_rows(session.conn):
             with self.read() as view:
                 source = view.source
@@ -379,21 +381,19 @@ class Index:
         :raises IndexCorrupt: if a part that must change is damaged
         :raises SourceError: if the table is missing, or its key was changed
         """
-        with self._write(progress):
+        callback = progress or no_progress
+        with self._write(progress) as report:
             with self.read() as view:
                 source = view.source
-            return self._sync(view.store, source, progress, full=full)
-
-    def _sync(self, store: Store, source: Source, progress: ProgressCallback | None, *, full: bool) -> SyncResult:
-        report = self.build_report or BuildReport()
-        return sync(store, source, self._model, self._codecs, progress or no_progress, report, full=full)
+            return sync(view.store, source, self._model, self._codecs, callback, report, full=full)
 
     def repair(self, *, progress: ProgressCallback | None = None) -> SyncResult:
         """Remove damaged data and encode its rows again, then :meth:`sync` fully.
 
         :raises IndexCorrupt: if the codec or the registry entry is damaged: no row can restore those
         """
-        with self._write(progress):
+        callback = progress or no_progress
+        with self._write(progress) as report:
             with self.read() as view:
                 source, findings = view.source, verify(view.store, view.source)
             if findings.needs_model:
@@ -402,14 +402,14 @@ class Index:
             if findings.damaged:
                 with atomic(view.conn):
                     repair(view.store.check_ready(), findings)
-            return self._sync(view.store, source, progress, full=True)
+            return sync(view.store, source, self._model, self._codecs, callback, report, full=True)
 
     def optimize(self, *, progress: ProgressCallback | None = None) -> int:
         """Close the gaps that deleted rows left, without encoding; return the bytes freed.
 
         The file keeps them for reuse until it is vacuumed.
         """
-        with self._write(progress):
+        with self._connections.use() as session, writing(session.conn, self.name, progress):
             with self.read() as view:
                 before = bytes_reclaimable(view)
             optimize(view.store)

@@ -25,7 +25,7 @@ def index_info(view: View, model: Model) -> IndexInfo:
 
     :raises IndexCorrupt: if its codec contradicts itself
     """
-    store, codec = view.store, view.codec.stored
+    store, codec = view.store, view.stored_codec
     entry, settings = store.entry, store.entry.settings
     summary = summarize(store)
     return IndexInfo(
@@ -65,12 +65,12 @@ def pending_changes(view: View) -> int | None:
 
 def bytes_reclaimable(view: View) -> int:
     """Return the bytes of residuals of deleted passages."""
-    return view.store.residuals.reclaimable_bytes(view.codec.stored)
+    return view.store.residuals.reclaimable_bytes(view.stored_codec)
 
 
 def why_rebuild(view: View) -> str | None:
     """Return why a rebuild pays; None if it does not."""
-    return growth.why_rebuild(view.codec.stored, view.store.passages.counts().tokens)
+    return growth.why_rebuild(view.stored_codec, view.store.passages.counts().tokens)
 
 
 def has_fts(view: View) -> bool:

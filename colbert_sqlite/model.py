@@ -6,11 +6,12 @@ In: the registry entry of the index, the caller's options. Out: an encoder. Leav
 
 from __future__ import annotations
 
-from threading import RLock, Thread
+from threading import Thread
 
 from colbert_sqlite.encoders import Encoder, backend_for, is_at_hand, load
 from colbert_sqlite.engine import plaid
 from colbert_sqlite.errors import MissingDependency, ModelError, ModelMismatch, ModelNotFound
+from colbert_sqlite.locks import ThreadLock
 from colbert_sqlite.settings import ModelOptions
 from colbert_sqlite.storage.registry import Entry
 
@@ -27,7 +28,7 @@ class Model:
         self._override = override
         self._options = options
         self._encoder: Encoder | None = None
-        self._lock = RLock()
+        self._lock = ThreadLock()
 
     @property
     def is_loaded(self) -> bool:

@@ -51,7 +51,7 @@ def search_all(
     settings = SearchSettings.for_k(
         k, mode=mode, fusion=fusion, weight=weight, threshold=threshold, nprobe=nprobe, ndocs=ndocs
     )
-    filter = Filter.of(where, params)
+    filter = Filter(where, params)
     check_queries([query])
     rankings = []
     for group in _by_model(indexes):
@@ -82,7 +82,7 @@ def _search_hybrid(group: Sequence[Index], query: Query, settings: SearchSetting
                 all_rows.update({(position, key): row for key, row in rows.items()})
         n = max(settings.k, FUSED_ROWS)
         fused = fuse(_best(by_colbert, n), _best(by_fts, n), query, settings)
-        return [hits(views[position], [row], query)[0] for (position, _), row in fused]
+        return [hit for (position, _), row in fused for hit in hits(views[position], [row], query)]
 
 
 def _best(rows: dict[RowOfIndex, RankedRow], n: int) -> dict[RowOfIndex, RankedRow]:

@@ -24,10 +24,10 @@ Item = TypeVar("Item")
 
 
 class Progress(NamedTuple):
-    """Where a build or a sync is.
+    """How far long work is.
 
-    ``stage`` is "encode", "compare" or "similar" (counted in rows), "train" or "write" (one step each), or "wait", for
-    another process that writes the same index.
+    ``stage`` is "encode", "compare" or "similar" (counted in rows), "search" (in queries), "train" or "write" (one step
+    each), or "wait", for another process that writes the same index.
     """
 
     stage: str

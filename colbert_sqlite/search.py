@@ -23,7 +23,7 @@ from colbert_sqlite.settings import MAX_NDOCS, MAX_NPROBE, SearchSettings
 from colbert_sqlite.storage.fts import FullText
 from colbert_sqlite.storage.passages import PassageRow
 from colbert_sqlite.storage.source import Key, pk_of
-from colbert_sqlite.view import CurrentRow, EncodedPassage, View
+from colbert_sqlite.view import CurrentRow, PassageToExplain, View
 
 Id = TypeVar("Id", bound=Hashable)
 Allowed = NDArray[np.int64] | None
@@ -191,13 +191,13 @@ def hits(view: View, ranked: Sequence[RankedRow], query: Query) -> list[Hit]:
 
 def hits_with_passages(
     view: View, ranked: Sequence[RankedRow], query: Query, *, first_rank: int
-) -> Iterator[tuple[Hit, EncodedPassage | None]]:
+) -> Iterator[tuple[Hit, PassageToExplain | None]]:
     """Yield the hits of :func:`hits`, each with its passage; None if the row changed after it was indexed.
 
     Each row is read once, and its text extracted once.
     """
     for hit, passage_id, row in _hits(view, ranked, query, first_rank=first_rank):
-        yield hit, None if row.stale else view.encoded_passage(passage_id, row)
+        yield hit, None if row.stale else view.passage_to_explain(passage_id, row)
 
 
 def _hits(
@@ -226,7 +226,7 @@ def _hits(
         rank += 1
 
 
-def passage_to_explain(view: View, key: Key, query: Query, ordinal: int | None) -> EncodedPassage:
+def passage_to_explain(view: View, key: Key, query: Query, ordinal: int | None) -> PassageToExplain:
     """Return one passage of a row: the one with this *ordinal*, or the one with the highest MaxSim.
 
     :raises ValueError: if the row has no passage with this *ordinal*
@@ -246,4 +246,4 @@ def passage_to_explain(view: View, key: Key, query: Query, ordinal: int | None) 
     row = view.current_row(passages[passage_id])
     if row is None or row.stale:
         raise SourceError(f"the row changed after it was indexed: sync index {view.store.entry.name!r} first")
-    return view.encoded_passage(passage_id, row)
+    return view.passage_to_explain(passage_id, row)

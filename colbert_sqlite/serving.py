@@ -14,11 +14,11 @@ import re
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
-from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
 
 from colbert_sqlite.errors import IndexNotFound, ModelMismatch, SourceError
+from colbert_sqlite.locks import ThreadLock
 from colbert_sqlite.storage.connection import (
     attach,
     connect,
@@ -153,7 +153,7 @@ _HOMES = {
     "why_rebuild": "info",
 }
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 # Database files kept open, with the centroids of their indexes.
 MAX_FILES = 8
@@ -225,14 +225,14 @@ class Pool:
         """
         from colbert_sqlite.storage.threads import ConnectionPerThread
 
-        return cls(ConnectionPerThread(connect, "of the pool"))
+        return cls(ConnectionPerThread(connect, "the pool"))
 
     @classmethod
     def on(cls, conn: sqlite3.Connection) -> Pool:
         """Return a pool for a connection, which one thread at a time uses."""
         from colbert_sqlite.storage.threads import CallersConnection
 
-        return cls(CallersConnection(conn, "of the connection", any_thread=True))
+        return cls(CallersConnection(conn, "the pool", any_thread=True))
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -240,7 +240,7 @@ class Pool:
         with self._connections.use() as session:
             yield session
 
-    def use(self, name: str, function: Callable[[Index], Result]) -> Result:
+    def use(self, name: str, function: Callable[[Index], T]) -> T:
         """Call *function* with an index, and return its result.
 
         If the index was dropped, or replaced by one of another model, it is opened again.
@@ -254,10 +254,10 @@ class Pool:
                 return function(index)
             except (IndexNotFound, ModelMismatch):
                 self._indexes.pop(name, None)
-        index = open_index(self._connections, name)
-        result = function(index)
-        self._indexes[name] = index
-        return result
+        # Kept before it is used: threads that come together share one codec.
+        with _lock:
+            index = self._indexes.get(name) or self._indexes.setdefault(name, open_index(self._connections, name))
+        return function(index)
 
     def close(self) -> None:
         """Close the connections of this pool, each as soon as no thread uses it."""
@@ -273,7 +273,7 @@ class _FileIdentity(NamedTuple):
     inode: int
 
 
-_lock = RLock()
+_lock = ThreadLock()
 _pools: dict[_FileIdentity, Pool] = {}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from colbert_sqlite.values import SqlValue, plain_key, plain_value, whole_number
+from colbert_sqlite.values import plain_key, plain_value, whole_number
 
 Html = Literal["auto", "yes", "no"]
 Mode = Literal["colbert", "fts", "hybrid"]
@@ -62,38 +62,29 @@ class ModelOptions:
         return self.backend == "torch" or (self.backend == "auto" and elsewhere)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Filter:
     """The rows that a search may find: by default all.
 
     :param where: SQL condition on the source table
-    :param params: its named parameters
-    :param pks: primary keys; only these rows are scored
+    :param params: its named parameters; numpy's values become Python's own
+    :param pks: primary keys; only these rows are scored. They become a tuple
+    :raises ValueError: if *params* come without *where*, or *pks* is one text
     """
 
     where: str | None = None
-    params: Mapping[str, SqlValue] = field(default_factory=dict)
-    pks: tuple[tuple[SqlValue, ...], ...] | None = None
+    params: Mapping[str, object] | None = None
+    pks: Iterable[object] | None = None
 
-    @classmethod
-    def of(
-        cls, where: str | None = None, params: Mapping[str, object] | None = None, pks: Iterable[object] | None = None
-    ) -> Filter:
-        """Return a filter with numpy's values turned into Python's own.
-
-        :raises ValueError: if *params* come without *where*, or *pks* is one text
-        """
-        if params is not None and not isinstance(params, Mapping):
-            raise ValueError(f"params must map names to values, not {params!r}")
-        if params and where is None:
-            raise ValueError(f"params ({', '.join(params)}) need where, the condition that uses them")
-        if isinstance(pks, (str, bytes)):
-            raise ValueError(f"pks must be a list of primary keys, such as [{pks!r}]")
-        return cls(
-            where=where,
-            params={name: plain_value(value) for name, value in (params or {}).items()},
-            pks=None if pks is None else tuple(map(plain_key, pks)),
-        )
+    def __post_init__(self) -> None:
+        if self.params is not None and not isinstance(self.params, Mapping):
+            raise ValueError(f"params must map names to values, not {self.params!r}")
+        if self.params and self.where is None:
+            raise ValueError(f"params ({', '.join(self.params)}) need where, the condition that uses them")
+        if isinstance(self.pks, (str, bytes)):
+            raise ValueError(f"pks must be a list of primary keys, such as [{self.pks!r}]")
+        object.__setattr__(self, "params", {name: plain_value(value) for name, value in (self.params or {}).items()})
+        object.__setattr__(self, "pks", None if self.pks is None else tuple(map(plain_key, self.pks)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

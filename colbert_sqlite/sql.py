@@ -30,7 +30,7 @@ logger = logging.getLogger("colbert_sqlite")
 
 Value = str | int | float | bytes | None
 JsonRow = dict[str, object]
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 def register(
@@ -196,10 +196,10 @@ class _Functions:
             raise ValueError(f"model {model!r} may not be used here: leave the argument out")
         return serving.encoder_named(model or default)
 
-    def reported(self, name: str, function: Callable[..., Result]) -> Callable[..., Result | None]:
+    def reported(self, name: str, function: Callable[..., T]) -> Callable[..., T | None]:
         """Return *function*, extended: NULL arguments give NULL, and errors are reported."""
 
-        def call(*values: Value) -> Result | None:
+        def call(*values: Value) -> T | None:
             try:
                 self.check()
                 return None if any(value is None for value in values) else function(*values)
@@ -313,7 +313,7 @@ def _hits(index: Index, request: _Request) -> list[Hit]:
     from colbert_sqlite import Filter, SearchSettings
 
     settings = SearchSettings.for_k(request.k, mode=request.mode)
-    filter = Filter.of(pks=None if request.pks is None else _keys(request.pks))
+    filter = Filter(pks=None if request.pks is None else _keys(request.pks))
     query = serving.encode_query(serving.encoder_of(index), request.query)
     return index.search_encoded([query], settings, filter)[0]
 

@@ -7,7 +7,6 @@ In: the tables of an index. Out: passages, embeddings, rows as they are now. Lea
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from colbert_sqlite.errors import SourceError
 from colbert_sqlite.passages import extract
 from colbert_sqlite.results import Passage
 from colbert_sqlite.settings import Filter
+from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.passages import PassageRow
 from colbert_sqlite.storage.postings import Checked, StoredPostings
 from colbert_sqlite.storage.source import Key, Source, pk_of
@@ -35,8 +35,11 @@ class CurrentRow(NamedTuple):
     passage: Passage
 
 
-class EncodedPassage(NamedTuple):
-    """A passage as it was encoded: under its heading, ``embeddings`` float32 [n_tokens, dim]; None if it was pooled."""
+class PassageToExplain(NamedTuple):
+    """A passage as it was encoded, under its heading.
+
+    ``embeddings`` are float32 [n_tokens, dim]; None if they were pooled.
+    """
 
     heading: str
     passage: Passage
@@ -58,6 +61,14 @@ class View:
     @property
     def conn(self) -> sqlite3.Connection:
         return self.store.conn
+
+    @cached_property
+    def stored_codec(self) -> StoredCodec:
+        """The codec without its centroids, which may be many.
+
+        :raises IndexCorrupt: if it is damaged
+        """
+        return self.store.codec.load()
 
     @cached_property
     def codec(self) -> Codec:
@@ -150,11 +161,11 @@ class View:
         text = Passage(extracted.text[start:end], start, end, passage.ordinal)
         return CurrentRow(values, raw.content_hash != passage.content_hash, extracted.heading, text)
 
-    def encoded_passage(self, passage_id: int, row: CurrentRow) -> EncodedPassage:
+    def passage_to_explain(self, passage_id: int, row: CurrentRow) -> PassageToExplain:
         """Return a passage of an unchanged row as it was encoded."""
         pooled = self.store.entry.settings.pool_factor > 1
         stored = None if pooled else self.embeddings(np.array([passage_id]))[1]
-        return EncodedPassage(row.heading, row.passage, stored)
+        return PassageToExplain(row.heading, row.passage, stored)
 
 
 def inspect_source(store: Store, filter: Filter | None = None) -> Source:
@@ -164,7 +175,14 @@ def inspect_source(store: Store, filter: Filter | None = None) -> Source:
     """
     settings = store.entry.settings
     if filter is not None and filter.where is not None:
-        return Source.of_index(store.conn, replace(settings, where=filter.where, params=filter.params))
+        return Source.inspect(
+            store.conn,
+            settings.table,
+            settings.columns,
+            heading=settings.heading,
+            where=filter.where,
+            params=filter.params,
+        )
     try:
         return Source.of_index(store.conn, settings)
     except SourceError as error:

@@ -124,7 +124,7 @@ def test_relevant_documents_that_are_nowhere_are_named(small_index: Index, db_pa
     qrels = {"q": {"1": 1, "98": 1, "99": 0}}
     assert missing_documents(small_index, qrels) == {"98"}
     assert missing_documents(small_index, {"q": {"Bread": 1, "Ice": 1}}, "title") == {"Ice"}
-    assert missing_documents(small_index, qrels, filter=Filter.of("id > :id", {"id": 1})) == {"1", "98"}
+    assert missing_documents(small_index, qrels, filter=Filter("id > :id", {"id": 1})) == {"1", "98"}
 
 
 def test_a_document_id_that_is_no_valid_utf8_is_read(small_index: Index, db_path: Path) -> None:

@@ -21,7 +21,7 @@ from colbert_sqlite.explain import Explainer, Explanation
 from colbert_sqlite.index import Index
 from colbert_sqlite.query import encode_query
 from colbert_sqlite.results import Passage
-from colbert_sqlite.view import EncodedPassage
+from colbert_sqlite.view import PassageToExplain
 from tests.parity_cases import CHECKPOINTS
 
 BACKUPS = "Copy the database every night. Try to restore the copy every month."
@@ -32,7 +32,7 @@ def passage(text: str) -> Passage:
 
 
 def explain(encoder: Encoder, query: str, text: str, heading: str = "") -> Explanation:
-    return Explainer(encoder, encode_query(encoder, query)).explain(EncodedPassage(heading, passage(text), None))
+    return Explainer(encoder, encode_query(encoder, query)).explain(PassageToExplain(heading, passage(text), None))
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_passage_without_words_can_be_explained(encoder: Encoder) -> None:
 def test_embeddings_of_another_text_are_refused(encoder: Encoder) -> None:
     (rows,) = encoder.encode_passages(["Copy the database"])
     with pytest.raises(SourceError, match="sync"):
-        Explainer(encoder, encode_query(encoder, "copy")).explain(EncodedPassage("", passage(BACKUPS), rows))
+        Explainer(encoder, encode_query(encoder, "copy")).explain(PassageToExplain("", passage(BACKUPS), rows))
 
 
 def test_an_empty_query_is_refused(titled: Index) -> None:

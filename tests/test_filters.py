@@ -129,3 +129,18 @@ def test_a_condition_is_sql_of_the_callers_and_says_what_is_wrong_with_it(index:
         index.search("heron", where="no_such_column = 1")
     with pytest.raises(SourceError, match="can't be used"):
         index.similar(1, where="id in (")
+
+
+@pytest.mark.parametrize("value", [b"\x03", memoryview(b"\x03"), 3.0, None], ids=repr)
+def test_a_parameter_may_be_whatever_sqlite_binds(index: Index, value: object) -> None:
+    same = index.search("heron", k=3, where="typeof(:value) = :type", params={"value": value, "type": _type(value)})
+    assert [hit.pk for hit in same] == [hit.pk for hit in index.search("heron", k=3)]
+
+
+def _type(value: object) -> str:
+    return "null" if value is None else "real" if isinstance(value, float) else "blob"
+
+
+def test_a_condition_with_a_null_character_is_one_sentence(index: Index) -> None:
+    with pytest.raises(SourceError, match="can't be used"):
+        index.search("heron", where="body = '\0'")

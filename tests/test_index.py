@@ -402,6 +402,7 @@ def test_a_query_that_the_model_leaves_nothing_of(small_index: Index) -> None:
 
 def test_no_queries_have_no_hits(small_index: Index) -> None:
     assert small_index.search_many([]) == []
+    assert small_index.search_many(query for query in ["comet"]) == [small_index.search("comet")]
 
 
 def test_a_loaded_model_leaves_no_thread(small_index: Index) -> None:

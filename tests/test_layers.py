@@ -16,9 +16,9 @@ import colbert_sqlite
 from colbert_sqlite import serving
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOW = """errors values settings progress memory passages encoders engine storage model codec results indexes growth
-rows build verify sync optimize query view words highlight explain rerank search similar create info index evaluate
-upgrade multi serving sql""".split()
+FLOW = """errors values settings progress memory locks passages encoders engine storage model codec results indexes
+growth rows build verify sync optimize query view words highlight explain rerank search similar create
+info index evaluate upgrade multi serving sql""".split()
 APART = {"encoders", "engine", "storage"}
 HOSTS = {"click", "tqdm", "tabulate", "datasette", "llm", "sqlite_utils_colbert", "datasette_colbert"}
 HEAVY = {"torch", "transformers", "sentence_transformers", "numba", "numkong", "scipy", "onnxruntime"}

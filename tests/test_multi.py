@@ -196,3 +196,14 @@ def merged_slowly(indexes: Sequence[Index], query: str, k: int) -> list[Hit]:
 
 def n_rows(indexes: Sequence[Index]) -> int:
     return sum(index.info().rows for index in indexes)
+
+
+def test_a_row_that_disappears_while_it_is_ranked_is_no_hit() -> None:
+    """The condition of this index changes its mind with every row and reading."""
+    db = sqlite3.connect(":memory:")
+    db.execute("CREATE TABLE docs (id INTEGER PRIMARY KEY, body TEXT)")
+    db.executemany("INSERT INTO docs VALUES (?, 'bread and dust')", [(n,) for n in range(1, 41)])
+    db.execute("CREATE VIRTUAL TABLE docs_fts USING fts5(body, content='docs', content_rowid='id')")
+    db.execute("INSERT INTO docs_fts (docs_fts) VALUES ('rebuild')")
+    index = Index.create(db, "docs", ["body"], model="hashing-32", where="random() % 2 = 0", triggers=False)
+    assert 0 < len(search_all([index], "bread", k=40, mode="hybrid")) < 40

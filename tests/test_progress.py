@@ -11,7 +11,7 @@ import pytest
 
 from colbert_sqlite.encoders import Encoder
 from colbert_sqlite.index import Index
-from colbert_sqlite.progress import BuildReport, memory
+from colbert_sqlite.progress import BuildReport, Progress, memory
 
 
 def test_the_steps_of_a_stage_add_up() -> None:
@@ -78,3 +78,15 @@ def test_a_build_reports_its_stages_and_an_index_that_is_opened_has_none(db_path
         report = index.build_report
         assert report is not None
         assert list(report.stages) == ["load", "read", "encode", "train", "compress", "write", "invert"]
+
+
+def test_work_that_fails_keeps_the_report_of_what_was_done(small_index: Index) -> None:
+    def stop(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    before = small_index.build_report
+    assert before is not None
+    with pytest.raises(KeyboardInterrupt):
+        small_index.rebuild(progress=stop)
+    small_index.optimize()
+    assert small_index.build_report is before

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import sqlite_utils
 
-from colbert_sqlite import Index, WrongThread
+from colbert_sqlite import ColbertError, Hit, Index, WrongThread, serving
 from colbert_sqlite.encoders import Encoder
+from colbert_sqlite.storage.codec import CodecTables, StoredCodec
 from tests.conftest import POSTS
 
 QUERIES = ["bread dough", "comet tail", "restore a copy of the database", "dark soil"]
@@ -206,6 +207,84 @@ def test_a_forked_process_opens_connections_of_its_own_and_closes_none_of_its_pa
     Index.create(db_path, "posts", ["body"], model=encoder).close()
     run = subprocess.run([sys.executable, "-c", FORK, db_path], capture_output=True, text=True)
     assert (run.stdout, run.returncode) == ("0 [2] []\n", 0), run.stderr
+
+
+FORK_WHILE_LOADING = """
+import os, signal, threading
+from colbert_sqlite.locks import ThreadLock
+
+lock, held, done = ThreadLock(), threading.Event(), threading.Event()
+
+def hold():
+    with lock:
+        held.set()
+        done.wait()
+
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+if child := os.fork():
+    done.set()
+    thread.join()
+    with lock:
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    signal.alarm(20)
+    with lock, lock:
+        os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_forked_while_a_thread_loads_a_model_can_load_it_too() -> None:
+    run = subprocess.run([sys.executable, "-c", FORK_WHILE_LOADING], capture_output=True, text=True)
+    assert (run.stdout, run.returncode) == ("0\n", 0), run.stderr
+
+
+def test_threads_that_come_together_read_the_centroids_of_a_pool_once(
+    small_index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[object] = []
+    read = CodecTables.centroids
+
+    def counted(tables: CodecTables, codec: StoredCodec) -> object:
+        reads.append(codec)
+        return read(tables, codec)
+
+    monkeypatch.setattr(CodecTables, "centroids", counted)
+    pool = serving.pool_of(small_index.database)
+    together = threading.Barrier(6)
+
+    def search(_: int) -> list[Hit]:
+        together.wait()
+        return pool.use("posts", lambda index: index.search("bread", 1))
+
+    with ThreadPoolExecutor(6) as threads:
+        assert {hits[0].pk for hits in threads.map(search, range(6))} == {1}
+    serving.close_pools()
+    assert len(reads) == 1
+
+
+def test_what_is_closed_names_itself(small_index: Index) -> None:
+    pool = serving.pool_of(small_index.database)
+    serving.close_pools()
+    with pytest.raises(ValueError, match="^the pool is closed: open it again$"):
+        pool.use("posts", Index.info)
+
+
+def test_a_call_that_fails_leaves_no_connection_open(db_path: Path, encoder: Encoder) -> None:
+    failing: list[Callable[[], Index]] = [
+        lambda: Index.create(db_path, "posts", ["nobody"], model=encoder),
+        lambda: Index.create(db_path, "posts", ["body"], name=" ", model=encoder),
+        lambda: Index.open(db_path, "nothing"),
+    ]
+    kept: list[Exception] = []
+    for fail in failing:
+        with pytest.raises((ColbertError, ValueError)) as caught:
+            fail()
+        kept.append(caught.value)
+    assert len(kept) == 3
+    assert open_files(db_path) == 0
 
 
 SYNC_FOR_EVER = """

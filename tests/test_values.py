@@ -133,7 +133,7 @@ def test_results_and_settings_are_frozen(small_index: Index) -> None:
         small_index.sync(),
         small_index.settings,
         SearchSettings.for_k(3),
-        Filter.of("1"),
+        Filter("1"),
     ):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(frozen, dataclasses.fields(frozen)[0].name, None)
@@ -149,12 +149,13 @@ def test_json_values_are_nested() -> None:
         ({"params": {"n": 1}}, r"params \(n\) need where, the condition that uses them"),
         ({"where": "1", "params": [1]}, "params must map names to values, not"),
         ({"pks": "17"}, "pks must be a list of primary keys, such as"),
+        ({"pks": b"17"}, "pks must be a list of primary keys, such as"),
     ],
     ids=str,
 )
 def test_a_wrong_filter_is_one_sentence(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        Filter.of(**wrong)
+        Filter(**wrong)
 
 
 def test_columns_are_a_list() -> None:

@@ -461,3 +461,12 @@ def test_codes_of_impossible_passages_are_repaired(damaged: Damaged, passage_id:
     assert damaged.index.verify() != []
     damaged.index.repair()
     assert damaged.index.verify() == []
+
+
+def test_damaged_centroids_leave_the_facts_of_an_index_readable(damaged: Damaged) -> None:
+    damaged.execute("UPDATE {centroids} SET checksum = 'x'")
+    index = Index.open(damaged.index.database, "posts")
+    with pytest.raises(IndexCorrupt, match="centroids"):
+        index.search(QUERIES[0])
+    assert index.info().rows == N_ROWS
+    assert index.optimize() >= 0

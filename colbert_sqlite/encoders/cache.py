@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from threading import RLock
 from typing import TYPE_CHECKING, Any, cast
 
 from cachetools import LRUCache
 
 from colbert_sqlite.encoders.registry import DEFAULT_MODEL, load
+from colbert_sqlite.locks import ThreadLock
 from colbert_sqlite.passages import DEFAULT_MAX_TOKENS, PassageSplitter
 from colbert_sqlite.settings import ModelOptions
 
@@ -28,7 +28,7 @@ MAX_ENCODERS = 4
 MAX_QUERIES = 256
 
 # A thread that loads a model holds the first lock, one that looks a loaded model up only the second, for a moment.
-_loading, _lookup = RLock(), RLock()
+_loading, _lookup = ThreadLock(), ThreadLock()
 _encoders: LRUCache[tuple[str, ModelOptions], Encoder] = LRUCache(MAX_ENCODERS)
 _fingerprints: dict[tuple[str, ModelOptions], str] = {}
 
@@ -79,7 +79,7 @@ class _QueryCache:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._queries: LRUCache[str, NDArray[np.float32]] = LRUCache(MAX_QUERIES)
-        self._lock = RLock()
+        self._lock = ThreadLock()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)

@@ -5,7 +5,7 @@ In: queries of a caller, embeddings of a model. Out: nothing, or one sentence. L
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +15,17 @@ from colbert_sqlite.errors import ModelError
 from colbert_sqlite.settings import MAX_QUERY_CHARACTERS
 
 
-def check_queries(queries: Sequence[str]) -> None:
-    """Make sure that every query is a text that a model can encode.
+def check_queries(queries: Iterable[str]) -> list[str]:
+    """Return the queries, each a text that a model can encode.
 
     :raises ValueError: if one is not
     """
     if isinstance(queries, (str, bytes)):
         raise ValueError(f"queries must be a list of texts, such as [{queries!r}]")
-    for query in queries:
-        _check_query(query)
+    texts = list(queries)
+    for text in texts:
+        _check_query(text)
+    return texts
 
 
 def check_finite(encoder: Encoder, embeddings: Sequence[NDArray[np.float32]]) -> None:

@@ -40,7 +40,7 @@ MAX_TOKENS = 1 << 20
 FLOAT32_TORCH = ModelOptions(device="cpu", dtype="float32", backend="torch")
 
 
-class Source(Protocol):
+class ModelFiles(Protocol):
     """The files of a model, and the ways to run them."""
 
     @property
@@ -188,7 +188,7 @@ def load(fingerprint: str | None, name: str, options: ModelOptions) -> Encoder |
         return None
 
 
-def make(source: Source, options: ModelOptions) -> Path:
+def make(source: ModelFiles, options: ModelOptions) -> Path:
     """Return the folder with the sound export of a model in the cache, written if there is none.
 
     :raises ModelError: if the model can't be exported

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 
 import ml_dtypes  # noqa: F401 -- numpy reads bfloat16 once it is imported
 import numpy as np
@@ -29,6 +28,7 @@ from colbert_sqlite.encoders.packages import onnx_backend
 from colbert_sqlite.encoders.tokens import NetworkEncoder, Side
 from colbert_sqlite.encoders.vocabulary import plain_sides, read_tokenizer, read_vocabulary, side_of
 from colbert_sqlite.errors import ModelError
+from colbert_sqlite.locks import ThreadLock
 
 # From 1.29 on onnxruntime reports to Microsoft, as soon as it is imported, what machine it runs on. Not on our account;
 # whoever wants that sets the variable to 0.
@@ -48,7 +48,7 @@ ACTIVATIONS: dict[str | None, Callable[[NDArray[np.float32]], NDArray[np.float32
     "torch.nn.modules.activation.Tanh": np.tanh,
     "torch.nn.modules.activation.ReLU": lambda rows: np.maximum(rows, 0),
 }
-_loading = Lock()
+_loading = ThreadLock()
 # onnxruntime's own lines of log: what goes wrong reaches the user as one sentence of ours.
 FATAL_ONLY = 4
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from colbert_sqlite.encoders import export_cache, minilm, plugins
 from colbert_sqlite.encoders.base import Encoder
 from colbert_sqlite.encoders.checkpoint import Checkpoint, onnx_file, read_checkpoint
-from colbert_sqlite.encoders.export_cache import FLOAT32_TORCH, Source
+from colbert_sqlite.encoders.export_cache import FLOAT32_TORCH, ModelFiles
 from colbert_sqlite.encoders.packages import has_onnxruntime, has_torch, onnx_backend, version
 from colbert_sqlite.errors import MissingDependency, ModelError, ModelNotFound
 from colbert_sqlite.settings import Backend, ModelOptions
@@ -247,7 +247,7 @@ def _load_files(name: str, options: ModelOptions, *, many: bool, export: bool) -
     if folder is not None and (folder / export_cache.MODEL).is_file() and not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no {export_cache.DESCRIPTION}: export the model again")
     _check_packages(name, options)
-    source: Source = minilm.find() if name == DEFAULT_MODEL else _checkpoint(name, folder, options)
+    source: ModelFiles = minilm.find() if name == DEFAULT_MODEL else _checkpoint(name, folder, options)
     if not has_torch():
         return export_cache.load(source.fingerprint, source.name, options) or source.onnx_encoder(options)
     # Before torch is imported: its threads wait by spinning otherwise, and where other programs want the processor too
@@ -288,7 +288,7 @@ def _torch_is_faster(options: ModelOptions) -> bool:
     return beats_onnxruntime(options.device)
 
 
-def _checkpoint(name: str, folder: Path | None, options: ModelOptions) -> Source:
+def _checkpoint(name: str, folder: Path | None, options: ModelOptions) -> ModelFiles:
     if folder is None:
         from colbert_sqlite.encoders.hub import fetch
 

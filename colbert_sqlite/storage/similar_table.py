@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from colbert_sqlite.errors import SourceError
 from colbert_sqlite.storage.connection import atomic
-from colbert_sqlite.storage.schema import qualified, quote_identifier
+from colbert_sqlite.storage.schema import TABLE_PREFIX, qualified, quote_identifier
 from colbert_sqlite.storage.source import Key, Source
 
 
@@ -61,7 +61,7 @@ def try_similar(conn: sqlite3.Connection, source: Source, into: str) -> None:
 
 def _prepare(conn: sqlite3.Connection, source: Source, into: str) -> list[str]:
     """Make the table if it is missing; return the names of its columns."""
-    if into.lower().startswith("_colbert_"):
+    if into.lower().startswith(TABLE_PREFIX):
         raise SourceError(f"{into!r} is a name that this package uses: choose another for the table of similar rows")
     there = [row[0] for row in conn.execute("SELECT name FROM pragma_table_xinfo(?, 'main')", (into,))]
     own, others = _columns(source)

@@ -139,7 +139,7 @@ class Source:
             return
         try:
             conn.execute(f"EXPLAIN SELECT 1 FROM {self.from_where()}", dict(self.params)).fetchone()
-        except (sqlite3.Error, OverflowError) as error:
+        except (sqlite3.Error, OverflowError, ValueError) as error:
             raise SourceError(f"the condition {self.where!r} can't be used: {' '.join(str(error).split())}") from None
 
     def replaced_through(self, conn: sqlite3.Connection) -> tuple[list[UniqueColumns], bool]:

@@ -10,6 +10,7 @@ import os
 import sqlite3
 import threading
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -29,7 +30,8 @@ class Session:
 
     def __init__(self, conn: sqlite3.Connection, *, owned: bool) -> None:
         self.conn = conn
-        self.checked = Checked()
+        self.checked: defaultdict[str, Checked] = defaultdict(Checked)
+        """For each index, by its name."""
         self.answers: LRUCache[object, tuple[object, str]] = LRUCache(MAX_ANSWERS)
         """What a host computed from this connection, and keeps until the database changes."""
         self.n_uses = 0
@@ -55,12 +57,12 @@ class Connections(Protocol):
 class CallersConnection:
     """The connection of a caller. It belongs to the thread that handed it over.
 
-    :param index: name for error messages
+    :param owner: what uses it, for error messages
     :param any_thread: the caller sees to it that one thread at a time uses it
     """
 
-    def __init__(self, conn: sqlite3.Connection, index: str, *, any_thread: bool = False) -> None:
-        self._index = index
+    def __init__(self, conn: sqlite3.Connection, owner: str, *, any_thread: bool = False) -> None:
+        self._owner = owner
         self._any_thread = any_thread
         self._thread = threading.get_ident()
         self._session = Session(conn, owned=False)
@@ -82,9 +84,26 @@ class CallersConnection:
 
     def _wrong_thread(self) -> WrongThread:
         return WrongThread(
-            f"index {self._index!r} was opened on a connection that belongs to another thread: open the index by the "
+            f"{self._owner} was opened on a connection that belongs to another thread: open the index by the "
             "path of its file, then any thread may use it"
         )
+
+
+class _Sessions:
+    """The sessions of the threads of one process."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.local = threading.local()
+        self.all: weakref.WeakSet[Session] = weakref.WeakSet()
+
+    def add(self, session: Session) -> Session:
+        """Keep the session of this thread."""
+        self.local.session = session
+        with self.lock:
+            self.all.add(session)
+        return session
 
 
 class ConnectionPerThread:
@@ -94,61 +113,55 @@ class ConnectionPerThread:
     would release the parent's locks (https://sqlite.org/howtocorrupt.html, section 2.6).
 
     :param connect: opens a connection that any thread may close
+    :param owner: what uses the connections, for error messages
     :param first: the connection of this thread, if there is one already
     """
 
     def __init__(
-        self, connect: Callable[[], sqlite3.Connection], index: str, first: sqlite3.Connection | None = None
+        self, connect: Callable[[], sqlite3.Connection], owner: str, first: sqlite3.Connection | None = None
     ) -> None:
         self._connect = connect
-        self._index = index
+        self._owner = owner
         self._closed = False
-        self._begin()
+        self._sessions = _Sessions()
         if first is not None:
-            self._own(first)
-
-    def _begin(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._local = threading.local()
-        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+            self._sessions.add(Session(first, owned=True))
 
     @contextmanager
     def use(self) -> Iterator[Session]:
-        if self._pid != os.getpid():
-            self._begin()
-        session: Session | None = getattr(self._local, "session", None)
+        sessions = self._of_this_process()
+        session: Session | None = getattr(sessions.local, "session", None)
         if session is None:
             self._refuse_closed()
-            session = self._own(self._connect())
-        with self._lock:
-            self._refuse_closed()
-            session.n_uses += 1
+            session = sessions.add(Session(self._connect(), owned=True))
         try:
+            with sessions.lock:
+                session.n_uses += 1
+            self._refuse_closed()
             yield session
         finally:
-            with self._lock:
+            with sessions.lock:
                 session.n_uses -= 1
                 is_last = self._closed and not session.n_uses
             if is_last:
                 session.close()
 
-    def _own(self, conn: sqlite3.Connection) -> Session:
-        session = self._local.session = Session(conn, owned=True)
-        with self._lock:
-            self._sessions.add(session)
-        return session
+    def _of_this_process(self) -> _Sessions:
+        sessions = self._sessions
+        if sessions.pid != os.getpid():
+            # Assigned whole: no thread of a forked process meets a session or a lock of its parent.
+            sessions = self._sessions = _Sessions()
+        return sessions
 
     def _refuse_closed(self) -> None:
         if self._closed:
-            raise ValueError(f"index {self._index!r} is closed: open it again")
+            raise ValueError(f"{self._owner} is closed: open it again")
 
     def close(self) -> None:
-        if self._pid != os.getpid():
-            self._begin()
-        with self._lock:
+        sessions = self._of_this_process()
+        with sessions.lock:
             self._closed = True
-            idle = [session for session in self._sessions if not session.n_uses]
+            idle = [session for session in sessions.all if not session.n_uses]
         for session in idle:
             session.close()
 
@@ -162,9 +175,19 @@ def connections_to(db: Database, index: str) -> Connections:
     """
     conn, owned = connect(db, any_thread=True)
     if not owned:
-        return CallersConnection(conn, index)
+        return CallersConnection(conn, f"index {index!r}")
     address = _absolute(os.fspath(db), file_of(conn))  # type: ignore[arg-type]
-    return ConnectionPerThread(lambda: connect(address, any_thread=True)[0], index, conn)
+    return ConnectionPerThread(lambda: connect(address, any_thread=True)[0], f"index {index!r}", conn)
+
+
+@contextmanager
+def closed_on_error(connections: Connections) -> Iterator[Connections]:
+    """Close connections if what is done with them fails: the traceback of an error keeps them open otherwise."""
+    try:
+        yield connections
+    except BaseException:
+        connections.close()
+        raise
 
 
 def _absolute(path: str, file: str) -> str:

@@ -221,7 +221,7 @@ class Service:
         deadline, limit = self._indexes.deadline, self._datasette.setting("sql_time_limit_ms")
         try:
             with self._indexes.sooner(limit / 1000):
-                return view.passage_ids(Filter.of(request.where, request.params))
+                return view.passage_ids(Filter(request.where, request.params))
         except sqlite3.OperationalError as error:
             if str(error) != "interrupted" or monotonic() >= deadline:
                 raise

@@ -149,7 +149,7 @@ def filter_options(help_: str) -> Decorator:
     """Return the options of a :class:`Filter`, which the command gets as ``filter``."""
 
     def make(where: str | None, params: tuple[tuple[str, str], ...]) -> Filter:
-        return Filter.of(where, dict(params))
+        return Filter(where, dict(params))
 
     return grouped("filter", make, where_option(help_), param_option("--where"))
 
