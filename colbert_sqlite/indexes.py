@@ -8,29 +8,17 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from colbert_sqlite.errors import ColbertError, IndexNotFound, SourceError
 from colbert_sqlite.results import IndexSummary
 from colbert_sqlite.settings import IndexSettings
 from colbert_sqlite.storage.connection import Database, atomic, connected, file_of, plain_rows, reading
 from colbert_sqlite.storage.lock import remove_lock
-from colbert_sqlite.storage.registry import drop_index, read_entry, registered
+from colbert_sqlite.storage.registry import RegisteredIndex, drop_index, read_entry, registered
 from colbert_sqlite.storage.schema import PARTS, REGISTRY, TABLE_PREFIX, table_name
 from colbert_sqlite.storage.scratch import remove_scratch, scratch_path
 from colbert_sqlite.storage.source import Source
 from colbert_sqlite.storage.store import Store
-
-
-class RegisteredIndex(NamedTuple):
-    """An index or an unfinished build as the registry names it, whatever its format.
-
-    ``state`` is "ready" or "building", ``table`` the name of the source table.
-    """
-
-    name: str
-    state: str
-    table: str
 
 
 def list_indexes(db: Database) -> list[IndexSummary]:
@@ -70,7 +58,7 @@ def summarize(store: Store) -> IndexSummary:
 def registered_indexes(db: Database) -> tuple[RegisteredIndex, ...]:
     """Return every index and every unfinished build, whatever its format."""
     with connected(db) as conn:
-        return tuple(RegisteredIndex(entry.name, entry.state, entry.source_table) for entry in registered(conn))
+        return tuple(registered(conn))
 
 
 def names_in_use(db: Database) -> tuple[str, ...]:

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from colbert_sqlite.explain import Explainer
     from colbert_sqlite.index import Index
     from colbert_sqlite.indexes import (
-        RegisteredIndex,
         check_source,
         drop,
         is_index_table,
@@ -55,6 +54,7 @@ if TYPE_CHECKING:
     from colbert_sqlite.rerank import rerank_rows
     from colbert_sqlite.search import Allowed, RankedRow, hits_with_passages, search
     from colbert_sqlite.settings import NBITS, Backend, Html
+    from colbert_sqlite.storage.registry import RegisteredIndex
     from colbert_sqlite.storage.source import pk_of
     from colbert_sqlite.storage.threads import Connections, Session
     from colbert_sqlite.values import PrimaryKey, SqlValue, json_value
@@ -125,7 +125,7 @@ _HOMES = {
     "PrimaryKey": "values",
     "ProgressCallback": "progress",
     "RankedRow": "search",
-    "RegisteredIndex": "indexes",
+    "RegisteredIndex": "storage.registry",
     "SqlValue": "values",
     "Stage": "progress",
     "View": "view",

@@ -104,59 +104,58 @@ def has_registry(conn: sqlite3.Connection) -> bool:
     return table_exists(conn, REGISTRY)
 
 
-class Registered(NamedTuple):
-    """What every version of the format says of an index."""
+class RegisteredIndex(NamedTuple):
+    """An index or an unfinished build as the registry names it, whatever its format.
+
+    ``state`` is "ready" or "building", ``table`` the name of the source table.
+    """
 
     name: str
     state: str
-    schema_version: int
-    source_table: str
+    table: str
 
 
-def registered(conn: sqlite3.Connection) -> list[Registered]:
+def registered(conn: sqlite3.Connection) -> list[RegisteredIndex]:
     """Return every index, and every build in progress, of any version."""
     if not has_registry(conn):
         return []
-    cursor = conn.execute(
-        f"SELECT name, state, schema_version, source_table FROM {_REGISTRY} ORDER BY name, state DESC"
-    )
-    rows = [Registered(*row) for row in cursor]
+    cursor = conn.execute(f"SELECT name, state, source_table FROM {_REGISTRY} ORDER BY name, state DESC")
+    rows = [RegisteredIndex(*row) for row in cursor]
     if not all(isinstance(row.name, str) for row in rows):
         raise IndexCorrupt(f"the table {REGISTRY} has a row whose name is not text: delete that row")
     return rows
 
 
-def read_entries(conn: sqlite3.Connection, name: str, state: str | None = None) -> list[Entry]:
-    """Return the registry's rows of one index: the one in use, the one being built, or only one of them.
+def read_entry(conn: sqlite3.Connection, name: str, state: str = "ready") -> Entry | None:
+    """Return the registry's row of the index in use, or of the one being built; None if there is none.
 
-    :raises SchemaVersionError: if it was written by another version of the format
-    :raises IndexCorrupt: if a row can't be read
+    :raises SchemaVersionError: if another version of the format wrote it
+    :raises IndexCorrupt: if it can't be read
     """
-    entries = []
-    for row in _rows(conn, name, state):
-        version = row["schema_version"]
-        if version != SCHEMA_VERSION:
-            way_out = (
-                f"upgrade it with: sqlite-utils colbert upgrade DATABASE {shlex.quote(row['name'])}"
-                if is_older(version)
-                else "install a newer release, or drop the index, then create it"
-            )
-            raise SchemaVersionError(
-                f"index {row['name']!r} has schema version {version}, this release reads {SCHEMA_VERSION}: {way_out}"
-            )
-        entries.append(_entry(row, checked=True))
-    return entries
+    row = _row(conn, name, state)
+    if row is None:
+        return None
+    version = row["schema_version"]
+    if version != SCHEMA_VERSION:
+        way_out = (
+            f"upgrade it with: sqlite-utils colbert upgrade DATABASE {shlex.quote(row['name'])}"
+            if is_older(version)
+            else "install a newer release, or drop the index, then create it"
+        )
+        raise SchemaVersionError(
+            f"index {row['name']!r} has schema version {version}, this release reads {SCHEMA_VERSION}: {way_out}"
+        )
+    return _entry(row, checked=True)
 
 
-def _rows(conn: sqlite3.Connection, name: str, state: str | None) -> list[dict[str, Any]]:
-    """Return the registry's rows of one index as they are, the one in use first."""
+def _row(conn: sqlite3.Connection, name: str, state: str) -> dict[str, Any] | None:
+    """Return the registry's row of one index as it is."""
     if not has_registry(conn):
-        return []
+        return None
     with lenient_text(conn):
-        cursor = conn.execute(f"SELECT * FROM {_REGISTRY} WHERE name = ? ORDER BY state DESC", (name,))
-        columns = [column[0] for column in cursor.description]
-        rows = [dict(zip(columns, values, strict=True)) for values in cursor]
-    return [row for row in rows if state in (None, row["state"])]
+        cursor = conn.execute(f"SELECT * FROM {_REGISTRY} WHERE name = ? AND state = ?", (name, state))
+        row = cursor.fetchone()
+    return None if row is None else dict(zip([column[0] for column in cursor.description], row, strict=True))
 
 
 def _entry(row: dict[str, Any], *, checked: bool) -> Entry:
@@ -209,8 +208,8 @@ def read_outdated(conn: sqlite3.Connection, name: str) -> Entry | None:
 
     :raises IndexCorrupt: if it can't be read
     """
-    rows = _rows(conn, name, "ready")
-    return _entry(rows[0], checked=False) if rows and is_older(rows[0]["schema_version"]) else None
+    row = _row(conn, name, "ready")
+    return _entry(row, checked=False) if row and is_older(row["schema_version"]) else None
 
 
 def write_entry(conn: sqlite3.Connection, entry: Entry) -> None:
@@ -254,10 +253,6 @@ def drop_index(conn: sqlite3.Connection, name: str, state: str) -> None:
         conn.execute(f"DROP TABLE IF EXISTS {qualified(table_name(name, 'queue'))}")
     if not conn.execute(f"SELECT 1 FROM {_REGISTRY} LIMIT 1").fetchone():
         conn.execute(f"DROP TABLE {_REGISTRY}")
-
-
-def read_entry(conn: sqlite3.Connection, name: str, state: str = "ready") -> Entry | None:
-    return next(iter(read_entries(conn, name, state)), None)
 
 
 def now() -> str:

@@ -17,7 +17,7 @@ from colbert_sqlite.storage.codec import StoredCodec
 from colbert_sqlite.storage.connection import atomic
 from colbert_sqlite.storage.encoded import EncodedPassage, EncodedRow
 from colbert_sqlite.storage.postings import StoredPostings
-from colbert_sqlite.storage.registry import drop_index, read_entries
+from colbert_sqlite.storage.registry import drop_index, read_entry
 from colbert_sqlite.storage.schema import PARTS, quote_identifier, table_name
 from colbert_sqlite.storage.source import Source
 from colbert_sqlite.storage.store import Store
@@ -212,7 +212,7 @@ def test_another_schema_version_is_refused() -> None:
     new_store(conn)
     conn.execute("UPDATE _colbert_indexes SET schema_version = 99")
     with pytest.raises(SchemaVersionError, match="index 'posts' has schema version 99, this release reads 1"):
-        read_entries(conn, "posts")
+        read_entry(conn, "posts", "building")
 
 
 OTHER_CODES = "UPDATE {codes} SET codes = CAST(substr(codes, 3) || x'ffff' AS BLOB)"
