@@ -205,7 +205,7 @@ class Explainer:
         self._encoder = encoder
         self._query = query
         self._tokens = encoder.query_tokens(query.text)
-        self._words = words_of_query(encoder, query)
+        self._words = words_of_query(encoder, query, self._tokens)
 
     def explain(self, encoded: PassageToExplain) -> Explanation:
         """Return which word of the query met which word of a passage.

@@ -45,9 +45,13 @@ class Likeness(NamedTuple):
     prominence: NDArray[np.float32]
 
 
-def words_of_query(encoder: Encoder, query: Query) -> Words:
-    """Return the words of a query."""
-    return words_of(query.text, [(0, encoder.query_tokens(query.text), query.embeddings)], encoder.dim)
+def words_of_query(encoder: Encoder, query: Query, tokens: Sequence[Token] | None = None) -> Words:
+    """Return the words of a query.
+
+    :param tokens: of the query, if they are known already
+    """
+    tokens = encoder.query_tokens(query.text) if tokens is None else tokens
+    return words_of(query.text, [(0, tokens, query.embeddings)], encoder.dim)
 
 
 def words_of_text(encoder: Encoder, text: str) -> Words:
