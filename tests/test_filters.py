@@ -131,7 +131,7 @@ def test_a_condition_is_sql_of_the_callers_and_says_what_is_wrong_with_it(index:
         index.similar(1, where="id in (")
 
 
-@pytest.mark.parametrize("value", [b"\x03", memoryview(b"\x03"), 3.0, None], ids=repr)
+@pytest.mark.parametrize("value", [b"\x03", memoryview(b"\x03"), 3.0, None], ids=lambda value: type(value).__name__)
 def test_a_parameter_may_be_whatever_sqlite_binds(index: Index, value: object) -> None:
     same = index.search("heron", k=3, where="typeof(:value) = :type", params={"value": value, "type": _type(value)})
     assert [hit.pk for hit in same] == [hit.pk for hit in index.search("heron", k=3)]
