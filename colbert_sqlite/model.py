@@ -80,7 +80,7 @@ class Model:
     def _find(self, many: bool) -> Encoder:
         if self._override is not None and not isinstance(self._override, str):
             return self._override
-        # An own encoder may wrap a model that is on this machine, or be a plug-in by now.
+        # An own encoder may wrap a model that is on this machine, or be a plugin by now.
         if self._is_own and not is_at_hand(self._entry.model):
             raise self._must_be_passed()
         # A model that the caller names may have any fingerprint: _check compares it.

@@ -96,6 +96,14 @@ class IndexSummary(Result):
     bytes: int = 0
     problem: str | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the known fields as ``json.dumps`` takes them; ``problem`` only if there is one."""
+        values = Result.to_dict(self)
+        if self.state == "unreadable":
+            return {name: values[name] for name in ("name", "state", "problem")}
+        del values["problem"]
+        return values
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexInfo(IndexSummary):

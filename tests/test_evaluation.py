@@ -107,7 +107,7 @@ def test_a_measure_without_its_cut_off_is_refused(small_index: Index) -> None:
     for name in ("P", "P(rel=2)"):
         with pytest.raises(ValueError) as caught:
             evaluate(small_index, QUERIES, QRELS, measures=[name])
-        assert str(caught.value) == f"measure {name!r} needs a number of hits to look at, such as {name}@10"
+        assert str(caught.value) == f"measure {name!r} needs a cut-off, such as {name}@10"
 
 
 def test_a_condition_leaves_rows_out(small_index: Index) -> None:

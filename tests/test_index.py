@@ -327,7 +327,15 @@ def test_conditions_see_only_the_source_table(tmp_path: Path, encoder: Encoder) 
 @pytest.mark.parametrize(
     "factory", [sqlite3.Row, lambda cursor, row: {c[0]: v for c, v in zip(cursor.description, row, strict=True)}]
 )
-def test_the_callers_row_and_text_factories_do_not_matter(db_path: Path, encoder: Encoder, factory: Any) -> None:
+def test_the_callers_row_and_text_factories_do_not_matter(
+    db_path: Path,
+    encoder: Encoder,
+    factory: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    empty = tmp_path_factory.mktemp("empty")
+    monkeypatch.chdir(empty)
     conn = sqlite3.connect(db_path)
     conn.row_factory, conn.text_factory = factory, bytes
     index = Index.create(conn, "posts", ["body"], model=encoder)
@@ -336,6 +344,7 @@ def test_the_callers_row_and_text_factories_do_not_matter(db_path: Path, encoder
     assert [entry.name for entry in list_indexes(conn)] == ["posts"]
     assert index.rebuild().rows == 5
     assert (conn.row_factory, conn.text_factory) == (factory, bytes)
+    assert [*empty.iterdir()] == []
 
 
 def test_another_primary_key_asks_for_a_rebuild(db_path: Path, small_index: Index) -> None:

@@ -24,12 +24,12 @@ MEMBERS = tuple(name for name in vars(Encoder) if not name.startswith("_"))
 
 
 def packages() -> dict[str, str]:
-    """Return the names of all plug-ins, in alphabetical order, with the package that each comes from."""
+    """Return the names of all plugins, in alphabetical order, with the package that each comes from."""
     return {entry.name: _package(entry) for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)}
 
 
 def load(name: str, options: ModelOptions) -> Encoder:
-    """Load the encoder of a plug-in.
+    """Load the encoder of a plugin.
 
     :raises ModelError: if it fails, if it is not an encoder of that name, or if two packages offer one
     """

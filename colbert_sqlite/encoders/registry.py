@@ -1,6 +1,6 @@
 """Model names: which there are, where their files are, which encoder reads them.
 
-In: an alias, a folder, a hub id or the name of a plug-in. Out: an encoder, or one sentence on what to do. Leaves to
+In: an alias, a folder, a hub id or the name of a plugin. Out: an encoder, or one sentence on what to do. Leaves to
 others: the default model (minilm.py), what is in a folder (checkpoint.py), fetching one (hub.py), running it (torch.py,
 onnx.py), exports (export_cache.py). What is heavy is imported when a model needs it.
 """
@@ -42,7 +42,7 @@ ALIASES = (DEFAULT_MODEL, *REPOSITORIES, "hashing")
 class KnownModel:
     """A name that :func:`load_encoder` takes.
 
-    :param dim: values in one embedding; None for a plug-in, which listing does not load
+    :param dim: values in one embedding; None for a plugin, which listing does not load
     :param megabytes: what loading it reads from disk
     :param source: where it comes from, in words
     """
@@ -58,9 +58,9 @@ class KnownModel:
 
 
 def known_models() -> list[KnownModel]:
-    """Return the names that :func:`load_encoder` takes: aliases, the default first, then plug-ins.
+    """Return the names that :func:`load_encoder` takes: aliases, the default first, then plugins.
 
-    Asks no network, imports no model library and no plug-in.
+    Asks no network, imports no model library and no plugin.
     """
     from colbert_sqlite.encoders.hub import is_cached
 
@@ -81,14 +81,14 @@ def known_models() -> list[KnownModel]:
         KnownModel("hashing", "", 128, 0, 0, "no model: hashes of words, for tests", "this package", True),
     ]
     return aliases + [
-        KnownModel(name, "", None, 0, 0, "plug-in", f"package {package}", True)
+        KnownModel(name, "", None, 0, 0, "plugin", f"package {package}", True)
         for name, package in plugins.packages().items()
         if not _is_alias(name)
     ]
 
 
 def is_at_hand(name: str) -> bool:
-    """Return whether :func:`load` finds the model on this machine: an alias, a plug-in or a folder. Asks no hub."""
+    """Return whether :func:`load` finds the model on this machine: an alias, a plugin or a folder. Asks no hub."""
     if re.fullmatch(HASHING, name) or (Path(name).is_absolute() and Path(name).is_dir()):
         return True
     return any(model.alias == name and model.on_this_machine for model in known_models())
@@ -97,7 +97,7 @@ def is_at_hand(name: str) -> bool:
 def own_class(encoder: Encoder) -> str:
     """Return the class of an encoder that a caller made, as ``module.Class``.
 
-    Empty for encoders of this package and of plug-ins, which :func:`load` finds by their names.
+    Empty for encoders of this package and of plugins, which :func:`load` finds by their names.
     """
     class_ = type(encoder)
     if class_.__module__.startswith(f"{__package__}.") or encoder.name in plugins.packages():
@@ -117,7 +117,7 @@ def load_encoder(
     """Load the encoder called *name*.
 
     :param name: an alias (see :func:`known_models`), a folder, a hub id such as ``colbert-ir/colbertv2.0``, or the
-        name of a plug-in (entry-point group ``colbert_sqlite.encoders``); None is
+        name of a plugin (entry-point group ``colbert_sqlite.encoders``); None is
         ``minilm``; ``hashing-64`` is the hashing encoder with that many dimensions
     :param device: as torch calls it (``cpu``, ``cuda:1``, ``mps``); None picks the fastest there is
     :param dtype: of the weights: ``auto`` (bfloat16 where the hardware has it), ``float32``, ``bfloat16``, ``float16``.
@@ -178,7 +178,7 @@ def export_model(name: str | None, folder: Path, *, int8: bool = False, trust_re
     """
     name = name or DEFAULT_MODEL
     if _plugin_package(name):
-        raise ValueError(f"the model {name!r} is a plug-in: only what torch runs is exported")
+        raise ValueError(f"the model {name!r} is a plugin: only what torch runs is exported")
     encoder = load(name, replace(FLOAT32_TORCH, trust_remote_code=trust_remote_code))
     if re.fullmatch(HASHING, name):
         raise ValueError(f"the model {name!r} is not a network: it needs no export")
@@ -304,7 +304,7 @@ def _is_alias(name: str) -> bool:
 
 
 def _plugin_package(name: str) -> str | None:
-    """Return the package whose plug-in *name* is; None for aliases, folders and hub ids, which come first."""
+    """Return the package whose plugin *name* is; None for aliases, folders and hub ids, which come first."""
     if _is_alias(name) or "/" in name or Path(name).is_dir():
         return None
     return plugins.packages().get(name)

@@ -140,7 +140,7 @@ def read_entry(conn: sqlite3.Connection, name: str, state: str = "ready") -> Ent
         way_out = (
             f"upgrade it with: sqlite-utils colbert upgrade DATABASE {shlex.quote(row['name'])}"
             if is_older(version)
-            else "install a newer release, or drop the index, then create it"
+            else "install the release that made it, or drop the index, then create it"
         )
         raise SchemaVersionError(
             f"index {row['name']!r} has schema version {version}, this release reads {SCHEMA_VERSION}: {way_out}"

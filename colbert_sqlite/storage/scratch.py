@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_sqlite.storage.blobs import DOCLENS, HALVES
+from colbert_sqlite.storage.connection import file_of
 
 
 class Scratch:
@@ -103,7 +104,7 @@ class Scratch:
 
 def scratch_path(conn: sqlite3.Connection, index: str) -> Path | None:
     """Return where the scratch file of an index is; None for a database in memory."""
-    (file,) = conn.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()
+    file = file_of(conn)
     if not file:
         return None
     digest = hashlib.blake2b(index.lower().encode(), digest_size=4).hexdigest()

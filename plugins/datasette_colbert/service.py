@@ -145,8 +145,9 @@ class Service:
                 self._threads.submit(self._warm, database)
 
     def close(self) -> None:
-        """Begin no search from now on."""
+        """Begin no search from now on, and close the connections as soon as no search uses them."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._indexes.close()
 
     async def _run(self, function: Callable[[], Result]) -> Result:
         """What *function* returns in one of the threads. Errors as in :meth:`search`."""

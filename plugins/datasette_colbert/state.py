@@ -1,6 +1,6 @@
 """What the plugin keeps for each Datasette of the process.
 
-In: a Datasette, and a function that makes a thing for it. Out: that thing, made once, and gone with the Datasette.
+In: a Datasette, and a function that makes a thing for it. Out: that thing, made once, until it is removed.
 Leaves to others: what the things are.
 """
 

@@ -1,8 +1,9 @@
 """The commands: ``sqlite-utils colbert …``, the same as ``colbert-sqlite …``.
 
 In: words of a shell. Out: data on stdout, all else on stderr; exit code 1 and one line for an error. Leaves to others:
-the commands (those that write an index in build.py, those that look at one in inspect.py, the others in files of their
-names). sqlite-utils imports these with every command of its own, so each imports the library inside its function.
+the commands (those that create an index in build.py, those that keep one in sync.py, those that look at one in
+inspect.py, the others in files of their names). sqlite-utils imports these with every command of its own, so each
+imports the library inside its function.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def acme(install: Callable[..., None]) -> None:
     install(acme="acme_colbert:AcmeEncoder")
 
 
-# Plug-ins
+# Plugins
 
 
 def test_a_plugin_is_loaded_by_its_name_with_the_options(acme: None) -> None:
@@ -161,7 +161,7 @@ def test_two_packages_with_one_name_are_refused(install: Callable[..., None]) ->
 
 
 def test_a_plugin_is_not_exported(acme: None, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the model 'acme' is a plug-in: only what torch runs is exported"):
+    with pytest.raises(ValueError, match="the model 'acme' is a plugin: only what torch runs is exported"):
         export_model("acme", tmp_path / "x")
 
 
