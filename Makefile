@@ -85,7 +85,7 @@ clean:
 	rm -rf .venv .venv-datasette-1 .venv-lowest build dist *.egg-info plugins/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(BLOG)*
 
 $(BLOG): sample_data/build.py $(POSTS)
-	@$(PYTHON) sample_data/build.py $@
+	@$(PYTHON) sample_data/build.py $@ --replace
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "colbert-sqlite needs Python 3.10 or newer: make PYTHON=…")'

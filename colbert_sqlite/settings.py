@@ -81,7 +81,7 @@ class Filter:
             raise ValueError(f"params must map names to values, not {self.params!r}")
         if self.params and self.where is None:
             raise ValueError(f"params ({', '.join(self.params)}) need where, the condition that uses them")
-        if isinstance(self.pks, (str, bytes)):
+        if isinstance(self.pks, (str, bytes)) or not isinstance(self.pks, (Iterable, type(None))):
             raise ValueError(f"pks must be a list of primary keys, such as [{self.pks!r}]")
         object.__setattr__(self, "params", {name: plain_value(value) for name, value in (self.params or {}).items()})
         object.__setattr__(self, "pks", None if self.pks is None else tuple(map(plain_key, self.pks)))

@@ -1,17 +1,17 @@
 """Build the sample blog's database from its posts.
 
-    python sample_data/build.py [OUT]
+    python sample_data/build.py [OUT] [--replace]
 
 In: posts/SUBJECT/SLUG.md beside this file: front matter (title, created, tags) and a body in Markdown or HTML.
-Out: a SQLite database, by default blog.db beside this file, with the tables posts, tags and post_tags. It replaces
-an older file in one step; equal posts give equal rows and ids.
+Out: a SQLite database, by default blog.db beside this file, with the tables posts, tags and post_tags. A file
+that is there is replaced only if asked, in one step; equal posts give equal rows and ids.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sqlite3
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,5 +96,12 @@ def build(out: Path) -> int:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "blog.db"
-    print(f"{target}: {build(target)} posts")
+    parser = argparse.ArgumentParser(description="Build the sample blog's database from its posts.")
+    parser.add_argument(
+        "out", nargs="?", type=Path, default=HERE / "blog.db", help="file to write; default: %(default)s"
+    )
+    parser.add_argument("--replace", action="store_true", help="replace a file that is there, whatever it holds")
+    arguments = parser.parse_args()
+    if arguments.out.exists() and not arguments.replace:
+        parser.exit(1, f"{arguments.out} exists already: choose another name, or replace it with --replace\n")
+    print(f"{arguments.out}: {build(arguments.out)} posts")

@@ -149,6 +149,7 @@ def test_json_values_are_nested() -> None:
         ({"params": {"n": 1}}, r"params \(n\) need where, the condition that uses them"),
         ({"where": "1", "params": [1]}, "params must map names to values, not"),
         ({"pks": "17"}, "pks must be a list of primary keys, such as"),
+        ({"pks": 17}, r"pks must be a list of primary keys, such as \[17\]"),
         ({"pks": b"17"}, "pks must be a list of primary keys, such as"),
     ],
     ids=str,
